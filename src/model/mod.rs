@@ -1,0 +1,6 @@
+//! Pure types and rules. No I/O, no async, no libostree, no D-Bus.
+
+pub mod error;
+pub mod image;
+
+pub use error::{Context, Error, ErrorKind, Result};
