@@ -5,4 +5,14 @@
 // Tests may unwrap: a panic is how they fail.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod bound;
+pub mod cli;
+pub mod client;
+pub mod daemon;
+pub mod dbus;
+pub mod derive;
+pub mod engine;
 pub mod model;
+pub mod pull;
+pub mod store;
+pub mod sys;

@@ -2,5 +2,7 @@
 
 pub mod error;
 pub mod image;
+pub mod job;
+pub mod manifest;
 
 pub use error::{Context, Error, ErrorKind, Result};

@@ -1,0 +1,1 @@
+//! Arguments to requests, and rendering. The only place that prints.

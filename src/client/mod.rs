@@ -1,0 +1,1 @@
+//! The bus client that the command line is built on.

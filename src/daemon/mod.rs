@@ -1,0 +1,1 @@
+//! Start, recover, serve, drain, idle exit.

@@ -1,0 +1,1 @@
+//! From drop-ins to a commit: decode, apply, compare.
