@@ -1,8 +1,11 @@
 //! Pure types and rules. No I/O, no async, no libostree, no D-Bus.
 
+pub mod bound;
 pub mod error;
 pub mod image;
 pub mod job;
 pub mod manifest;
+pub mod request;
+pub mod status;
 
 pub use error::{Context, Error, ErrorKind, Result};
