@@ -16,6 +16,11 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// A handle to whoever receives `commands` and publishes `status`.
+    pub fn from_parts(commands: mpsc::Sender<Command>, status: watch::Receiver<Arc<Status>>) -> Handle {
+        Handle { commands, status }
+    }
+
     /// Queues a request and returns its job.
     ///
     /// A request equal to one that is queued or running joins it: the same job is returned. With
