@@ -1,5 +1,6 @@
 //! Where the daemon's log goes.
 
+use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -19,9 +20,10 @@ pub fn init(journal_stream: Option<&str>, filter: Option<&str>) {
         .map(|layer| layer.with_field_prefix(None).with_syslog_identifier("osctld".into()));
     let started = match journal {
         Some(journal) => registry.with(journal).try_init(),
-        None => registry
-            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false))
-            .try_init(),
+        None => {
+            let plain = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+            registry.with(plain.with_ansi(std::io::stderr().is_terminal())).try_init()
+        }
     };
     if let Err(error) = started {
         tracing::debug!(%error, "a log is set up already");
