@@ -17,6 +17,8 @@ use zbus::zvariant::Value;
 
 /// A job is read again at least this often, whatever signals say or miss.
 const REREAD: Duration = Duration::from_secs(2);
+/// How long a daemon that has just started may need before we show that it is still loading.
+const LOADING: Duration = Duration::from_secs(3);
 /// How long a restarting daemon may be away while we follow a job.
 const RESTART: Duration = Duration::from_secs(30);
 
@@ -148,15 +150,24 @@ impl Client {
     }
 
     /// The whole state, as the JSON that the daemon wrote.
+    ///
+    /// A daemon that our call has just started knows nothing yet: it gets a moment to look.
     pub async fn describe(&self) -> Result<String> {
-        // An engine that has just been started must have looked once.
-        if let Some((_, handle)) = &self.direct {
-            let mut watch = handle.watch();
-            let loaded = watch.wait_for(|s| s.state != "initializing").await;
-            loaded.kind(ErrorKind::Internal, "the engine ended while it was starting")?;
+        #[derive(serde::Deserialize)]
+        struct Head {
+            state: String,
         }
         let manager = proxy::ManagerProxy::new(&self.connection).await.map_err(failure)?;
-        manager.describe().await.map_err(failure)
+        let start = tokio::time::Instant::now();
+        loop {
+            let text = manager.describe().await.map_err(failure)?;
+            let head: Head =
+                serde_json::from_str(&text).kind(ErrorKind::Internal, "reading what the daemon describes")?;
+            if head.state != "initializing" || start.elapsed() > LOADING {
+                return Ok(text);
+            }
+            tokio::time::sleep(LOADING / 100).await;
+        }
     }
 
     /// The whole state.
