@@ -6,5 +6,6 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // https://no-color.org: present and not empty.
     let color = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    cli::main(std::env::args_os().collect(), color)
+    let environment = osctl::daemon::environment(std::env::vars_os());
+    cli::main(std::env::args_os().collect(), environment, color)
 }

@@ -12,7 +12,8 @@ fn main() -> ExitCode {
     {
         return code;
     }
-    let args = Args::parse();
+    let mut args = Args::parse();
+    args.roots.environment = daemon::environment(std::env::vars_os());
     if args.list_failpoints {
         let text = Failpoints::names().join("\n");
         // Nobody reading is no failure.

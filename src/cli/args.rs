@@ -36,14 +36,14 @@ pub struct Place {
     /// With --direct: the root whose etc/osctl is read [default: /].
     #[arg(long, value_name = "DIR", global = true)]
     pub config_root: Option<PathBuf>,
-    /// With --direct: where state is kept [default: <SYSROOT>/ostree/osctl].
+    /// With --direct: where state is kept [default: ostree/osctl in the sysroot].
     #[arg(long, value_name = "DIR", global = true)]
     pub state_dir: Option<PathBuf>,
 }
 
 impl Place {
     /// The one place that the flags name. clap cannot check flags that may stand before and behind the verb.
-    pub fn target(&self) -> Result<Target, &'static str> {
+    pub fn target(&self, environment: Vec<(String, String)>) -> Result<Target, &'static str> {
         let roots = self.sysroot.is_some() || self.config_root.is_some() || self.state_dir.is_some();
         if roots && !self.direct {
             return Err("--sysroot, --config-root and --state-dir need --direct: a daemon has its own");
@@ -56,6 +56,7 @@ impl Place {
                 sysroot: self.sysroot.clone().unwrap_or_else(|| "/".into()),
                 config_root: self.config_root.clone().unwrap_or_else(|| "/".into()),
                 state_dir: self.state_dir.clone(),
+                environment,
             })),
             _ => Err("only one of --bus, --session and --direct can be used"),
         }
@@ -120,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_place_may_stand_before_and_behind_the_verb() {
-        let target = |words: &[&str]| Osctl::parse_from(words).place.target();
+        let target = |words: &[&str]| Osctl::parse_from(words).place.target(Vec::new());
         assert!(matches!(target(&["osctl", "status"]), Ok(Target::System)));
         let both = ["osctl", "--direct", "status", "--sysroot", "/x"];
         assert!(matches!(target(&both), Ok(Target::Direct(r)) if r.sysroot.as_os_str() == "/x"));

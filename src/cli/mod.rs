@@ -24,10 +24,10 @@ pub struct Session {
 }
 
 /// Runs the command line and returns its exit code.
-pub fn main(argv: Vec<OsString>, color: bool) -> ExitCode {
+pub fn main(argv: Vec<OsString>, environment: Vec<(String, String)>, color: bool) -> ExitCode {
     let terminal = Terminal::detect(color);
     let osctl = Osctl::parse_from(&argv);
-    let target = match osctl.place.target() {
+    let target = match osctl.place.target(environment) {
         Ok(target) => target,
         Err(text) => Osctl::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit(),
     };

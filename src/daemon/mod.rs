@@ -13,6 +13,7 @@ use crate::model::{Context, Error, ErrorKind, Result};
 use futures_util::StreamExt;
 use idle::Idle;
 use libsystemd::daemon::NotifyState;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,9 +33,12 @@ pub struct Roots {
     /// The root whose etc/osctl is read.
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub config_root: PathBuf,
-    /// Where state is kept [default: <SYSROOT>/ostree/osctl].
+    /// Where state is kept [default: ostree/osctl in the sysroot].
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// The environment that the binary was started with; children get proxies and certificate paths of it.
+    #[arg(skip)]
+    pub environment: Vec<(String, String)>,
 }
 
 impl Roots {
@@ -45,8 +49,15 @@ impl Roots {
             config_root: self.config_root.clone(),
             state_dir: self.state_dir.clone(),
             failpoints,
+            environment: self.environment.clone(),
         })
     }
+}
+
+/// The variables that are text; others are none that a proxy or a certificate path could be in.
+pub fn environment(variables: std::env::VarsOs) -> Vec<(String, String)> {
+    let text = |(k, v): (OsString, OsString)| Some((k.into_string().ok()?, v.into_string().ok()?));
+    variables.filter_map(text).collect()
 }
 
 /// osctld: owns the OS deployments of this host.

@@ -5,7 +5,7 @@
 //! /org/osctl1/job/<uuid>         Job
 //! /org/osctl1/deployment/<id>    Deployment
 //! ```
-//! [`convert`] is the only reader of `a{sv}`, [`publish`] the only emitter of signals.
+//! [`convert`] is the only reader of `a{sv}`, `publish` the only emitter of signals.
 
 pub mod convert;
 mod deployment;

@@ -27,6 +27,7 @@ pub struct Setup {
     pub config_root: PathBuf,
     pub state_dir: Option<PathBuf>,
     pub failpoints: super::failpoint::Failpoints,
+    pub environment: Vec<(String, String)>,
 }
 
 /// The engine.
