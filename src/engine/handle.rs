@@ -11,11 +11,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// A cheap handle to the running engine.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    pub(super) commands: mpsc::Sender<Command>,
-    pub(super) status: watch::Receiver<Arc<Status>>,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Arc<Status>>,
 }
 
 impl Handle {
+    /// A handle to whoever receives `commands` and publishes `status`.
+    pub fn from_parts(commands: mpsc::Sender<Command>, status: watch::Receiver<Arc<Status>>) -> Handle {
+        Handle { commands, status }
+    }
+
     /// Queues a request and returns its job.
     ///
     /// A request equal to one that is queued or running joins it: the same job is returned. With
