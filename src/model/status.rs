@@ -174,6 +174,11 @@ impl Status {
         self.deployments.iter().find(|d| d.staged).or_else(|| self.deployments.iter().find(|d| d.default))
     }
 
+    /// Whether the next boot runs another deployment than this one.
+    pub fn reboot_needed(&self) -> bool {
+        self.booted.is_some() && self.next().is_some_and(|d| !d.booted)
+    }
+
     /// The deployment with this id.
     pub fn deployment(&self, id: &str) -> Option<&Deployment> {
         self.deployments.iter().find(|d| d.id == id)
