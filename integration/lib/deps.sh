@@ -1,6 +1,7 @@
 #!/bin/bash
 # deps.sh TARGET...: installs what `make TARGET` needs and is not there. Groups: build, image, demo, test, vm-test, bench, lint.
 # Debian: apt. Fedora: dnf. Anywhere else: prints what is missing and fails. Nothing is ever removed.
+# shellcheck disable=SC2034  # the NEED_ lists are read by name
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # Each line: a command or file that proves the part is there | Debian package | Fedora package
@@ -73,7 +74,9 @@ missing() {
 install_debian() {
   local before after
   # apt prints nothing useful without lists, and a fresh container has none.
-  if ! apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' | { while read -r f; do [ ! -e "$f" ] || exit 0; done; exit 1; }; then
+  # shellcheck disable=SC2016  # apt's placeholder
+  before=$(apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' | xargs -r ls -d 2>/dev/null || true)
+  if [ -z "$before" ]; then
     note "apt has no package lists: apt-get update"
     apt-get update -q
   fi

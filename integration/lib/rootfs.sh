@@ -43,8 +43,9 @@ build_rootfs() {
   # shellcheck source=/dev/null
   . /etc/os-release
   local codename=${VERSION_CODENAME:-} dir=$WORK/rootfs stamp sources excludes=() e
-  [ "${ID:-}" = debian ] && [ -n "$codename" ] ||
-    die "the test OS image is built from the Debian release of this machine, and this is not Debian ($ID)"
+  if [ "${ID:-}" != debian ] || [ -z "$codename" ]; then
+    die "the test OS image is built from the Debian release of this machine, and this is not Debian (${ID:-unknown})"
+  fi
   mkdir -p "$dir"
   stamp="$codename $(dpkg --print-architecture) ${PACKAGES[*]} ${EXCLUDE[*]}"
   if [ -s "$dir/base.tar" ] && [ "$(cat "$dir/stamp" 2>/dev/null)" = "$stamp" ]; then

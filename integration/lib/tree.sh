@@ -74,6 +74,7 @@ build_base_layer() {
   find "$t/var" -mindepth 1 -delete
   install -m 644 "$REPO_DIR/integration/image/tmpfiles.conf" "$t/usr/lib/tmpfiles.d/image-layout.conf"
 
+  rm -rf "$t/etc/cni" # the default network of plugins that were left out
   : >"$t/etc/machine-id"
   echo testhost >"$t/etc/hostname"
   rm -f "$t/etc/resolv.conf" "$t/etc/apt/sources.list" "$t"/etc/apt/sources.list.d/*
