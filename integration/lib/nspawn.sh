@@ -18,7 +18,7 @@ boot_once() {
   timeout -k 5 "$BOOT_TIMEOUT" systemd-nspawn -q --register=no --keep-unit -M osctl-test --link-journal=no \
     -D "$d" --bind-ro="$d/usr:/usr" --bind="$sysroot:/sysroot" --bind="$sysroot/boot:/boot" --bind="$stateroot/var:/var" \
     --bind-ro=/dev/null:/run/ostree-booted --bind-ro="$payload:/run/rig" --bind="$out:/run/rig-out" \
-    --system-call-filter='add_key keyctl bpf' --capability=CAP_SYS_RESOURCE --console=pipe --boot systemd.log_level=warning \
+    --system-call-filter='add_key keyctl bpf' --console=pipe --boot systemd.log_level=warning \
     </dev/null >"$console" 2>&1
 }
 

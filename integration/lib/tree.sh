@@ -33,6 +33,7 @@ install_rig() {
 make_initramfs() {
   local t=$1 k=$2
   # In a mount namespace of its own: nothing to unmount afterwards, whatever happens.
+  # shellcheck disable=SC2016  # expanded by the inner shell
   unshare -m --propagation private bash -euc '
     t=$1 k=$2
     mount --bind "$t" "$t"; mount -t proc proc "$t/proc"; mount --bind /sys "$t/sys"; mount --bind /dev "$t/dev"; mount -t tmpfs tmpfs "$t/tmp"
@@ -66,7 +67,7 @@ build_base_layer() {
 
   # What is state on an image-based host lives in /var; tmpfiles.d makes it at boot. The package database belongs to the OS.
   for d in home srv opt mnt; do rm -rf "${t:?}/$d"; ln -s "var/$d" "$t/$d"; done
-  rm -rf "$t/root" "$t/media"
+  rm -rf "${t:?}/root" "${t:?}/media"
   ln -s var/roothome "$t/root"
   ln -s run/media "$t/media"
   mkdir -p "$t/usr/lib/sysimage"
