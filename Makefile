@@ -75,6 +75,11 @@ install:
 	install -D -m 644 systemd/osctl.tmpfiles $(ROOT)/lib/tmpfiles.d/osctl.conf
 	sed -i 's|/usr/libexec/osctld|$(PREFIX)/libexec/osctld|; s|/usr/bin/osctl|$(PREFIX)/bin/osctl|' \
 		$(ROOT)/share/dbus-1/system-services/org.osctl1.service $(ROOT)/lib/systemd/system/osctl*.service
-	install -d $(ROOT)/share/man/man1 $(ROOT)/share/osctl/completions $(ROOT)/lib/osctl
-	$(SRC)/osctl internal-docs --man $(ROOT)/share/man/man1 --completions $(ROOT)/share/osctl/completions
+	d=$$(mktemp -d) && trap 'rm -rf "$$d"' EXIT && mkdir "$$d/man" "$$d/completions" && \
+	$(SRC)/osctl internal-docs --man "$$d/man" --completions "$$d/completions" && \
+	for f in "$$d"/man/*.[1-8]; do install -D -m 644 "$$f" "$(ROOT)/share/man/man$${f##*.}/$${f##*/}" || exit 1; done && \
+	install -D -m 644 "$$d/completions/osctl.bash" $(ROOT)/share/bash-completion/completions/osctl && \
+	install -D -m 644 "$$d/completions/_osctl" $(ROOT)/share/zsh/site-functions/_osctl && \
+	install -D -m 644 "$$d/completions/osctl.fish" $(ROOT)/share/fish/vendor_completions.d/osctl.fish
+	install -d $(ROOT)/lib/osctl
 	ln -sfn /sysroot/ostree/osctl/storage $(ROOT)/lib/osctl/storage

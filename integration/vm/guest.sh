@@ -9,8 +9,11 @@ mkdir -p "$STATE"
 PHASE=$(cat "$STATE/phase" 2>/dev/null || echo missing_image)
 
 check() {
-  local sentence=${1//_/ } log=$STATE/check.log
-  if (set -e; "$@") >"$log" 2>&1; then
+  local sentence=${1//_/ } log=$STATE/check.log rc
+  # Not inside `if`: there, bash would ignore set -e and only the last line of a check would count.
+  (set -e; "$@") >"$log" 2>&1
+  rc=$?
+  if [ "$rc" = 0 ]; then
     echo "ok - $sentence"
   else
     echo "not ok - $sentence"
