@@ -45,6 +45,7 @@ impl Roots {
             config_root: self.config_root.clone(),
             state_dir: self.state_dir.clone(),
             failpoints,
+            environment: std::env::vars().collect(),
         })
     }
 }

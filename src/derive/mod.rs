@@ -1,8 +1,12 @@
 //! From drop-ins to a commit: decode, apply, compare.
 
 pub mod apply;
+pub mod etc;
+pub mod lint;
 mod mtree;
 pub mod provenance;
+pub mod read;
+pub mod take;
 mod units;
 
 #[cfg(test)]

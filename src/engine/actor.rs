@@ -66,6 +66,8 @@ pub struct Setup {
     pub state_dir: Option<PathBuf>,
     /// Armed failpoints.
     pub failpoints: Failpoints,
+    /// The environment, of which children get proxies and certificate paths.
+    pub environment: Vec<(String, String)>,
 }
 
 /// The engine.
@@ -80,7 +82,7 @@ impl Engine {
         let (publish, status) = watch::channel(Arc::new(Status::initializing()));
         let (events, event_inbox) = mpsc::unbounded_channel();
         let actor = Actor {
-            env: Arc::new(Env::new(layout)),
+            env: Arc::new(Env::new(layout, setup.environment)),
             failpoints: Arc::new(setup.failpoints),
             publish,
             events,

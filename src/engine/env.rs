@@ -2,15 +2,16 @@
 
 use super::cx::Cx;
 use super::journal::{Intent, Journal};
+use crate::bound;
 use crate::model::job::Job;
 use crate::model::status::Status;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::locked::Locked;
-use crate::store::snapshot::{self, Snapshot};
+use crate::store::snapshot::{self, Entry, Snapshot};
 use crate::store::sysroot::{self, Layout};
 use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
@@ -23,13 +24,24 @@ const RIVALS: [&str; 4] =
 pub struct Env {
     /// Where everything lies.
     pub layout: Layout,
+    environment: Vec<(String, String)>,
     seen: Mutex<Option<SystemTime>>,
 }
 
 impl Env {
     /// Opens nothing yet.
-    pub fn new(layout: Layout) -> Env {
-        Env { layout, seen: Mutex::new(None) }
+    pub fn new(layout: Layout, environment: Vec<(String, String)>) -> Env {
+        Env { layout, environment, seen: Mutex::new(None) }
+    }
+
+    /// How skopeo is called for bound images.
+    pub fn skopeo(&self) -> Result<bound::Skopeo> {
+        bound::Skopeo::new(&self.config_root()?, &self.layout.state.join("tmp"), self.environment.iter().cloned())
+    }
+
+    /// The store of bound images.
+    pub fn bound_store(&self) -> Result<bound::Store> {
+        bound::Store::open(&self.layout.sysroot, self.skopeo()?)
     }
 
     /// The journal in the state directory, which is made if it is missing.
@@ -47,6 +59,11 @@ impl Env {
     pub fn config_root(&self) -> Result<Dir> {
         let path = &self.layout.config_root;
         Dir::open_ambient_dir(path, ambient_authority()).doing_with(|| format!("opening the configuration root {}", path.display()))
+    }
+
+    /// The root of a deployment; `/` for the booted one, whose `/etc` is writable there.
+    pub fn deployment_root(&self, entry: &Entry) -> PathBuf {
+        if entry.deployment.booted { self.layout.sysroot.clone() } else { self.layout.sysroot.join(&entry.path) }
     }
 
     /// Whether somebody wrote deployments since they were last read. libostree touches the directory.
@@ -72,16 +89,8 @@ impl Env {
         if let Some(intent) = journal.intent()? {
             let wanted = intent.checksum.clone();
             let there = locked.run(cx, move |s, _| Ok(snapshot::read(s)?.entries.iter().any(|e| e.deployment.checksum == wanted))).await?;
-            if there && intent.boot_id == boot_id() {
-                tracing::warn!(job = intent.job, "the interrupted job had published its deployment: completing its record");
-                journal.done(&intent)?;
-            } else if there {
-                // Staged in an earlier boot and now a deployment of its own: the boot was not judged yet.
-                journal.done(&intent)?;
-            } else {
-                tracing::warn!(job = intent.job, "the interrupted job had published nothing: the deployments are as they were");
-                journal.abandon()?;
-            }
+            tracing::warn!(job = intent.job, published = there, "an interrupted job left an intent: settling it");
+            settle(&journal, &intent, there)?;
         }
         journal.jobs(now)
     }
@@ -129,6 +138,26 @@ fn assemble(snapshot: &Snapshot, journal: &Journal) -> Result<Status> {
     Ok(status)
 }
 
+/// Makes the journal and `/etc` true to whether the intent's deployment is there.
+pub fn settle(journal: &Journal, intent: &Intent, published: bool) -> Result<()> {
+    if published {
+        return journal.done(intent);
+    }
+    if let Some(root) = intent.etc_root.as_deref().filter(|_| !intent.takes.is_empty()) {
+        crate::derive::take::restore(&etc_dirs(root)?.0, &intent.takes)?;
+    }
+    journal.abandon()
+}
+
+/// The live `/etc` of a deployment and its defaults.
+pub fn etc_dirs(root: &Path) -> Result<(Dir, Dir)> {
+    let open = |path: &str| {
+        let path = root.join(path);
+        Dir::open_ambient_dir(&path, ambient_authority()).doing_with(|| format!("opening {}", path.display()))
+    };
+    Ok((open("etc")?, open("usr/etc")?))
+}
+
 /// The kernel's id of this boot; the same for every process until the next boot.
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
@@ -136,7 +165,7 @@ pub fn boot_id() -> String {
 
 /// An intent for this boot.
 pub fn intent(job: &str, checksum: &str, digest: Option<crate::model::image::Digest>, staged: bool) -> Intent {
-    Intent { job: job.to_owned(), checksum: checksum.to_owned(), digest, boot_id: boot_id(), staged }
+    Intent { job: job.to_owned(), checksum: checksum.to_owned(), digest, boot_id: boot_id(), staged, takes: Vec::new(), etc_root: None }
 }
 
 /// What libostree left about a failed finalization (ostree-finalize-staged writes it, ostree-boot-complete removes it).

@@ -10,6 +10,7 @@
 //! ```
 //! Every file carries a version and is replaced atomically.
 
+use crate::derive::take::Take;
 use crate::model::image::Digest;
 use crate::model::job::{Event, Failure, Job};
 use crate::model::status::{Outcome, Rejected};
@@ -17,6 +18,7 @@ use crate::model::{Context, ErrorKind, Result};
 use crate::sys::fs::{read_optional, remove_durably, write_atomic};
 use cap_std_ext::cap_std::fs::Dir;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// Results are kept for so many jobs ...
 const KEEP_JOBS: usize = 50;
@@ -41,6 +43,12 @@ pub struct Intent {
     pub boot_id: String,
     /// Whether the sysroot is booted, so that the deployment is staged.
     pub staged: bool,
+    /// Local copies in `/etc` that give way, to be put back if nothing is published.
+    #[serde(default)]
+    pub takes: Vec<Take>,
+    /// The root of the deployment whose `/etc` that is.
+    #[serde(default)]
+    pub etc_root: Option<PathBuf>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -219,7 +227,7 @@ mod tests {
     }
 
     fn intent() -> Intent {
-        Intent { job: "j".into(), checksum: "new".into(), digest: None, boot_id: "1".into(), staged: true }
+        Intent { job: "j".into(), checksum: "new".into(), digest: None, boot_id: "1".into(), staged: true, takes: Vec::new(), etc_root: None }
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Ready {
     }
 
     /// What the store publishes.
-    pub(super) fn deployment(&self) -> NewDeployment {
+    pub(super) fn deployment(&self, kept_local: Vec<String>) -> NewDeployment {
         let base = self.base();
         NewDeployment {
             commit: self.derived.commit.clone(),
@@ -121,6 +121,7 @@ impl Ready {
                 input: self.derived.input(),
                 kargs: Some(self.derived.owned_kargs.clone()),
                 bound_set: Some(self.bound.key.clone()),
+                kept_local,
                 unknown: Vec::new(),
             },
             kargs: self.derived.kargs.clone(),

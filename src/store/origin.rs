@@ -13,6 +13,7 @@
 //! input-digest=sha256:...           the merged drop-ins; absent if nothing is derived
 //! kargs={...}                       the kernel arguments that we added or deleted
 //! bound-set=...                     the key of the record below bound/
+//! kept-local=/etc/a:/etc/b          declared paths where the local version was kept
 //! ```
 
 use crate::model::image::{Digest, ImageRef};
@@ -45,6 +46,8 @@ pub struct Origin {
     pub kargs: Option<String>,
     /// The key of the bound set's record.
     pub bound_set: Option<String>,
+    /// `/etc` paths where a drop-in agreed to the local version.
+    pub kept_local: Vec<String>,
     /// Keys that are not ours to rewrite, as `group/key`.
     pub unknown: Vec<String>,
 }
@@ -75,6 +78,7 @@ impl Origin {
             input: ours("input-digest").and_then(|d| d.parse().ok()),
             kargs: ours("kargs"),
             bound_set: ours("bound-set"),
+            kept_local: ours("kept-local").map(|p| p.split(':').map(str::to_owned).collect()).unwrap_or_default(),
             unknown,
         }
     }
@@ -96,6 +100,7 @@ impl Origin {
             ("input-digest", self.input.as_ref().map(|d| d.to_string())),
             ("kargs", self.kargs.clone()),
             ("bound-set", self.bound_set.clone()),
+            ("kept-local", (!self.kept_local.is_empty()).then(|| self.kept_local.join(":"))),
         ];
         for (key, value) in pairs {
             if let Some(value) = value {
@@ -129,6 +134,7 @@ mod tests {
             input: Some(Digest::of(b"y")),
             kargs: Some(r#"{"a":["b c=d;"]}"#.into()),
             bound_set: Some("k".into()),
+            kept_local: vec!["/etc/a".into(), "/etc/b".into()],
             unknown: Vec::new(),
         };
         assert_eq!(Origin::read(&origin.write().unwrap()), origin);

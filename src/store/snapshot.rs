@@ -115,8 +115,11 @@ fn entry(sysroot: &ostree::Sysroot, repo: &ostree::Repo, d: &ostree::Deployment,
 
 /// The provenance that deriving left in the commit.
 fn derivation(repo: &ostree::Repo, checksum: &str, origin: &Origin, options: &[String]) -> Result<Derivation> {
-    let owners = origin.kargs.as_deref().map(Owned::parse).transpose()?.unwrap_or_default().owners();
-    let owner = |arg: &String| owners.get(arg).cloned().unwrap_or_else(|| "local".into());
+    let owners = origin.kargs.as_deref().map(Owned::from_json).transpose()?.unwrap_or_default();
+    let owner = |arg: &String| {
+        let ours = owners.appended.iter().find(|a| a.arg == *arg);
+        ours.map_or_else(|| "local".to_owned(), |a| a.owner.clone())
+    };
     let kargs = options.iter().map(|a| OwnedKarg { arg: a.clone(), owner: owner(a) }).collect();
     let record = match &origin.input {
         Some(_) => Provenance::read(&CommitTree::open(repo, checksum)?)?,
@@ -129,7 +132,7 @@ fn derivation(repo: &ostree::Repo, checksum: &str, origin: &Origin, options: &[S
         packages: Vec::new(),
         files: record.paths.into_iter().map(|(path, p)| OwnedPath { path, owner: p.drop_in }).collect(),
         kargs,
-        kept_local: Vec::new(),
+        kept_local: origin.kept_local.clone(),
     })
 }
 

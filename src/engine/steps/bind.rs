@@ -1,10 +1,11 @@
 //! bind and verify: the app images that the new tree needs, by digest, into the store.
 
-use crate::bound::{self, Store};
+use crate::bound;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{CompleteSet, Derived};
-use crate::model::Result;
+use crate::model::{Error, Result};
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
+use crate::model::image::Digest;
 use crate::model::job::Step;
 use crate::model::request::Request;
 use crate::store::tree::CommitTree;
@@ -26,7 +27,8 @@ impl Wanted {
 
     /// The name of the set's record: the same commit may be deployed with different digests of one tag.
     pub fn key(&self) -> Result<String> {
-        Ok(format!("{}-{}", self.commit, &self.set()?.digest().hex()[..12]))
+        let both = format!("{} {}", self.commit, self.set()?.digest());
+        Ok(Digest::of(both.as_bytes()).hex().to_owned())
     }
 }
 
@@ -44,23 +46,31 @@ pub async fn discover(job: &Job<'_>, derived: &Derived) -> Result<Wanted> {
     let recorded = if job.keeps_digests { recorded(job)? } else { BoundSet::default() };
     let (known, new): (Vec<BoundSpec>, Vec<BoundSpec>) =
         specs.into_iter().partition(|s| recorded.images.iter().any(|i| i.spec == *s));
-    let config = job.env.config_root()?;
-    let fresh = job.cx.step(Step::BindResolve, bound::resolve(job.cx, new, &config)).await?;
+    let skopeo = job.env.skopeo()?;
+    let fresh = job.cx.step(Step::BindResolve, bound::resolve(job.cx, &new, &skopeo)).await?;
+    warn(job, &fresh.warnings);
     let kept = recorded.images.into_iter().filter(|i| known.contains(&i.spec));
-    let set = BoundSet::new(kept.chain(fresh).collect())?;
+    let set = BoundSet::new(kept.chain(fresh.images).collect())?;
     Ok(Wanted { images: set.images, commit: derived.commit.clone() })
 }
 
 /// Pulls what is missing, checks that everything is there, and records the set.
 pub async fn pull(job: &Job<'_>, wanted: Wanted) -> Result<CompleteSet> {
     let (set, key) = (wanted.set()?, wanted.key()?);
-    let store = Store::open(&job.env.layout.sysroot)?;
-    let config = job.env.config_root()?;
-    job.cx.step(Step::BindPull, bound::pull(job.cx, &store, &set, &config)).await?;
+    let store = job.env.bound_store()?;
+    let warnings = job.cx.step(Step::BindPull, bound::pull_all(job.cx, &store, &set)).await?;
+    warn(job, &warnings);
     let journal = job.env.journal()?;
     job.cx.step(Step::BindRecord, async { bound::record(journal.dir(), &key, &set) }).await?;
     job.cx.step(Step::VerifySet, bound::verify_present(job.cx, &store, &set)).await?;
     Ok(CompleteSet::verified(set, key))
+}
+
+/// Images of mode `prefetch` never keep a deployment from being staged.
+fn warn(job: &Job<'_>, warnings: &[Error]) {
+    for warning in warnings {
+        job.cx.message(format!("warning: {}", warning.chain()));
+    }
 }
 
 fn recorded(job: &Job<'_>) -> Result<BoundSet> {

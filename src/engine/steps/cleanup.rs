@@ -25,7 +25,17 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
     }
     let journal = job.env.journal()?;
     let keep: Vec<String> = pruned.snapshot.entries.iter().filter_map(|e| e.origin.bound_set.clone()).collect();
-    let store = bound::Store::open(&job.env.layout.sysroot)?;
-    job.cx.step(Step::CleanupBound, bound::collect(job.cx, &store, journal.dir(), &keep)).await?;
+    let mut sets = Vec::new();
+    for key in &keep {
+        sets.extend(bound::recorded(journal.dir(), key)?);
+    }
+    let store = job.env.bound_store()?;
+    job.cx
+        .step(Step::CleanupBound, async {
+            bound::collect(job.cx, &store, &sets).await?;
+            let keep: Vec<&str> = keep.iter().map(String::as_str).collect();
+            bound::prune_records(journal.dir(), &keep)
+        })
+        .await?;
     Ok(())
 }

@@ -41,7 +41,7 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled) -> Result<Derived> {
             let derived = apply::commit(&repo, &base, &digest, &wanted, hooks, Some(c))?;
             let (mut current, previous) = merge.unwrap_or_default();
             current.extend(first);
-            let previous = previous.map(|p| Owned::parse(&p)).transpose()?.unwrap_or_default();
+            let previous = previous.map(|p| Owned::from_json(&p)).transpose()?.unwrap_or_default();
             let vendor = vendor_kargs(&CommitTree::open(&repo, &derived.commit)?)?;
             Ok((derived.commit, kargs::compute(&current, &previous, &vendor, &wanted)?))
         }))
@@ -112,7 +112,7 @@ fn vendor_kargs(tree: &CommitTree) -> Result<Vec<kargs::VendorKarg>> {
             let path = format!("{dir}/{name}");
             let Some(bytes) = tree.read(&path, KARGS_LIMIT)? else { continue };
             let text = String::from_utf8(bytes).kind(ErrorKind::InvalidArgument, format!("{path} is not UTF-8"))?;
-            all.extend(kargs::parse_kargs_d(&path, &text, std::env::consts::ARCH)?);
+            all.extend(kargs::parse_vendor(&path, &text, std::env::consts::ARCH)?);
         }
     }
     Ok(all)

@@ -82,7 +82,7 @@ pub async fn check(cx: &Cx, env: &Env, options: &Options) -> Result<JobResult> {
 
 /// How images are fetched on this host.
 pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
-    let auth_file = crate::sys::auth::find_auth(&env.config_root()?, None)?.map(|p| env.layout.config_root.join(p));
+    let auth_file = crate::sys::auth::find_auth(&env.config_root()?, None);
     Ok(FetchOptions { auth_file, drop_var: options.drop_var, ..Default::default() })
 }
 

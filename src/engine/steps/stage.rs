@@ -1,7 +1,9 @@
 //! preflight and stage: the last checks, and the one moment when others can see it.
 
 use crate::derive::etc;
-use crate::engine::env;
+use crate::derive::take::{self, Take};
+use crate::engine::env::{self, etc_dirs};
+use crate::engine::journal::{Intent, Journal};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Ready};
 use crate::engine::steps::bind::Wanted;
@@ -9,10 +11,9 @@ use crate::model::job::{JobResult, Step};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
 use crate::store::{publish, snapshot};
-use cap_std_ext::cap_std::ambient_authority;
-use cap_std_ext::cap_std::fs::Dir;
+use crate::store::publish::NewDeployment;
 use ostree_ext::ostree;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a deployment takes besides its hard links: its own `/etc` and metadata.
 const ROOT_RESERVE: u64 = 32 << 20;
@@ -43,63 +44,62 @@ pub fn unchanged(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Result<Op
     }))
 }
 
-/// Space on `/` and `/boot`, and the `/etc` merge, before anything is visible. Returns the `/etc` plan.
-pub async fn preflight(job: &Job<'_>, ready: &Ready) -> Result<etc::EtcPlan> {
+/// What the `/etc` merge will do, and which local copies give way to declared files.
+#[derive(Debug, Default)]
+pub struct EtcChanges {
+    plan: etc::EtcPlan,
+    takes: Vec<Take>,
+    root: Option<PathBuf>,
+}
+
+/// Space on `/` and `/boot`, and the `/etc` merge, before anything is visible.
+pub async fn preflight(job: &Job<'_>, ready: &Ready) -> Result<EtcChanges> {
     let (layout, commit) = (job.env.layout.clone(), ready.commit().to_owned());
     job.cx
         .step(Step::PreflightSpace, job.store.run(job.cx, move |s, _| space(s, &layout.sysroot, &commit)))
         .await?;
-    let Some(merge) = job.before.merge() else { return Ok(etc::EtcPlan::default()) };
+    let root = job.before.merge().map(|m| job.env.deployment_root(m));
     let (commit, manifest) = (ready.commit().to_owned(), ready.manifest().clone());
-    let root = if merge.deployment.booted { Path::new("/").to_owned() } else { job.env.layout.sysroot.join(&merge.path) };
-    job.cx
-        .step(Step::PreflightEtc, job.store.run(job.cx, move |s, _| {
-            let open = |path: &str| {
-                Dir::open_ambient_dir(root.join(path), ambient_authority()).doing_with(|| format!("opening {path}"))
-            };
-            etc::plan(&open("etc")?, &open("usr/etc")?, &CommitTree::open(&s.repo(), &commit)?, &manifest)
-        }))
-        .await
+    let work = job.store.run(job.cx, move |s, _| {
+        let tree = CommitTree::open(&s.repo(), &commit)?;
+        let Some(root) = root else { return Ok(EtcChanges { plan: etc::plan(None, &tree, &manifest)?, ..Default::default() }) };
+        let (live, defaults) = etc_dirs(&root)?;
+        let plan = etc::plan(Some(etc::Previous { live: &live, defaults: &defaults }), &tree, &manifest)?;
+        let takes = take::prepare(&live, plan.to_take().map(|p| p.path.as_str()))?;
+        Ok(EtcChanges { plan, takes, root: Some(root) })
+    });
+    job.cx.step(Step::PreflightEtc, work).await
 }
 
 /// Publishes. From the intent to the record it cannot be cancelled.
-pub async fn stage(job: &Job<'_>, ready: Ready, plan: etc::EtcPlan) -> Result<Staged> {
+pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Staged> {
     let journal = job.env.journal()?;
-    let intent = env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), job.before.booted);
+    let mut intent = env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), job.before.booted);
+    intent.takes.clone_from(&etc.takes);
+    intent.etc_root = etc.root.clone();
     let discarded: Vec<String> = job.before.staged().iter().map(|e| e.deployment.id.clone()).collect();
-    job.cx.step(Step::StageIntent, async { journal.begin(&intent) }).await?;
-    let scope = match job.cx.commit_scope() {
-        Ok(scope) => scope,
-        Err(cancelled) => {
-            journal.abandon()?;
-            return Err(cancelled);
-        }
-    };
-    let new = ready.deployment();
-    let published = job
-        .cx
-        .step(Step::StagePublish, job.store.run(job.cx, move |s, c| publish::publish(s, &new, c)))
-        .await;
-    let id = match published {
-        Ok(id) => id,
-        Err(error) => {
-            settle(job, &intent).await?;
-            return Err(error);
-        }
-    };
-    job.cx.step(Step::StageRecord, async { journal.done(&intent) }).await?;
-    drop(scope);
-    let version = ready.base().version.clone().unwrap_or_else(|| ready.base().digest.to_string());
-    let (verb, next) = if job.before.booted { ("Staged", "it boots next") } else { ("Deployed", "it boots next") };
-    let mut notes: Vec<String> = plan.lines();
+    let kept: Vec<String> = etc.plan.kept_local().map(|p| p.path.clone()).collect();
+    let mut notes: Vec<String> = kept.iter().map(|p| format!("kept the local version of {p}")).collect();
+    notes.extend(etc.takes.iter().map(|t| format!("took the declared version of /etc/{}", t.path)));
     if ready.bound_count() > 0 {
         notes.push(format!("{} bound images are in the store", ready.bound_count()));
     }
+    let scope = job.cx.commit_scope()?;
+    let id = match publish(job, &journal, &intent, ready.deployment(kept)).await {
+        Ok(id) => id,
+        Err(error) => {
+            settle(job, &journal, &intent).await?;
+            return Err(error);
+        }
+    };
+    drop(scope);
+    let version = ready.base().version.clone().unwrap_or_else(|| ready.base().digest.to_string());
+    let verb = if job.before.booted { "Staged" } else { "Deployed" };
     tracing::info!(job = job.id, deployment = id, "published");
     Ok(Staged {
         result: JobResult {
             changed: true,
-            summary: format!("{verb} {version}; {next}"),
+            summary: format!("{verb} {version}; it boots next"),
             deployment: Some(id),
             digest: Some(ready.base().digest.clone()),
             discarded,
@@ -108,8 +108,20 @@ pub async fn stage(job: &Job<'_>, ready: Ready, plan: etc::EtcPlan) -> Result<St
     })
 }
 
-/// A publish that failed half-way may still have published: look, and keep the journal true.
-async fn settle(job: &Job<'_>, intent: &crate::engine::journal::Intent) -> Result<()> {
+async fn publish(job: &Job<'_>, journal: &Journal, intent: &Intent, new: NewDeployment) -> Result<String> {
+    job.cx.step(Step::StageIntent, async { journal.begin(intent) }).await?;
+    if let Some(root) = &intent.etc_root {
+        let (live, defaults) = etc_dirs(root)?;
+        take::take(&live, &defaults, &intent.takes)?;
+    }
+    let work = job.store.run(job.cx, move |s, c| publish::publish(s, &new, c));
+    let id = job.cx.step(Step::StagePublish, work).await?;
+    job.cx.step(Step::StageRecord, async { journal.done(intent) }).await?;
+    Ok(id)
+}
+
+/// A publish that failed half-way may still have published: look, and keep the journal and `/etc` true to it.
+async fn settle(job: &Job<'_>, journal: &Journal, intent: &Intent) -> Result<()> {
     let wanted = intent.checksum.clone();
     let there = job
         .store
@@ -118,8 +130,7 @@ async fn settle(job: &Job<'_>, intent: &crate::engine::journal::Intent) -> Resul
             Ok(snapshot::read(s)?.entries.iter().any(|e| e.deployment.checksum == wanted))
         })
         .await?;
-    let journal = job.env.journal()?;
-    if there { journal.done(intent) } else { journal.abandon() }
+    env::settle(journal, intent, there)
 }
 
 /// What `--download-only` reports.
