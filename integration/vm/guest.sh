@@ -52,6 +52,7 @@ polkit_refuses_an_unprivileged_upgrade() {
   [ "$rc" = 4 ]
 }
 a_refused_upgrade_leaves_no_staged_deployment() { [ ! -e /run/ostree/staged-deployment ]; }
+podman_works_before_anything_is_bound() { podman images; }
 the_guest_reaches_the_registry() {
   local i
   for i in $(seq 60); do
@@ -153,6 +154,7 @@ case $PHASE in
     printf '[[registry]]\nlocation = "%s"\ninsecure = true\n' "$REGISTRY" >/etc/containers/registries.conf.d/50-rig.conf
     check version_1_is_booted
     check the_host_reaches_state_running
+    check podman_works_before_anything_is_bound
     check the_system_bus_activates_osctld
     check an_unprivileged_user_can_read_status
     check polkit_refuses_an_unprivileged_upgrade
