@@ -1,8 +1,10 @@
 //! Pure types and rules. No I/O, no async, no libostree, no D-Bus.
 
+pub mod dropin;
 pub mod error;
 pub mod image;
 pub mod job;
+pub mod kargs;
 pub mod manifest;
 
 pub use error::{Context, Error, ErrorKind, Result};
