@@ -1,1 +1,4 @@
 //! From drop-ins to a commit: decode, apply, compare.
+
+pub mod lint;
+pub mod read;
