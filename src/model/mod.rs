@@ -5,6 +5,7 @@ pub mod error;
 pub mod image;
 pub mod job;
 pub mod manifest;
+pub mod quadlet;
 pub mod request;
 pub mod status;
 
