@@ -280,6 +280,3 @@ fn harmless(entry: &Entry) -> Result<()> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;
