@@ -66,13 +66,16 @@ const SYSUSERS: &str = "/usr/lib/sysusers.d/osctl-derived.conf";
 /// What the owner and mode of generated files are.
 const PLAIN: Meta = Meta { mode: 0o644, uid: 0, gid: 0 };
 
+/// The links, as (path, target), that enabling a unit with this name and text makes.
+///
+/// A relative path is below `/etc/systemd/system`.
+pub type InstallLinks = fn(&str, &str) -> Result<Vec<(String, String)>>;
+
 /// Parts of the work that belong to decoding, passed in so that this room needs no unit parser.
 #[derive(Clone, Copy)]
 pub struct Hooks {
-    /// The links, as (path, target), that enabling a unit with this name and text makes.
-    ///
-    /// A relative path is below `/etc/systemd/system`.
-    pub install_links: fn(&str, &str) -> Result<Vec<(String, String)>>,
+    /// Reads the `[Install]` section of a unit.
+    pub install_links: InstallLinks,
     /// The text of a sysusers.d(5) file with all users, if there are any.
     pub sysusers: fn(&Manifest) -> Option<String>,
 }

@@ -334,8 +334,8 @@ impl Changes {
                     continue;
                 }
                 match new_tree.kind(&format!("/etc/{parent}"))? {
-                    Some(Kind::Directory) if self.all.get(parent) != Some(&Change::Removed) => {}
-                    Some(Kind::Directory) | None => missing = true,
+                    Some(Kind::Directory) => {}
+                    None => missing = true,
                     Some(Kind::File | Kind::Link) => blocked = true,
                 }
             }

@@ -5,7 +5,7 @@
 //! entry of the drop-in. Disabling removes links below `/etc`; presets are not written, because they are read
 //! at a machine's first boot only. What `/usr/lib/systemd/system/*.wants` starts can only be masked.
 
-use super::apply::{Builder, refuse};
+use super::apply::{Builder, InstallLinks, refuse};
 use super::mtree::{self, Entry};
 use super::provenance::UnitRecord;
 use crate::model::manifest::Unit;
@@ -15,8 +15,6 @@ use crate::model::{Context, ErrorKind, Result};
 const UNIT_DIRS: [&str; 2] = ["/etc/systemd/system", "/usr/lib/systemd/system"];
 const ETC_UNITS: &str = "/usr/etc/systemd/system";
 const LIB_UNITS: &str = "/usr/lib/systemd/system";
-
-type InstallLinks = fn(&str, &str) -> Result<Vec<(String, String)>>;
 
 /// A unit file of the tree.
 struct Found {

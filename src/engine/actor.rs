@@ -317,8 +317,10 @@ impl Actor {
         let job = next.id.clone();
         send(Event::Started { at: now() });
         tokio::spawn(async move {
-            // A task of its own: a panic below must end the job, not the actor.
-            let work = tokio::spawn(async move { pipeline::run(&cx, &env, &job, request).await });
+            // A thread of its own: libostree's handles may not move between threads at an await, and a panic below
+            // must end the job, not the actor.
+            let runtime = tokio::runtime::Handle::current();
+            let work = tokio::task::spawn_blocking(move || runtime.block_on(pipeline::run(&cx, &env, &job, request)));
             let outcome = match work.await {
                 Ok(Ok(result)) => Ok(result),
                 Ok(Err(error)) => {

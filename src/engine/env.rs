@@ -174,10 +174,10 @@ fn finalize_failure() -> Option<String> {
 }
 
 fn rivals(config: &Dir) -> Vec<String> {
-    let enabled = |unit: &&str| {
+    let enabled = |unit: &str| {
         ["timers.target.wants", "multi-user.target.wants"]
             .iter()
             .any(|wants| config.symlink_metadata(format!("etc/systemd/system/{wants}/{unit}")).is_ok())
     };
-    RIVALS.iter().filter(enabled).map(|u| (*u).to_owned()).collect()
+    RIVALS.iter().filter(|u| enabled(u)).map(|u| (*u).to_owned()).collect()
 }
