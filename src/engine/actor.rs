@@ -149,7 +149,7 @@ impl Actor {
             self.start_next();
             if self.running.is_none() && let Some(done) = self.draining.take() {
                 // The asker may be gone; we end anyway.
-                drop(done.send(()));
+                let _ = done.send(());
                 return;
             }
         }

@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_job_that_a_crash_cut_off_is_interrupted_and_old_ones_go() {
         let (_dir, journal) = journal();
-        let mut job = |id: &str, created: u64, done: bool| {
+        let job = |id: &str, created: u64, done: bool| {
             let mut job = Job::new(id.into(), "upgrade", Initiator::default(), created);
             if done {
                 job.apply(&Event::Finished { at: created, outcome: Ok(JobResult::default()) });

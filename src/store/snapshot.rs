@@ -6,7 +6,6 @@ use crate::derive::provenance::Provenance;
 use crate::model::kargs::Owned;
 use crate::model::status::{Deployment, Derivation, DropIn, OwnedKarg, OwnedPath};
 use crate::model::{Context, Result};
-use ostree_ext::gio::prelude::*;
 use ostree_ext::{glib, ostree};
 use std::collections::BTreeMap;
 
