@@ -181,7 +181,8 @@ fn libostree_fails_exactly_where_the_simulation_does() {
 fn every_declared_path_has_a_standing() {
     use Standing::*;
     let over = |text| with(file(text), |f| f.overwrite = true);
-    let cases: &[(&str, &[Do], &[Do], Node, Standing)] = &[
+    type Row = (&'static str, &'static [Do], &'static [Do], Node, Standing);
+    let cases: &[Row] = &[
         ("new", &[], &[], file("mine"), Taken),
         ("untouched default", &[Write("f", "1")], &[], over("mine"), Taken),
         ("edited", &[Write("f", "1")], &[Write("f", "2")], over("mine"), Shadowed),
