@@ -1,131 +1,304 @@
-//! How the drop-ins of now differ from what a deployment was derived from.
+//! What a new manifest would change against what a deployment was derived from.
+//!
+//! For `osctl reconcile --check` and the property `pending-changes`. Contents are compared with the deployment's tree, not with
+//! recorded digests: a digest of a single small secret could be guessed.
 
-use super::provenance::Provenance;
-use crate::model::manifest::Manifest;
-use crate::model::manifest::Node;
-use std::collections::{BTreeMap, BTreeSet};
+use super::mtree;
+use super::provenance::{self, KargRecord, PathKind, Provenance};
+use crate::model::image::Digest;
+use crate::model::manifest::{Manifest, Meta, Node};
+use crate::model::{Context, Result};
+use crate::store::tree::{CommitTree, Kind, kind_of};
+use std::collections::BTreeMap;
+use std::fmt;
 
-/// One line for people per difference: what, and which drop-in asks for it. Empty if nothing differs.
-///
-/// Contents are compared by drop-in (a record holds no content): a path is listed as changed if its drop-in
-/// declares something else than before.
-pub fn lines(recorded: Option<&Provenance>, now: &Manifest) -> Vec<String> {
-    if recorded.map(|r| &r.input_digest) == Some(&now.input_digest()) || (recorded.is_none() && now.is_empty()) {
-        return Vec::new();
-    }
-    let changed = changed_drop_ins(recorded, now);
-    let mut lines = Vec::new();
-    let paths_then = recorded.map(|r| names(&r.paths, |p| &p.drop_in)).unwrap_or_default();
-    let paths_now = now.nodes.iter().map(|(p, n)| (p.as_str(), n.owner())).collect();
-    compare("", &paths_then, &paths_now, &changed, &mut lines);
-    let units_then = recorded.map(|r| names(&r.units, |u| &u.drop_in)).unwrap_or_default();
-    compare("unit ", &units_then, &names(&now.units, |u| &u.owner), &changed, &mut lines);
-    let users_then = recorded.map(|r| names(&r.users, |u| &u.drop_in)).unwrap_or_default();
-    compare("user ", &users_then, &names(&now.users, |u| &u.owner), &changed, &mut lines);
-    let kargs = recorded.map(|r| r.kernel_arguments.clone()).unwrap_or_default();
-    let then = kargs.append.iter().map(|k| (k.arg.as_str(), k.drop_in.as_str())).collect();
-    let wanted = now.kargs_append.iter().map(|k| (k.arg.as_str(), k.owner.as_str())).collect();
-    compare("kernel argument ", &then, &wanted, &BTreeSet::new(), &mut lines);
-    let then = kargs.delete.iter().map(|k| (k.arg.as_str(), k.drop_in.as_str())).collect();
-    let wanted = now.kargs_delete.iter().map(|k| (k.arg.as_str(), k.owner.as_str())).collect();
-    compare("deletion of kernel argument ", &then, &wanted, &BTreeSet::new(), &mut lines);
-    if lines.is_empty() {
-        lines.push("order of kernel arguments".to_owned());
-    }
-    lines
+/// No declared file is larger than this.
+const COMPARE_LIMIT: u64 = 1 << 30;
+
+/// What happens to a declared thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verb {
+    /// It is declared now and was not.
+    Added,
+    /// It was declared and is not any more.
+    Removed,
+    /// It is declared otherwise.
+    Changed,
 }
 
-type Owned<'a> = BTreeMap<&'a str, &'a str>;
-
-fn names<'a, V>(map: &'a BTreeMap<String, V>, owner: impl Fn(&'a V) -> &'a String) -> Owned<'a> {
-    map.iter().map(|(name, v)| (name.as_str(), owner(v).as_str())).collect()
+/// What kind of thing it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// A file, directory or link.
+    Path,
+    /// The state of a unit.
+    Unit,
+    /// A system user.
+    User,
+    /// An appended kernel argument.
+    KernelArgument,
+    /// A deleted kernel argument.
+    DeletedKernelArgument,
 }
 
-fn compare(what: &str, then: &Owned<'_>, now: &Owned<'_>, changed: &BTreeSet<String>, lines: &mut Vec<String>) {
-    for (name, owner) in now {
-        match then.get(name) {
-            None => lines.push(format!("add {what}{name} ({owner})")),
-            Some(before) if before != owner => lines.push(format!("change {what}{name} ({before} -> {owner})")),
-            Some(_) if changed.contains(*owner) => lines.push(format!("change {what}{name} ({owner})")),
-            Some(_) => {}
+impl Subject {
+    fn words(self) -> &'static str {
+        match self {
+            Subject::Path => "",
+            Subject::Unit => "unit ",
+            Subject::User => "user ",
+            Subject::KernelArgument => "kernel argument ",
+            Subject::DeletedKernelArgument => "deletion of kernel argument ",
         }
     }
-    for (name, owner) in then.iter().filter(|(name, _)| !now.contains_key(*name)) {
-        lines.push(format!("remove {what}{name} ({owner})"));
+}
+
+/// One difference.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Difference {
+    /// What kind of thing.
+    pub subject: Subject,
+    /// Its path, name or argument.
+    pub name: String,
+    /// What happens to it.
+    pub change: Verb,
+    /// The drop-in that declares it, or did.
+    pub drop_in: String,
+}
+
+impl fmt::Display for Difference {
+    /// `add /etc/agent.conf (50-agent.yaml)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.change {
+            Verb::Added => "add",
+            Verb::Removed => "remove",
+            Verb::Changed => "change",
+        };
+        write!(f, "{verb} {}{} ({})", self.subject.words(), self.name, self.drop_in)
     }
 }
 
-/// Drop-ins that declare something else than the record says; contents of private files included.
-fn changed_drop_ins(recorded: Option<&Provenance>, now: &Manifest) -> BTreeSet<String> {
-    let Some(recorded) = recorded else { return BTreeSet::new() };
-    let then: BTreeMap<&str, _> = recorded.drop_ins.iter().map(|d| (d.name.as_str(), &d.digest)).collect();
-    let mut changed: BTreeSet<String> = super::provenance::contributions(now)
-        .into_iter()
-        .filter(|d| then.get(d.name.as_str()).is_some_and(|before| **before != d.digest))
-        .map(|d| d.name)
-        .collect();
-    if changed.is_empty() {
-        // Only the content of private files can differ now: their record holds no digest of it.
-        let private = |n: &&Node| matches!(n, Node::File(f) if f.meta.mode & 0o077 == 0);
-        changed.extend(now.nodes.values().filter(private).map(|n| n.owner().to_owned()));
+/// All differences, by subject and name.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Differences {
+    /// Whether the input digests differ: if so, the derivation is made anew, whatever else is here.
+    pub changed: bool,
+    /// What a person would want to know. May be empty although something changed: the order of
+    /// kernel arguments, or a policy (`overwrite`, `on-conflict`).
+    pub list: Vec<Difference>,
+}
+
+impl Differences {
+    /// One line for people per difference. Empty only if nothing changed.
+    pub fn lines(&self) -> Vec<String> {
+        if self.changed && self.list.is_empty() {
+            return vec!["change order of kernel arguments, or a policy such as overwrite".to_owned()];
+        }
+        self.list.iter().map(Difference::to_string).collect()
     }
-    changed
+}
+
+/// Compares a deployment's tree with a manifest.
+///
+/// A tree without a record was not derived: everything declared is added. Same input digest means no
+/// differences, without looking at any content.
+pub fn compare(deployed: &CommitTree, manifest: &Manifest) -> Result<Differences> {
+    let before = Provenance::read(deployed)?;
+    let before = before.as_ref();
+    let changed = match before {
+        Some(before) => before.input_digest != manifest.input_digest(),
+        None => !manifest.is_empty(),
+    };
+    if !changed {
+        return Ok(Differences::default());
+    }
+    let mut all = Vec::new();
+
+    // Directories at or above a declared path are not compared: only what is declared is.
+    let old: BTreeMap<&str, (&str, PathKind)> = before
+        .iter()
+        .flat_map(|b| &b.paths)
+        .map(|(path, r)| (path.as_str(), (r.drop_in.as_str(), r.kind)))
+        .collect();
+    for (path, node) in &manifest.nodes {
+        let change = match old.get(path.as_str()) {
+            None => Verb::Added,
+            Some((drop_in, _)) if *drop_in == node.owner() && is_there(deployed, path, node)? => continue,
+            Some(_) => Verb::Changed,
+        };
+        all.push(difference(Subject::Path, path, change, node.owner()));
+    }
+    let gone = old.iter().filter(|(path, _)| !manifest.nodes.contains_key(**path));
+    all.extend(gone.map(|(path, (drop_in, _))| difference(Subject::Path, path, Verb::Removed, drop_in)));
+
+    keyed(
+        &mut all,
+        Subject::Unit,
+        before
+            .iter()
+            .flat_map(|b| &b.units)
+            .map(|(n, u)| (n.as_str(), u.drop_in.as_str(), (u.enabled, u.mask))),
+        manifest.units.iter().map(|(n, u)| (n.as_str(), u.owner.as_str(), (u.enabled, u.mask))),
+    );
+    keyed(
+        &mut all,
+        Subject::User,
+        before.iter().flat_map(|b| &b.users).map(|(n, u)| (n.as_str(), u.drop_in.as_str(), &u.digest)),
+        provenance::users(manifest).iter().map(|(n, u)| (n.as_str(), u.drop_in.as_str(), &u.digest)),
+    );
+    let now = provenance::kargs(manifest);
+    let none = provenance::KargRecords::default();
+    let was = before.map_or(&none, |b| &b.kernel_arguments);
+    kargs(&mut all, Subject::KernelArgument, &was.append, &now.append);
+    kargs(&mut all, Subject::DeletedKernelArgument, &was.delete, &now.delete);
+    all.sort_by(|a, b| (a.subject, &a.name, a.change).cmp(&(b.subject, &b.name, b.change)));
+    Ok(Differences { changed, list: all })
+}
+
+/// The input digest that a deployment's tree was derived from; `None` if nothing was derived.
+pub fn recorded_input(deployed: &CommitTree) -> Result<Option<Digest>> {
+    Ok(Provenance::read(deployed)?.map(|p| p.input_digest))
+}
+
+fn difference(subject: Subject, name: &str, change: Verb, drop_in: &str) -> Difference {
+    Difference { subject, name: name.to_owned(), change, drop_in: drop_in.to_owned() }
+}
+
+/// Compares things that have a name, an owner and a value.
+fn keyed<'a, V: PartialEq>(
+    all: &mut Vec<Difference>,
+    subject: Subject,
+    before: impl Iterator<Item = (&'a str, &'a str, V)>,
+    now: impl Iterator<Item = (&'a str, &'a str, V)>,
+) {
+    let mut before: BTreeMap<&str, (&str, V)> = before.map(|(name, owner, v)| (name, (owner, v))).collect();
+    for (name, owner, value) in now {
+        match before.remove(name) {
+            None => all.push(difference(subject, name, Verb::Added, owner)),
+            Some(was) if was == (owner, value) => {}
+            Some(_) => all.push(difference(subject, name, Verb::Changed, owner)),
+        }
+    }
+    all.extend(before.into_iter().map(|(name, (owner, _))| difference(subject, name, Verb::Removed, owner)));
+}
+
+/// An argument may be there more than once.
+fn kargs(all: &mut Vec<Difference>, subject: Subject, before: &[KargRecord], now: &[KargRecord]) {
+    let mut left: Vec<&KargRecord> = before.iter().collect();
+    for arg in now {
+        match left.iter().position(|l| *l == arg) {
+            Some(i) => drop(left.remove(i)),
+            None => all.push(difference(subject, &arg.arg, Verb::Added, &arg.drop_in)),
+        }
+    }
+    all.extend(left.into_iter().map(|l| difference(subject, &l.arg, Verb::Removed, &l.drop_in)));
+}
+
+/// Whether a tree has exactly this at a path.
+fn is_there(tree: &CommitTree, path: &str, node: &Node) -> Result<bool> {
+    let Some(info) = tree.lookup(path)? else { return Ok(false) };
+    let meta: Meta = mtree::meta_of(&info);
+    Ok(match (node, kind_of(&info)) {
+        (Node::File(f), Kind::File) => {
+            meta == f.meta
+                && u64::try_from(info.size()).is_ok_and(|size| size == f.contents.len() as u64)
+                && tree
+                    .read(path, COMPARE_LIMIT)
+                    .doing_with(|| format!("comparing {path}"))?
+                    .is_some_and(|has| has == f.contents)
+        }
+        (Node::Directory(d), Kind::Directory) => meta == d.meta,
+        (Node::Link(l), Kind::Link) => {
+            info.symlink_target().is_some_and(|has| has.to_str() == Some(l.target.as_str()))
+        }
+        (Node::File(_) | Node::Directory(_) | Node::Link(_), Kind::File | Kind::Directory | Kind::Link) => {
+            false
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::*;
     use super::*;
-    use crate::model::image::Digest;
-    use crate::model::manifest::{File, Karg, Meta, OnConflict};
 
-    fn manifest(contents: &str, mode: u32, kargs: &[&str]) -> Manifest {
-        let file = File {
-            owner: "50-a.yaml".into(),
-            meta: Meta { mode, uid: 0, gid: 0 },
-            contents: contents.into(),
-            overwrite: false,
-            on_conflict: OnConflict::Error,
-        };
-        let karg = |a: &&str| Karg { owner: "60-b.yaml".into(), arg: (*a).into() };
-        Manifest {
-            nodes: [("/etc/a".to_owned(), Node::File(file))].into(),
-            kargs_append: kargs.iter().map(karg).collect(),
-            ..Default::default()
-        }
-    }
+    #[test]
+    fn every_kind_of_difference_is_named_with_its_drop_in() {
+        let scratch = Scratch::new();
+        let mut before = nodes([
+            ("/etc/a", file("1")),
+            ("/etc/b", file("1")),
+            ("/etc/c", file("1")),
+            ("/etc/m", with(file("1"), |f| f.meta.mode = 0o600)),
+            ("/etc/x", link("y")),
+            ("/usr/lib/d", directory(0o755)),
+        ]);
+        before.units = units([("old.service", unit(false)), ("agent.service", unit(true))]).units;
+        before.users.insert("agent".into(), user());
+        before.users.insert("other".into(), user());
+        before.kargs_append = vec![karg("nosmt"), karg("twice"), karg("twice")];
+        before.kargs_delete = vec![karg("quiet")];
+        let derived = scratch.derive(&before).unwrap();
+        let tree = CommitTree::open(&scratch.repo, &derived.commit).unwrap();
+        assert_eq!(compare(&tree, &before).unwrap(), Differences::default());
 
-    fn record(manifest: &Manifest) -> Provenance {
-        use super::super::provenance::{Effect, PathKind, PathRecord};
-        let mut record = Provenance::new(&Digest::of(b"base"), manifest.input_digest(), manifest);
-        for (path, node) in &manifest.nodes {
-            let entry = PathRecord { drop_in: node.owner().into(), kind: PathKind::File, effect: Effect::Added };
-            record.paths.insert(path.clone(), entry);
-        }
-        record
+        let mut now = nodes([
+            ("/etc/a", file("1")),
+            ("/etc/b", file("2")),
+            ("/etc/m", file("1")),
+            ("/etc/n", file("1")),
+            ("/etc/x", link("z")),
+            ("/usr/lib/d", directory(0o755)),
+        ]);
+        now.units = units([("old.service", unit(true)), ("tty@a.service", unit(true))]).units;
+        now.users.insert("agent".into(), crate::model::manifest::User { uid: Some(77), ..user() });
+        now.kargs_append = vec![karg("twice"), karg("mitigations=auto")];
+        assert_eq!(
+            compare(&tree, &now).unwrap().lines(),
+            [
+                "change /etc/b (50-agent.yaml)",
+                "remove /etc/c (50-agent.yaml)",
+                "change /etc/m (50-agent.yaml)",
+                "add /etc/n (50-agent.yaml)",
+                "change /etc/x (50-agent.yaml)",
+                "remove unit agent.service (50-agent.yaml)",
+                "change unit old.service (50-agent.yaml)",
+                "add unit tty@a.service (50-agent.yaml)",
+                "change user agent (50-agent.yaml)",
+                "remove user other (50-agent.yaml)",
+                "add kernel argument mitigations=auto (50-agent.yaml)",
+                "remove kernel argument nosmt (50-agent.yaml)",
+                "remove kernel argument twice (50-agent.yaml)",
+                "remove deletion of kernel argument quiet (50-agent.yaml)",
+            ]
+        );
     }
 
     #[test]
-    fn each_difference_is_one_line_with_its_drop_in() {
-        let one = manifest("x", 0o644, &["nosmt"]);
-        for (then, now, expected) in [
-            (None, Manifest::default(), vec![]),
-            (None, one.clone(), vec!["add /etc/a (50-a.yaml)", "add kernel argument nosmt (60-b.yaml)"]),
-            (Some(one.clone()), one.clone(), vec![]),
-            (Some(one.clone()), manifest("y", 0o644, &["nosmt"]), vec!["change /etc/a (50-a.yaml)"]),
-            (Some(manifest("x", 0o600, &[])), manifest("y", 0o600, &[]), vec!["change /etc/a (50-a.yaml)"]),
-            (
-                Some(one.clone()),
-                Manifest::default(),
-                vec!["remove /etc/a (50-a.yaml)", "remove kernel argument nosmt (60-b.yaml)"],
-            ),
-            (
-                Some(manifest("x", 0o644, &["a", "b"])),
-                manifest("x", 0o644, &["b", "a"]),
-                vec!["order of kernel arguments"],
-            ),
-        ] {
-            let recorded = then.as_ref().map(record);
-            assert_eq!(lines(recorded.as_ref(), &now), expected);
-        }
+    fn a_change_of_order_is_a_change() {
+        let scratch = Scratch::new();
+        let kargs = |a, b| Manifest { kargs_append: vec![karg(a), karg(b)], ..Manifest::default() };
+        let derived = scratch.derive(&kargs("a", "b")).unwrap();
+        let tree = CommitTree::open(&scratch.repo, &derived.commit).unwrap();
+        let differences = compare(&tree, &kargs("b", "a")).unwrap();
+        assert!(differences.changed && differences.list.is_empty());
+        assert_eq!(differences.lines(), ["change order of kernel arguments, or a policy such as overwrite"]);
+    }
+
+    #[test]
+    fn on_a_tree_without_record_everything_is_added() {
+        let scratch = Scratch::new();
+        let tree = CommitTree::open(&scratch.repo, &scratch.base).unwrap();
+        assert_eq!(recorded_input(&tree).unwrap(), None);
+        let differences = compare(&tree, &nodes([("/etc/hostname", file("base\n"))])).unwrap();
+        assert_eq!(
+            serde_json::to_string(&differences).unwrap(),
+            r#"{"changed":true,"list":[{"subject":"path","name":"/etc/hostname","change":"added","drop-in":"50-agent.yaml"}]}"#
+        );
+        assert_eq!(compare(&tree, &Manifest::default()).unwrap(), Differences::default());
     }
 }

@@ -112,7 +112,8 @@ pub fn plan(previous: Option<Previous<'_>>, new_tree: &CommitTree, manifest: &Ma
     let merge = changes.cannot_merge(new_tree, &taken)?;
     let of = |standing: Standing| {
         plan.paths.iter().filter(move |p| {
-            p.standing == standing && (standing == Standing::TypeConflict || p.on_conflict == OnConflict::Error)
+            p.standing == standing
+                && (standing == Standing::TypeConflict || p.on_conflict == OnConflict::Error)
         })
     };
     let shadowed: Vec<&EtcPath> = of(Standing::Shadowed).collect();
@@ -238,7 +239,9 @@ fn standing(live: &Dir, new_tree: &CommitTree, changes: &Changes, wanted: &Decla
     let info = |name: &str| new.attribute_uint32(name);
     let meta = entry(live, path)?;
     let same_meta = meta.as_ref().is_some_and(|m| {
-        m.uid() == info("unix::uid") && m.gid() == info("unix::gid") && (m.mode() ^ info("unix::mode")) & 0o7777 == 0
+        m.uid() == info("unix::uid")
+            && m.gid() == info("unix::gid")
+            && (m.mode() ^ info("unix::mode")) & 0o7777 == 0
     });
     let same = match (kind_of(&new), local) {
         (Kind::Directory, Local::Directory) => same_meta,
@@ -359,7 +362,13 @@ impl Changes {
     }
 }
 
-fn same(previous: Previous<'_>, path: &str, kind: Local, before: &Metadata, after: &Metadata) -> Result<bool> {
+fn same(
+    previous: Previous<'_>,
+    path: &str,
+    kind: Local,
+    before: &Metadata,
+    after: &Metadata,
+) -> Result<bool> {
     let what = || format!("comparing /etc/{path}");
     let meta = |m: &Metadata| (m.mode() & 0o7777, m.uid(), m.gid());
     if meta(before) != meta(after) {

@@ -5,7 +5,7 @@
 //!  "drop-ins": [{"name": "50-agent.yaml", "digest": "sha256:…"}],
 //!  "paths": {"/etc/agent.conf": {"drop-in": "50-agent.yaml", "kind": "file", "effect": "added"}},
 //!  "units": {"agent.service": {"drop-in": "50-agent.yaml", "enabled": true, "links": ["/etc/systemd/…"]}},
-//!  "users": {"agent": {"drop-in": "50-agent.yaml"}},
+//!  "users": {"agent": {"drop-in": "50-agent.yaml", "digest": "sha256:…"}},
 //!  "kernel-arguments": {"append": [{"arg": "nosmt", "drop-in": "50-agent.yaml"}], "delete": []}}
 //! ```
 //!
@@ -120,6 +120,8 @@ pub struct UnitRecord {
 pub struct UserRecord {
     /// The drop-in.
     pub drop_in: String,
+    /// Digest of the declaration.
+    pub digest: Digest,
 }
 
 /// Kernel arguments with their owners.
@@ -145,8 +147,6 @@ pub struct KargRecord {
 impl Provenance {
     /// The record of a manifest, before paths and units are filled in.
     pub(super) fn new(base_digest: &Digest, input_digest: Digest, manifest: &Manifest) -> Provenance {
-        let users =
-            manifest.users.iter().map(|(name, u)| (name.clone(), UserRecord { drop_in: u.owner.clone() }));
         Provenance {
             version: VERSION,
             base_digest: base_digest.clone(),
@@ -154,7 +154,7 @@ impl Provenance {
             drop_ins: contributions(manifest),
             paths: BTreeMap::new(),
             units: BTreeMap::new(),
-            users: users.collect(),
+            users: users(manifest),
             kernel_arguments: kargs(manifest),
         }
     }
@@ -182,6 +182,15 @@ impl Provenance {
         bytes.push(b'\n');
         bytes
     }
+}
+
+/// The users of a manifest, with their owners.
+pub(super) fn users(manifest: &Manifest) -> BTreeMap<String, UserRecord> {
+    let record = |user: &crate::model::manifest::User| UserRecord {
+        drop_in: user.owner.clone(),
+        digest: Digest::of(&serde_json::to_vec(user).expect("a record of strings always serialises")),
+    };
+    manifest.users.iter().map(|(name, user)| (name.clone(), record(user))).collect()
 }
 
 /// The kernel arguments of a manifest, with their owners.

@@ -114,6 +114,8 @@ pub fn commit_tree<'a>(
     let transaction = repo.auto_transaction(NONE).unwrap();
     let tree = ostree::MutableTree::new();
     let plain = dirmeta(repo, 0o755);
+    // Bases of 30,000 files have two contents.
+    let mut written: BTreeMap<(u32, String), glib::GString> = BTreeMap::new();
     tree.set_metadata_checksum(&plain);
     for (path, entry) in entries {
         let path = path.as_ref();
@@ -133,12 +135,16 @@ pub fn commit_tree<'a>(
                 sub.set_metadata_checksum(&dirmeta(repo, mode));
                 continue;
             }
-            Base::File(mode, text) => {
-                repo.write_regfile_inline(None, 0, 0, 0o100_000 | mode, None, text.as_bytes(), NONE)
-            }
-            Base::Link(target) => repo.write_symlink(None, 0, 0, None, target, NONE),
+            Base::File(mode, text) => written
+                .entry((mode, text.to_owned()))
+                .or_insert_with(|| {
+                    repo.write_regfile_inline(None, 0, 0, 0o100_000 | mode, None, text.as_bytes(), NONE)
+                        .unwrap()
+                })
+                .clone(),
+            Base::Link(target) => repo.write_symlink(None, 0, 0, None, target, NONE).unwrap(),
         };
-        dir.replace_file(name, &object.unwrap()).unwrap();
+        dir.replace_file(name, &object).unwrap();
     }
     let root = repo.write_mtree(&tree, NONE).unwrap().downcast::<ostree::RepoFile>().unwrap();
     let metadata = BTreeMap::from([

@@ -346,3 +346,146 @@ fn the_object_of_a_private_file_is_private() {
     let other = nodes([("/etc/secret", with(file("guess"), |f| f.meta.mode = 0o600))]);
     assert_eq!(provenance::contributions(&other), derived.provenance.drop_ins);
 }
+
+/// The environment variable that turns the test below into its own traced child: the sizes, comma-separated.
+const TRACED: &str = "OSCTL_TEST_DERIVE_REPO";
+
+/// Counts the system calls of one derivation on bases of 300 and of 30,000 files.
+#[test]
+fn the_cost_follows_the_drop_ins_and_not_the_tree() {
+    let manifest = rich();
+    if let Ok(repo) = std::env::var(TRACED) {
+        let repo = ostree::Repo::new_for_path(repo);
+        repo.open(NONE).unwrap();
+        let base = repo.require_rev("base").unwrap();
+        // What strace counts starts here and ends with the process.
+        let derived = super::commit(&repo, &base, &digest(), &manifest, hooks(), NONE).unwrap();
+        assert_ne!(derived.commit, base.as_str());
+        return;
+    }
+    let calls = |files: usize| {
+        let many = (0..files).map(|i| {
+            (
+                format!("usr/share/d{:03}/f{i:05}", i / 100),
+                Base::File(0o644, if i % 2 == 0 { "a" } else { "b" }),
+            )
+        });
+        let all = usual().into_iter().map(|(p, e)| (p.to_owned(), e)).chain(many);
+        let scratch = Scratch::with(ostree::RepoMode::Bare, all);
+        // libostree syncs every directory of objects at the end of a transaction, and any repository that was
+        // used has all 256: a fresh one of 300 files must not look cheaper for lacking them.
+        for i in 0..256 {
+            std::fs::create_dir_all(scratch.dir.path().join(format!("repo/objects/{i:02x}"))).unwrap();
+        }
+        let out = scratch.dir.path().join("strace");
+        run(
+            "env",
+            &[
+                &format!("{TRACED}={}", scratch.dir.path().join("repo").display()),
+                "strace",
+                "-f",
+                "-c",
+                "-o",
+                out.to_str().unwrap(),
+                std::env::current_exe().unwrap().to_str().unwrap(),
+                "--exact",
+                "derive::apply::tests::the_cost_follows_the_drop_ins_and_not_the_tree",
+                "--test-threads=1",
+            ],
+        );
+        let table = std::fs::read_to_string(out).unwrap();
+        let total = table.lines().find(|l| l.ends_with(" total")).expect("strace prints a total");
+        // "100.00    0.012345          12      1024        56 total"; the errors column may be empty.
+        total.split_whitespace().nth(3).unwrap().parse::<u32>().unwrap()
+    };
+    let (small, large) = (calls(300), calls(30_000));
+    assert!(small > 300, "strace counted only {small} calls: the child did nothing");
+    let ratio = f64::from(large) / f64::from(small);
+    assert!(ratio < 1.2, "{small} calls on 300 files, {large} on 30,000: ratio {ratio:.2}");
+}
+
+/// A policy as small as libselinux and libostree take it: contexts are looked up in the text file, the binary is
+/// only hashed.
+fn policy() -> Vec<(&'static str, Base<'static>)> {
+    const CONTEXTS: &str = "\
+/.*\tsystem_u:object_r:default_t:s0
+/usr/.*\tsystem_u:object_r:usr_t:s0
+/usr/bin/.*\t--\tsystem_u:object_r:bin_t:s0
+/etc/.*\tsystem_u:object_r:etc_t:s0
+/etc/private(/.*)?\tsystem_u:object_r:private_t:s0
+";
+    vec![
+        ("usr/etc/selinux/config", Base::File(0o644, "SELINUX=enforcing\nSELINUXTYPE=tiny\n")),
+        ("usr/etc/selinux/tiny/policy/policy.33", Base::File(0o644, "only hashed")),
+        ("usr/etc/selinux/tiny/contexts/files/file_contexts", Base::File(0o644, CONTEXTS)),
+    ]
+}
+
+#[test]
+fn new_entries_are_labelled_by_the_policy_of_the_tree() {
+    let scratch = Scratch::with(ostree::RepoMode::Bare, usual().into_iter().chain(policy()));
+    let manifest = nodes([
+        ("/etc/new/file", file("x")),
+        ("/etc/alias/file", file("x")),
+        ("/etc/link", link("x")),
+        ("/usr/bin/new", with(file("x"), |f| f.meta.mode = 0o755)),
+        ("/usr/lib/new", directory(0o755)),
+    ]);
+    let derived = scratch.derive(&manifest).unwrap();
+    let repo = format!("--repo={}", scratch.dir.path().join("repo").display());
+    let label = |path: &str| {
+        let text = run("ostree", &["ls", "-d", "-X", &repo, &derived.commit, path]);
+        text.split("object_r:").nth(1).map(|rest| rest.split(':').next().unwrap().to_owned())
+    };
+    for (path, expected) in [
+        ("/usr/etc/new", Some("etc_t")),
+        ("/usr/etc/new/file", Some("etc_t")),
+        ("/usr/etc/private/file", Some("private_t")),
+        ("/usr/etc/link", Some("etc_t")),
+        ("/usr/bin/new", Some("bin_t")),
+        ("/usr/lib/new", Some("usr_t")),
+        ("/usr/lib/osctl/derived.json", Some("usr_t")),
+        // The base's entries, which this base does not label, stay as they are.
+        ("/usr/etc/private", None),
+        ("/usr/bin/tool", None),
+    ] {
+        assert_eq!(label(path).as_deref(), expected, "{path}");
+    }
+    scratch.fsck();
+
+    let manifest = nodes([("/etc/selinux/config", with(file("SELINUX=disabled\n"), |f| f.overwrite = true))]);
+    let error = scratch.derive(&manifest).unwrap_err();
+    assert_eq!(
+        (error.kind, error.to_string().as_str()),
+        (
+            ErrorKind::Unsupported,
+            "50-agent.yaml: /etc/selinux/config would change the SELinux policy of the base"
+        )
+    );
+}
+
+/// The clock, the time zone, the umask and the locale are not inputs.
+#[test]
+fn the_environment_is_not_an_input() {
+    const HERE: &str = "OSCTL_TEST_DERIVE_PRINT";
+    if std::env::var_os(HERE).is_some() {
+        let commit = Scratch::new().derive(&rich()).unwrap().commit;
+        std::fs::write(std::env::var(HERE).unwrap(), commit).unwrap();
+        return;
+    }
+    let expected = Scratch::new().derive(&rich()).unwrap().commit;
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("commit");
+    let me = std::env::current_exe().unwrap();
+    let test = "derive::apply::tests::the_environment_is_not_an_input";
+    for (umask, zone, locale) in [("077", "Asia/Tokyo", "tr_TR.UTF-8"), ("000", "America/New_York", "C")] {
+        let script = format!(
+            "umask {umask}; exec env {HERE}={} TZ={zone} LC_ALL={locale} {} --exact {test}",
+            out.display(),
+            me.display()
+        );
+        run("sh", &["-c", &script]);
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), expected, "umask {umask}, {zone}, {locale}");
+        std::fs::remove_file(&out).unwrap();
+    }
+}

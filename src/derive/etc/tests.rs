@@ -54,7 +54,8 @@ impl Host {
     }
 
     fn open(&self, name: &str) -> cap_std_ext::cap_std::fs::Dir {
-        cap_std_ext::cap_std::fs::Dir::open_ambient_dir(self.0.path().join(name), ambient_authority()).unwrap()
+        cap_std_ext::cap_std::fs::Dir::open_ambient_dir(self.0.path().join(name), ambient_authority())
+            .unwrap()
     }
 
     fn plan(&self, tree: &CommitTree, manifest: &Manifest) -> Result<EtcPlan> {
@@ -79,20 +80,50 @@ type Case = (&'static str, &'static [Do], &'static [Do], &'static [Do], &'static
 const MERGES: &[Case] = &[
     ("nothing local", &[Write("a", "1")], &[], &[Dir("a")], &[]),
     ("modified file", &[Write("a", "1")], &[Write("a", "2")], &[Write("a", "3")], &[]),
-    ("modified file, new directory", &[Write("a", "1")], &[Write("a", "2")], &[Write("a/b", "3")], &["/etc/a"]),
+    (
+        "modified file, new directory",
+        &[Write("a", "1")],
+        &[Write("a", "2")],
+        &[Write("a/b", "3")],
+        &["/etc/a"],
+    ),
     ("added file, new directory", &[], &[Write("a", "2")], &[Write("a/b", "3")], &["/etc/a"]),
     ("added link, new directory", &[], &[Link("a", "b")], &[Dir("a")], &["/etc/a"]),
-    ("modified below a new file", &[Write("d/x", "1")], &[Write("d/x", "2")], &[Write("d", "3")], &["/etc/d/x"]),
+    (
+        "modified below a new file",
+        &[Write("d/x", "1")],
+        &[Write("d/x", "2")],
+        &[Write("d", "3")],
+        &["/etc/d/x"],
+    ),
     ("removed below a new file", &[Write("d/x", "1")], &[Remove("d/x")], &[Write("d", "3")], &["/etc/d/x"]),
-    ("added below a new file", &[Dir("d")], &[Write("d/e/x", "2")], &[Write("d", "3")], &["/etc/d/e", "/etc/d/e/x"]),
+    (
+        "added below a new file",
+        &[Dir("d")],
+        &[Write("d/e/x", "2")],
+        &[Write("d", "3")],
+        &["/etc/d/e", "/etc/d/e/x"],
+    ),
     ("removed directory, new file", &[Write("d/x", "1")], &[Remove("d")], &[Write("d", "3")], &[]),
     ("added directory, new file", &[], &[Write("d/x", "2")], &[Write("d", "3")], &[]),
     ("parent is gone", &[Write("d/x", "1")], &[Write("d/x", "2")], &[], &[]),
     ("file became directory", &[Write("a", "1")], &[Remove("a"), Write("a/b", "2")], &[Write("a", "3")], &[]),
-    ("both became directories", &[Write("a", "1")], &[Remove("a"), Write("a/b", "2")], &[Write("a/c", "3")], &[]),
+    (
+        "both became directories",
+        &[Write("a", "1")],
+        &[Remove("a"), Write("a/b", "2")],
+        &[Write("a/c", "3")],
+        &[],
+    ),
     ("pipe", &[], &[Fifo("p")], &[], &[]),
     ("pipe, new directory", &[], &[Fifo("p")], &[Dir("p")], &["/etc/p"]),
-    ("directory changed too", &[Write("d/x", "1")], &[Mode("d", 0o700), Write("d/x", "2")], &[Write("d", "3")], &[]),
+    (
+        "directory changed too",
+        &[Write("d/x", "1")],
+        &[Mode("d", 0o700), Write("d/x", "2")],
+        &[Write("d", "3")],
+        &[],
+    ),
 ];
 
 #[test]
@@ -150,7 +181,8 @@ fn libostree_fails_exactly_where_the_simulation_does() {
 fn every_declared_path_has_a_standing() {
     use Standing::*;
     let over = |text| with(file(text), |f| f.overwrite = true);
-    let cases: &[(&str, &[Do], &[Do], Node, Standing)] = &[
+    type Row = (&'static str, &'static [Do], &'static [Do], Node, Standing);
+    let cases: &[Row] = &[
         ("new", &[], &[], file("mine"), Taken),
         ("untouched default", &[Write("f", "1")], &[], over("mine"), Taken),
         ("edited", &[Write("f", "1")], &[Write("f", "2")], over("mine"), Shadowed),
@@ -172,7 +204,8 @@ fn every_declared_path_has_a_standing() {
         let derived = scratch.derive(&manifest).unwrap();
         let tree = CommitTree::open(&scratch.repo, &derived.commit).unwrap();
         let host = Host::new(old, local);
-        let changes = Changes::read(Previous { live: &host.open("live"), defaults: &host.open("defaults") }).unwrap();
+        let changes =
+            Changes::read(Previous { live: &host.open("live"), defaults: &host.open("defaults") }).unwrap();
         let wanted = declared(&tree, &manifest).unwrap().remove("/etc/f").unwrap();
         assert_eq!(standing(&host.open("live"), &tree, &changes, &wanted).unwrap(), *expected, "{name}");
     }
@@ -187,7 +220,14 @@ fn a_conflict_names_all_paths_and_what_to_do() {
     let tree = CommitTree::open(&scratch.repo, &derived.commit).unwrap();
     let host = Host::new(
         &[Dir("x")],
-        &[Write("a", "2"), Write("b/c", "2"), Dir("d"), Write("x/y", "fine"), Write("e", "1"), Mode("e", 0o644)],
+        &[
+            Write("a", "2"),
+            Write("b/c", "2"),
+            Dir("d"),
+            Write("x/y", "fine"),
+            Write("e", "1"),
+            Mode("e", 0o644),
+        ],
     );
     let error = host.plan(&tree, &manifest).unwrap_err();
     assert_eq!(error.kind, ErrorKind::EtcConflict);
@@ -251,11 +291,26 @@ fn a_unit_that_the_admin_enabled_by_hand_is_not_silently_disabled_or_doubled() {
 #[test]
 fn taking_can_be_repeated_and_undone_at_every_point() {
     let defaults = [Write("f", "default"), Write("gone", "default"), Link("l", "default")];
-    let local =
-        [Write("f", "local"), Remove("gone"), Remove("l"), Link("l", "local"), Write("only", "local"), Mode("f", 0o640)];
+    let local = [
+        Write("f", "local"),
+        Remove("gone"),
+        Remove("l"),
+        Link("l", "local"),
+        Write("only", "local"),
+        Mode("f", 0o640),
+    ];
     let read = |host: &Host, path: &str| std::fs::read_to_string(host.0.path().join("live").join(path)).ok();
     let list = |host: &Host| {
-        run("sh", &["-c", &format!("cd {} && find . ! -name . -printf '%p %M %l\\n' | sort", host.0.path().join("live").display())])
+        run(
+            "sh",
+            &[
+                "-c",
+                &format!(
+                    "cd {} && find . ! -name . -printf '%p %M %l\\n' | sort",
+                    host.0.path().join("live").display()
+                ),
+            ],
+        )
     };
     let paths = ["/etc/f", "/etc/gone", "/etc/l", "/etc/only"];
     for crash_after in 0..=4 {
@@ -280,7 +335,10 @@ fn taking_can_be_repeated_and_undone_at_every_point() {
         assert_eq!(read(&host, "f").as_deref(), Some("default"));
         assert_eq!(read(&host, "f.osctl-saved-1").as_deref(), Some("local"));
         assert_eq!(read(&host, "gone").as_deref(), Some("default"));
-        assert_eq!((read(&host, "only"), read(&host, "only.osctl-saved-1").as_deref()), (None, Some("local")));
+        assert_eq!(
+            (read(&host, "only"), read(&host, "only.osctl-saved-1").as_deref()),
+            (None, Some("local"))
+        );
         assert_eq!(std::fs::read_link(host.0.path().join("live/l")).unwrap(), Path::new("default"));
         // What was saved are local additions; the taken paths are local changes no more.
         let changes = Changes::read(Previous { live: &live, defaults: &old }).unwrap();

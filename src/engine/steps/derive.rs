@@ -1,6 +1,6 @@
 //! derive: the drop-ins applied to the base, and the kernel arguments.
 
-use crate::derive::{apply, diff, provenance::Provenance, read};
+use crate::derive::{apply, diff, read};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
 use crate::engine::steps::bind::Wanted;
@@ -82,8 +82,7 @@ pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir) -> Vec<St
 }
 
 fn changes(repo: &ostree::Repo, commit: &str, manifest: &crate::model::manifest::Manifest) -> Result<Vec<String>> {
-    let recorded = Provenance::read(&CommitTree::open(repo, commit)?)?;
-    Ok(diff::lines(recorded.as_ref(), manifest))
+    Ok(diff::compare(&CommitTree::open(repo, commit)?, manifest)?.lines())
 }
 
 /// A pair of base and input that somebody rolled back from is not taken again by itself.
