@@ -1,1 +1,270 @@
-//! The bus client that the command line is built on.
+//! The client of `org.osctl1`: over a bus, or over a socket pair to an engine of our own.
+
+mod job;
+pub mod proxy;
+
+use crate::daemon::Roots;
+use crate::dbus::{Authority, NAME, Service, convert, error, path};
+use crate::engine::Handle;
+use crate::engine::failpoint::Failpoints;
+use crate::model::job::Job;
+use crate::model::request::Request;
+use crate::model::status::Status;
+use crate::model::{Context, Error, ErrorKind};
+use futures_util::StreamExt;
+use std::time::Duration;
+use zbus::zvariant::Value;
+
+/// A job is read again at least this often, whatever signals say or miss.
+const REREAD: Duration = Duration::from_secs(2);
+/// How long a restarting daemon may be away while we follow a job.
+const RESTART: Duration = Duration::from_secs(30);
+
+/// Why a call came to nothing.
+#[derive(Debug)]
+pub enum Failure {
+    /// There is nobody to talk to.
+    NoDaemon(Error),
+    /// The daemon, or we, said no.
+    Refused(Error),
+}
+
+/// Result of talking to the daemon.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Refused(error)
+    }
+}
+
+/// Where the daemon is.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// On the system bus.
+    System,
+    /// On the session bus.
+    Session,
+    /// On the bus at this address.
+    Bus(String),
+    /// Nowhere: run the engine in this process.
+    Direct(Roots),
+}
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Client {
+    connection: zbus::Connection,
+    /// The other end of the socket pair, which serves.
+    direct: Option<(zbus::Connection, Handle)>,
+    label: String,
+}
+
+impl Client {
+    /// Connects. `label` is what we call ourselves in job lists.
+    pub async fn connect(target: &Target, label: &str) -> Result<Client> {
+        let builder = match target {
+            Target::System => zbus::connection::Builder::system(),
+            Target::Session => zbus::connection::Builder::session(),
+            Target::Bus(address) => zbus::connection::Builder::address(address.as_str()),
+            Target::Direct(roots) => return Client::direct(roots.engine(Failpoints::default()), label).await,
+        };
+        let connection = match builder {
+            Ok(builder) => builder.build().await,
+            Err(error) => Err(error),
+        };
+        let connection = connection.map_err(|e| {
+            let what = match target {
+                Target::Bus(address) => format!("cannot reach the bus at {address}"),
+                Target::Session => "cannot reach the session bus".into(),
+                Target::System | Target::Direct(_) => "cannot reach the system bus".into(),
+            };
+            Failure::NoDaemon(
+                Error::new(ErrorKind::Internal, what)
+                    .source(e)
+                    .hint("without a bus, run this one command in-process: sudo osctl --direct ..."),
+            )
+        })?;
+        Ok(Client { connection, direct: None, label: label.to_owned() })
+    }
+
+    /// Serves an engine of our own to ourselves.
+    pub async fn direct(handle: Handle, label: &str) -> Result<Client> {
+        let (ours, theirs) = tokio::net::UnixStream::pair().doing("making a socket pair")?;
+        let guid = zbus::Guid::generate();
+        let server = zbus::connection::Builder::unix_stream(theirs).server(guid).doing("making a server")?;
+        let client = zbus::connection::Builder::unix_stream(ours).p2p();
+        let (server, connection) =
+            tokio::try_join!(server.p2p().build(), client.build()).doing("connecting to ourselves")?;
+        let service = Service::serve(&server, Authority::Peer).await?;
+        service.attach(handle.clone());
+        Ok(Client { connection, direct: Some((server, handle)), label: label.to_owned() })
+    }
+
+    /// Whether jobs end with this process.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Ends an engine of our own; a daemon is left alone.
+    pub async fn close(self) {
+        if let Some((_server, handle)) = self.direct
+            && let Err(error) = handle.drain().await
+        {
+            tracing::debug!(error = %error.chain(), "draining");
+        }
+    }
+
+    /// Submits a request and returns the id of its job. A `Pin` returns when it is done, without one.
+    pub async fn submit(&self, request: &Request) -> Result<Option<String>> {
+        let manager = proxy::ManagerProxy::new(&self.connection).await.map_err(failure)?;
+        let mut options = request.options().map(convert::encode).unwrap_or_default();
+        options.insert("client-id".into(), Value::from(self.label.clone()));
+        let path = match request {
+            Request::Check(_) => manager.check(&options).await,
+            Request::Upgrade(_) => manager.upgrade(&options).await,
+            Request::Rebase { image, .. } => manager.rebase(&image.to_string(), &options).await,
+            Request::Reconcile(_) => manager.reconcile(&options).await,
+            Request::Rollback { reject } => {
+                options.insert("reject".into(), Value::from(*reject));
+                manager.rollback(&options).await
+            }
+            Request::Pin { deployment, pinned } => {
+                let proxy = proxy::DeploymentProxy::new(&self.connection, path::deployment(deployment)).await;
+                proxy.map_err(failure)?.set_pinned(*pinned).await.map_err(failure)?;
+                return Ok(None);
+            }
+        };
+        let path = path.map_err(failure)?;
+        path::job_id(path.as_str()).map(Some).ok_or_else(|| {
+            Error::new(ErrorKind::Internal, format!("{} is not the path of a job", path.as_str())).into()
+        })
+    }
+
+    /// Asks a job to stop.
+    pub async fn cancel(&self, id: &str) -> Result<()> {
+        let proxy = proxy::JobProxy::new(&self.connection, path::job(id)).await.map_err(failure)?;
+        proxy.cancel(&convert::Out::new()).await.map_err(failure).map_err(|f| no_such_job(f, id))
+    }
+
+    /// The whole state, as the JSON that the daemon wrote.
+    pub async fn describe(&self) -> Result<String> {
+        // An engine that has just been started must have looked once.
+        if let Some((_, handle)) = &self.direct {
+            let mut watch = handle.watch();
+            let loaded = watch.wait_for(|s| s.state != "initializing").await;
+            loaded.kind(ErrorKind::Internal, "the engine ended while it was starting")?;
+        }
+        let manager = proxy::ManagerProxy::new(&self.connection).await.map_err(failure)?;
+        manager.describe().await.map_err(failure)
+    }
+
+    /// The whole state.
+    pub async fn status(&self) -> Result<Status> {
+        let text = self.describe().await?;
+        Ok(serde_json::from_str(&text).kind(ErrorKind::Internal, "reading what the daemon describes")?)
+    }
+
+    /// A job as it is now.
+    pub async fn job(&self, id: &str) -> Result<Job> {
+        let proxy = zbus::fdo::PropertiesProxy::builder(&self.connection)
+            .destination(NAME)
+            .and_then(|b| b.path(path::job(id)))
+            .map_err(failure)?
+            .build()
+            .await
+            .map_err(failure)?;
+        let interface = zbus::names::InterfaceName::from_static_str_unchecked("org.osctl1.Job");
+        let properties = proxy.get_all(interface).await;
+        let properties = properties.map_err(|e| no_such_job(failure(e.into()), id))?;
+        Ok(job::parse(&properties)?)
+    }
+
+    /// Follows a job to its end: `seen` gets every state that we see, the last one included.
+    ///
+    /// Signals only wake us, the state is always read: a job that ended before we looked, a missed signal
+    /// and a daemon that restarted in between are all the same case.
+    pub async fn follow(&self, id: &str, mut seen: impl FnMut(&Job)) -> Result<Job> {
+        let rule = zbus::MatchRule::builder()
+            .msg_type(zbus::message::Type::Signal)
+            .path(path::job(id))
+            .map_err(failure)?
+            .build();
+        let mut signals =
+            zbus::MessageStream::for_match_rule(rule, &self.connection, None).await.map_err(failure)?;
+        let mut away: Option<tokio::time::Instant> = None;
+        loop {
+            match self.job(id).await {
+                Ok(job) => {
+                    away = None;
+                    seen(&job);
+                    if job.state.is_final() {
+                        return Ok(job);
+                    }
+                }
+                // A restarting daemon has no name first, and then not all its history.
+                Err(Failure::NoDaemon(_) | Failure::Refused(_))
+                    if away.get_or_insert_with(tokio::time::Instant::now).elapsed() < RESTART
+                        && self.direct.is_none() => {}
+                Err(failure) => return Err(failure),
+            }
+            let pause = if away.is_some() { REREAD / 8 } else { REREAD };
+            // Time out: read again anyway.
+            if let Ok(None) = tokio::time::timeout(pause, signals.next()).await {
+                let error = Error::new(ErrorKind::Interrupted, "the connection to the bus is lost")
+                    .hint(format!("when it is back: osctl wait {id}"));
+                return Err(Failure::NoDaemon(error));
+            }
+        }
+    }
+}
+
+fn no_such_job(failure: Failure, id: &str) -> Failure {
+    match failure {
+        Failure::Refused(e) if e.kind == ErrorKind::InvalidArgument => {
+            let error = Error::new(ErrorKind::InvalidArgument, format!("there is no job {id}"));
+            error.hint("osctl jobs lists them").source(e).into()
+        }
+        other => other,
+    }
+}
+
+/// What an error of the bus means to us.
+fn failure(error: zbus::Error) -> Failure {
+    let no_daemon = |cause: zbus::Error| {
+        Failure::NoDaemon(
+            Error::new(ErrorKind::Internal, "osctld is not running and could not be started")
+                .source(cause)
+                .hint("systemctl start osctld.service, or run this one command in-process: sudo osctl --direct ..."),
+        )
+    };
+    match error {
+        zbus::Error::MethodError(ref name, ref text, _) => {
+            if absent(name.as_str()) {
+                return no_daemon(error);
+            }
+            error::parse(name.as_str(), text.as_deref().unwrap_or("the daemon gave no reason")).into()
+        }
+        zbus::Error::FDO(ref fdo) => {
+            use zbus::DBusError as _;
+            let name = fdo.name().to_string();
+            if absent(&name) {
+                return no_daemon(error);
+            }
+            error::parse(&name, fdo.description().unwrap_or("the daemon gave no reason")).into()
+        }
+        zbus::Error::InputOutput(_) => Failure::NoDaemon(
+            Error::new(ErrorKind::Interrupted, "the connection to the bus is lost").source(error),
+        ),
+        other => Error::new(ErrorKind::Internal, "talking to the daemon").source(other).into(),
+    }
+}
+
+/// Whether the bus says that there is no service and that it cannot start one.
+fn absent(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("org.freedesktop.DBus.Error.") else {
+        return name.starts_with("org.freedesktop.systemd1.");
+    };
+    matches!(rest, "ServiceUnknown" | "NameHasNoOwner" | "NoReply" | "Disconnected" | "TimedOut")
+        || rest.starts_with("Spawn.")
+}

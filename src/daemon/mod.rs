@@ -1,1 +1,193 @@
-//! Start, recover, serve, drain, idle exit.
+//! The daemon's life: own the name, start the engine, serve, drain, leave.
+
+mod idle;
+mod log;
+pub mod worker;
+
+pub use log::init as log;
+
+use crate::dbus::{Authority, NAME, Service};
+use crate::engine::failpoint::Failpoints;
+use crate::engine::{Engine, Handle, Setup};
+use crate::model::{Context, Error, ErrorKind, Result};
+use futures_util::StreamExt;
+use idle::Idle;
+use libsystemd::daemon::NotifyState;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use zbus::fdo::{RequestNameFlags, RequestNameReply};
+
+/// How long the running job may take to end after SIGTERM. `TimeoutStopSec=` of the unit is longer.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long a call that was sent before the name was released may need to reach us.
+const STRAGGLERS: Duration = Duration::from_millis(100);
+
+/// Where the host is. The same for the daemon and for `osctl --direct`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Roots {
+    /// The physical root of the host to manage.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub sysroot: PathBuf,
+    /// The root whose etc/osctl is read.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub config_root: PathBuf,
+    /// Where state is kept [default: <SYSROOT>/ostree/osctl].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Roots {
+    /// Starts an engine on this host.
+    pub fn engine(&self, failpoints: Failpoints) -> Handle {
+        Engine::start(Setup {
+            sysroot: self.sysroot.clone(),
+            config_root: self.config_root.clone(),
+            state_dir: self.state_dir.clone(),
+            failpoints,
+            environment: std::env::vars().collect(),
+        })
+    }
+}
+
+/// osctld: owns the OS deployments of this host.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "osctld", version)]
+pub struct Args {
+    /// Where the host is.
+    #[command(flatten)]
+    pub roots: Roots,
+    /// Serve on this bus, for our own uid only [default: the system bus].
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "session")]
+    pub bus: Option<String>,
+    /// Serve on the session bus, for our own uid only.
+    #[arg(long)]
+    pub session: bool,
+    /// Exit after this long without a job, a call and a client that watches.
+    #[arg(long, value_name = "SECONDS")]
+    pub idle_exit: Option<u64>,
+    /// Print the names of all failpoints and exit.
+    #[arg(long)]
+    pub list_failpoints: bool,
+}
+
+/// Why the daemon stops serving.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Told,
+    Idle,
+    BusLost,
+}
+
+/// Serves until told to stop, idle, or cut off from the bus, which is an error.
+pub async fn run(args: Args, failpoints: Failpoints) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).doing("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).doing("listening for SIGINT")?;
+
+    let (connection, authority) = connect(&args).await?;
+    // From here on every message of the bus is seen: the stream also tells when the bus goes away.
+    let mut messages = zbus::MessageStream::from(&connection);
+    let service = Service::serve(&connection, authority).await?;
+    own_name(&connection).await?;
+    // Only the owner of the name touches the disk.
+    let handle = args.roots.engine(failpoints);
+    service.attach(handle.clone());
+    notify(&[NotifyState::Ready, NotifyState::Status("Serving org.osctl1".into())]);
+    tracing::info!(name = NAME, sysroot = %args.roots.sysroot.display(), "serving");
+
+    let bus = zbus::fdo::DBusProxy::new(&connection).await.doing("talking to the bus")?;
+    let mut owners = bus.receive_name_owner_changed().await.doing("watching clients")?;
+    let mut idle = Idle::new(args.idle_exit.map(Duration::from_secs));
+    let end = loop {
+        tokio::select! {
+            _ = terminate.recv() => break End::Told,
+            _ = interrupt.recv() => break End::Told,
+            message = messages.next() => match message {
+                Some(Ok(message)) => idle.message(&message),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "reading from the bus");
+                    break End::BusLost;
+                }
+                None => break End::BusLost,
+            },
+            Some(change) = owners.next() => if let Ok(change) = change.args()
+                && change.new_owner().is_none() {
+                idle.gone(change.name().as_str());
+            },
+            () = idle.elapsed() => if !service.busy() { break End::Idle } else { idle.touch() },
+        }
+    };
+    leave(&end, &connection, &service, &handle).await
+}
+
+async fn connect(args: &Args) -> Result<(zbus::Connection, Authority)> {
+    let (builder, authority, what) = match (&args.bus, args.session) {
+        (Some(address), _) => {
+            let builder = zbus::connection::Builder::address(address.as_str());
+            (builder, Authority::OwnUid, format!("connecting to the bus at {address}"))
+        }
+        (None, true) => {
+            (zbus::connection::Builder::session(), Authority::OwnUid, "connecting to the session bus".into())
+        }
+        (None, false) => {
+            (zbus::connection::Builder::system(), Authority::Polkit, "connecting to the system bus".into())
+        }
+    };
+    let connection = match builder {
+        Ok(builder) => builder.build().await,
+        Err(error) => Err(error),
+    };
+    Ok((connection.doing(what)?, authority))
+}
+
+async fn own_name(connection: &zbus::Connection) -> Result<()> {
+    let taken = || {
+        Error::new(ErrorKind::Conflict, format!("another osctld owns {NAME} on this bus"))
+            .hint("systemctl status osctld.service shows it; two daemons must never run on one host")
+    };
+    match connection.request_name_with_flags(NAME, RequestNameFlags::DoNotQueue.into()).await {
+        Ok(RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner) => Ok(()),
+        Ok(RequestNameReply::InQueue | RequestNameReply::Exists) | Err(zbus::Error::NameTaken) => {
+            Err(taken())
+        }
+        Err(error) => Err(error).kind(ErrorKind::NotAuthorized, format!("owning {NAME} on the bus")),
+    }
+}
+
+async fn leave(end: &End, connection: &zbus::Connection, service: &Service, handle: &Handle) -> Result<()> {
+    tracing::info!(reason = ?end, "leaving");
+    notify(&[NotifyState::Stopping]);
+    if *end != End::BusLost {
+        // The name goes first: the next call activates our successor instead of meeting a closed door.
+        if let Err(error) = connection.release_name(NAME).await {
+            tracing::debug!(%error, "releasing the name, ignored because we leave");
+        }
+        tokio::time::sleep(STRAGGLERS).await;
+    }
+    // After idleness a job can only come from a call that overtook the release: it may run to its end.
+    while *end == End::Idle && service.busy() {
+        tokio::time::sleep(STRAGGLERS).await;
+    }
+    for job in handle.status().jobs.iter().filter(|j| j.cancelable()) {
+        if let Err(error) = handle.cancel(&job.id).await {
+            tracing::info!(job = %job.id, error = %error.chain(), "not cancelled");
+        }
+    }
+    match tokio::time::timeout(DRAIN, handle.drain()).await {
+        Ok(drained) => drained?,
+        // Safe: what a killed job leaves behind is recovered at the next start.
+        Err(_) => tracing::warn!(seconds = DRAIN.as_secs(), "leaving in the middle of a job"),
+    }
+    match end {
+        End::Told | End::Idle => Ok(()),
+        End::BusLost => Err(Error::new(ErrorKind::Interrupted, "the connection to the bus is lost")
+            .hint("systemd restarts osctld.service when the bus is back")),
+    }
+}
+
+fn notify(state: &[NotifyState]) {
+    // Without NOTIFY_SOCKET this does nothing.
+    if let Err(error) = libsystemd::daemon::notify(false, state) {
+        tracing::debug!(%error, "notifying systemd");
+    }
+}

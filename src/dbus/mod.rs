@@ -1,1 +1,55 @@
-//! Thin D-Bus adapters over the engine. No decisions.
+//! The bus: thin adapters between D-Bus and [`crate::engine::Handle`]. Nothing is decided here.
+//!
+//! ```text
+//! /org/osctl1                    Manager, ObjectManager
+//! /org/osctl1/job/<uuid>         Job
+//! /org/osctl1/deployment/<id>    Deployment
+//! ```
+//! [`convert`] is the only reader of `a{sv}`, [`publish`] the only emitter of signals.
+
+pub mod convert;
+pub mod deployment;
+pub mod error;
+pub mod job;
+pub mod manager;
+pub mod path;
+pub mod polkit;
+pub mod publish;
+pub mod service;
+#[cfg(test)]
+mod tests;
+
+pub use polkit::Authority;
+pub use service::Service;
+
+/// The well-known name.
+pub const NAME: &str = "org.osctl1";
+
+/// The action of what anybody may read.
+const STATUS: &[&str] = &["org.osctl1.status"];
+
+/// Every method with the polkit actions that calling it can need.
+///
+/// `org.osctl1.status` is granted to everybody. What a request needs in full depends on its options
+/// ([`crate::model::request::Request::actions`]); here stands the union, for documentation and for the
+/// test that no method is without one.
+pub const ACTIONS: &[(&str, &str, &[&str])] = &[
+    ("org.osctl1.Manager", "Check", &["org.osctl1.check"]),
+    (
+        "org.osctl1.Manager",
+        "Upgrade",
+        &["org.osctl1.upgrade", "org.osctl1.download", "org.osctl1.upgrade-to-version", "org.osctl1.manage"],
+    ),
+    (
+        "org.osctl1.Manager",
+        "Rebase",
+        &["org.osctl1.rebase", "org.osctl1.upgrade-to-version", "org.osctl1.manage"],
+    ),
+    ("org.osctl1.Manager", "Reconcile", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
+    ("org.osctl1.Manager", "Rollback", &["org.osctl1.rollback"]),
+    ("org.osctl1.Manager", "Describe", STATUS),
+    ("org.osctl1.Manager", "ListJobs", STATUS),
+    ("org.osctl1.Manager", "Reload", &["org.osctl1.manage"]),
+    ("org.osctl1.Job", "Cancel", &["org.osctl1.cancel"]),
+    ("org.osctl1.Deployment", "SetPinned", &["org.osctl1.manage"]),
+];

@@ -92,6 +92,17 @@ impl State {
         !matches!(self, State::Queued | State::Running | State::Cancelling)
     }
 
+    /// Every state.
+    pub const ALL: &'static [State] = &[
+        State::Queued,
+        State::Running,
+        State::Cancelling,
+        State::Succeeded,
+        State::Failed,
+        State::Cancelled,
+        State::Interrupted,
+    ];
+
     /// The name on the bus.
     pub fn name(self) -> &'static str {
         match self {
@@ -138,6 +149,17 @@ impl From<&super::error::Error> for Failure {
             hint: e.hint.clone().unwrap_or_default().into_owned(),
             details: e.details.clone(),
         }
+    }
+}
+
+impl From<Failure> for super::error::Error {
+    fn from(f: Failure) -> Self {
+        let mut error = super::error::Error::new(f.kind, f.message);
+        if !f.hint.is_empty() {
+            error = error.hint(f.hint);
+        }
+        error.details = f.details;
+        error
     }
 }
 

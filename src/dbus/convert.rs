@@ -1,0 +1,423 @@
+//! Between `a{sv}` and our types. The only reader of option dictionaries.
+
+use crate::model::image::{Digest, ImageRef};
+use crate::model::job::{Failure, JobResult};
+use crate::model::request::{Options, Request};
+use crate::model::status::{Deployment, Outcome};
+use crate::model::{Error, ErrorKind, Result};
+use std::collections::HashMap;
+use zbus::zvariant::{OwnedValue, Value};
+
+/// A dictionary as it comes in.
+pub type Dict = HashMap<String, OwnedValue>;
+/// A dictionary as it goes out.
+pub type Out = HashMap<String, Value<'static>>;
+
+/// Options that every method takes: labels for people, which decide nothing.
+const LABELS: &[&str] = &["client-id", "cmdline"];
+/// What check understands.
+const CHECK: &[&str] = &["queue"];
+/// What upgrade understands.
+const UPGRADE: &[&str] = &[
+    "queue",
+    "require-digest",
+    "download-only",
+    "dry-run",
+    "allow-downgrade",
+    "replace-staged",
+    "allow-rejected",
+    "drop-var",
+];
+/// What rebase understands beyond upgrade.
+const REBASE: &[&str] = &["kargs", "stateroot"];
+/// What reconcile understands.
+const RECONCILE: &[&str] =
+    &["queue", "download-only", "dry-run", "replace-staged", "allow-rejected", "drop-var"];
+/// What rollback understands.
+const ROLLBACK: &[&str] = &["reject"];
+/// Options of the API that this version does not have yet: refused by name, never ignored.
+const LATER: &[&str] = &[
+    "if-generation",
+    "lock-finalization",
+    "reboot",
+    "class",
+    "lifetime",
+    "deadline",
+    "allow-unverified",
+    "on-repo-unavailable",
+    "max-bytes",
+    "rate-limit",
+    "offline",
+];
+
+/// A method that takes options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // named as on the bus
+pub enum Verb {
+    Check,
+    Upgrade,
+    Rebase,
+    Reconcile,
+    Rollback,
+    ListJobs,
+    Cancel,
+}
+
+impl Verb {
+    fn knows(self, key: &str) -> bool {
+        LABELS.contains(&key)
+            || match self {
+                Verb::Check => CHECK.contains(&key),
+                Verb::Upgrade => UPGRADE.contains(&key),
+                Verb::Rebase => UPGRADE.contains(&key) || REBASE.contains(&key),
+                Verb::Reconcile => RECONCILE.contains(&key),
+                Verb::Rollback => ROLLBACK.contains(&key),
+                Verb::ListJobs => key == "active",
+                Verb::Cancel => false,
+            }
+    }
+}
+
+/// Options as decoded: those of the request and those that only this call has.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Decoded {
+    /// For the request.
+    pub options: Options,
+    /// What the client calls itself.
+    pub client_id: String,
+    /// Rollback: keep automatic jobs away from what was rolled back from.
+    pub reject: Option<bool>,
+    /// ListJobs: only those that have not ended, or only those that have.
+    pub active: Option<bool>,
+}
+
+/// Decodes the options of a method. A key that the method does not know is refused by name.
+pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
+    let mut out = Decoded::default();
+    // In key order, so that the same mistake always gives the same message.
+    let mut keys: Vec<&String> = dict.keys().collect();
+    keys.sort();
+    for key in keys {
+        let value = &dict[key];
+        if !verb.knows(key) {
+            return Err(if LATER.contains(&key.as_str()) {
+                Error::new(ErrorKind::Unsupported, format!("option {key:?} is not supported in this version"))
+            } else {
+                Error::new(ErrorKind::InvalidArgument, format!("unknown option {key:?}"))
+            }
+            .detail("key", key));
+        }
+        let o = &mut out.options;
+        match key.as_str() {
+            "queue" => o.no_wait = queue(&string(key, value)?)?,
+            "require-digest" => o.require_digest = Some(string(key, value)?.parse::<Digest>()?),
+            "download-only" => o.download_only = boolean(key, value)?,
+            "dry-run" => o.dry_run = boolean(key, value)?,
+            "allow-downgrade" => o.allow_downgrade = boolean(key, value)?,
+            "replace-staged" => o.replace_staged = boolean(key, value)?,
+            "allow-rejected" => o.allow_rejected = boolean(key, value)?,
+            "drop-var" => o.drop_var = boolean(key, value)?,
+            "kargs" => o.kargs = strings(key, value)?,
+            "stateroot" => o.stateroot = Some(string(key, value)?),
+            "client-id" => out.client_id = string(key, value)?,
+            "cmdline" => drop(string(key, value)?),
+            "reject" => out.reject = Some(boolean(key, value)?),
+            "active" => out.active = Some(boolean(key, value)?),
+            other => {
+                return Err(Error::new(ErrorKind::Internal, format!("option {other:?} has no decoder")));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Encodes options for the bus; what is left at its default is left out.
+pub fn encode(options: &Options) -> Out {
+    let mut out = Out::new();
+    let flags = [
+        ("download-only", options.download_only),
+        ("dry-run", options.dry_run),
+        ("allow-downgrade", options.allow_downgrade),
+        ("replace-staged", options.replace_staged),
+        ("allow-rejected", options.allow_rejected),
+        ("drop-var", options.drop_var),
+    ];
+    out.extend(flags.iter().filter(|(_, on)| *on).map(|(k, _)| ((*k).to_owned(), Value::from(true))));
+    if options.no_wait {
+        out.insert("queue".into(), Value::from("fail"));
+    }
+    if let Some(digest) = &options.require_digest {
+        out.insert("require-digest".into(), Value::from(digest.to_string()));
+    }
+    if !options.kargs.is_empty() {
+        out.insert("kargs".into(), Value::from(options.kargs.clone()));
+    }
+    if let Some(stateroot) = &options.stateroot {
+        out.insert("stateroot".into(), Value::from(stateroot.clone()));
+    }
+    out
+}
+
+fn queue(value: &str) -> Result<bool> {
+    match value {
+        "wait" => Ok(false),
+        "fail" => Ok(true),
+        other => Err(Error::new(ErrorKind::InvalidArgument, format!("option \"queue\" cannot be {other:?}"))
+            .hint("use wait or fail")
+            .detail("key", "queue")),
+    }
+}
+
+fn wrong(key: &str, wanted: &str, value: &Value<'_>) -> Error {
+    let got = value.value_signature().to_string();
+    Error::new(ErrorKind::InvalidArgument, format!("option {key:?} must be {wanted}, not of type {got}"))
+        .detail("key", key)
+}
+
+fn boolean(key: &str, value: &OwnedValue) -> Result<bool> {
+    bool::try_from(value).map_err(|_| wrong(key, "a boolean (b)", value))
+}
+
+fn string(key: &str, value: &OwnedValue) -> Result<String> {
+    <&str>::try_from(value).map(str::to_owned).map_err(|_| wrong(key, "a string (s)", value))
+}
+
+fn strings(key: &str, value: &OwnedValue) -> Result<Vec<String>> {
+    let error = || wrong(key, "a list of strings (as)", value);
+    let Value::Array(array) = &**value else { return Err(error()) };
+    array.iter().map(|v| <&str>::try_from(v).map(str::to_owned).map_err(|_| error())).collect()
+}
+
+/// What a polkit rule may look at. `client-id` and `cmdline` are the caller's own words and stay out.
+pub fn details(request: &Request) -> HashMap<&'static str, String> {
+    let mut out = HashMap::from([("verb", request.kind().to_owned())]);
+    if let Request::Rebase { image, .. } = request {
+        out.insert("image", image.to_string());
+        out.insert("transport", image.transport.prefix().to_owned());
+    }
+    if let Request::Pin { deployment, .. } = request {
+        out.insert("deployment", deployment.clone());
+    }
+    if let Some(digest) = request.options().and_then(|o| o.require_digest.as_ref()) {
+        out.insert("digest", digest.to_string());
+    }
+    out
+}
+
+/// `Job.Result`.
+pub fn result(result: Option<&JobResult>) -> Out {
+    let Some(r) = result else { return Out::new() };
+    let mut out = Out::from([
+        ("changed".to_owned(), Value::from(r.changed)),
+        ("summary".to_owned(), Value::from(r.summary.clone())),
+        ("deployment".to_owned(), path_value(r.deployment.as_deref())),
+        (
+            "discarded".to_owned(),
+            Value::from(
+                r.discarded.iter().map(|d| super::path::deployment(d).into_inner()).collect::<Vec<_>>(),
+            ),
+        ),
+        ("notes".to_owned(), Value::from(r.notes.clone())),
+    ]);
+    if let Some(digest) = &r.digest {
+        out.insert("digest".into(), Value::from(digest.to_string()));
+    }
+    out
+}
+
+fn path_value(id: Option<&str>) -> Value<'static> {
+    Value::from(super::path::deployment_or_none(id).into_inner())
+}
+
+/// Reads `Job.Result` back.
+pub fn parse_result(dict: &Dict) -> JobResult {
+    let text = |key: &str| dict.get(key).and_then(|v| <&str>::try_from(v).ok()).map(str::to_owned);
+    let list = |key: &str| dict.get(key).and_then(|v| strings(key, v).ok()).unwrap_or_default();
+    let id = |v: &Value<'_>| match v {
+        Value::ObjectPath(p) => super::path::deployment_id(p.as_str()),
+        _ => None,
+    };
+    JobResult {
+        changed: dict.get("changed").and_then(|v| bool::try_from(v).ok()).unwrap_or_default(),
+        summary: text("summary").unwrap_or_default(),
+        deployment: dict.get("deployment").and_then(|v| id(v)),
+        digest: text("digest").and_then(|d| d.parse().ok()),
+        discarded: match dict.get("discarded").map(|v| &**v) {
+            Some(Value::Array(a)) => a.iter().filter_map(id).collect(),
+            _ => Vec::new(),
+        },
+        notes: list("notes"),
+    }
+}
+
+/// `Job.ErrorDetails`: the facts, and the hint under its own key.
+pub fn failure(failure: Option<&Failure>) -> Out {
+    let Some(f) = failure else { return Out::new() };
+    let mut out: Out = f.details.iter().map(|(k, v)| (k.clone(), Value::from(v.clone()))).collect();
+    if !f.hint.is_empty() {
+        out.insert("hint".into(), Value::from(f.hint.clone()));
+    }
+    out
+}
+
+/// `Manager.LastOutcome`.
+pub fn outcome(outcome: Option<&Outcome>) -> Out {
+    let Some(o) = outcome else { return Out::new() };
+    Out::from([
+        ("ok".to_owned(), Value::from(o.ok)),
+        ("checksum".to_owned(), Value::from(o.checksum.clone())),
+        ("digest".to_owned(), Value::from(o.digest.as_ref().map_or_else(String::new, Digest::to_string))),
+        ("phase".to_owned(), Value::from(o.phase.clone())),
+        ("error".to_owned(), Value::from(o.message.clone())),
+    ])
+}
+
+/// `Deployment.Origin`.
+pub fn origin(deployment: &Deployment) -> Out {
+    let mut out = Out::new();
+    match &deployment.image {
+        Some(image) => {
+            out.insert("kind".into(), Value::from("image"));
+            out.insert("image".into(), Value::from(image.to_string()));
+            out.insert("transport".into(), Value::from(image.transport.prefix()));
+            if let Some(tag) = image.tag() {
+                out.insert("tag".into(), Value::from(tag.to_owned()));
+            }
+        }
+        None => {
+            out.insert("kind".into(), Value::from("foreign"));
+        }
+    }
+    if let Some(digest) = &deployment.digest {
+        out.insert("digest".into(), Value::from(digest.to_string()));
+    }
+    if !deployment.incompatible.is_empty() {
+        out.insert("incompatible".into(), Value::from(deployment.incompatible.clone()));
+    }
+    out
+}
+
+/// `Deployment.Derivation`.
+pub fn derivation(deployment: &Deployment) -> Out {
+    let d = &deployment.derivation;
+    let names: Vec<String> = d.drop_ins.iter().map(|s| s.name.clone()).collect();
+    let mut out = Out::from([
+        ("drop-ins".to_owned(), Value::from(names)),
+        ("kept-local".to_owned(), Value::from(d.kept_local.clone())),
+    ]);
+    if let Some(digest) = &d.input_digest {
+        out.insert("input-digest".into(), Value::from(digest.to_string()));
+    }
+    out
+}
+
+/// `Deployment.Kargs`.
+pub fn kargs(deployment: &Deployment) -> Vec<Out> {
+    let one = |k: &crate::model::status::OwnedKarg| {
+        Out::from([
+            ("arg".to_owned(), Value::from(k.arg.clone())),
+            ("owner".to_owned(), Value::from(k.owner.clone())),
+        ])
+    };
+    deployment.derivation.kargs.iter().map(one).collect()
+}
+
+/// Reads an image reference of a caller.
+pub fn image(text: &str) -> Result<ImageRef> {
+    text.parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dict(entries: &[(&str, Value<'static>)]) -> Dict {
+        entries
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), OwnedValue::try_from(v.try_clone().unwrap()).unwrap()))
+            .collect()
+    }
+
+    fn owned(out: Out) -> Dict {
+        out.into_iter().map(|(k, v)| (k, OwnedValue::try_from(v).unwrap())).collect()
+    }
+
+    #[test]
+    fn what_a_method_does_not_know_is_refused_by_name() {
+        type Case = (Verb, &'static str, Value<'static>, ErrorKind, &'static str);
+        let cases: [Case; 6] = [
+            (Verb::Upgrade, "colour", true.into(), ErrorKind::InvalidArgument, "unknown option \"colour\""),
+            (
+                Verb::Upgrade,
+                "download-only",
+                "yes".into(),
+                ErrorKind::InvalidArgument,
+                "option \"download-only\" must be a boolean (b), not of type s",
+            ),
+            (
+                Verb::Check,
+                "download-only",
+                true.into(),
+                ErrorKind::InvalidArgument,
+                "unknown option \"download-only\"",
+            ),
+            (
+                Verb::Rebase,
+                "kargs",
+                Value::from(vec![1u32]),
+                ErrorKind::InvalidArgument,
+                "option \"kargs\" must be a list of strings (as), not of type au",
+            ),
+            (
+                Verb::Upgrade,
+                "queue",
+                "jump".into(),
+                ErrorKind::InvalidArgument,
+                "option \"queue\" cannot be \"jump\"",
+            ),
+            (
+                Verb::Upgrade,
+                "lock-finalization",
+                true.into(),
+                ErrorKind::Unsupported,
+                "option \"lock-finalization\" is not supported in this version",
+            ),
+        ];
+        for (verb, key, value, kind, message) in cases {
+            let error = decode(verb, &dict(&[(key, value)])).unwrap_err();
+            assert_eq!((error.kind, error.to_string().as_str()), (kind, message));
+            assert_eq!(error.details.get("key").map(String::as_str), Some(key));
+        }
+    }
+
+    #[test]
+    fn options_survive_the_way_over_the_bus() {
+        let options = Options {
+            require_digest: Some(Digest::of(b"x")),
+            download_only: true,
+            dry_run: true,
+            allow_downgrade: true,
+            replace_staged: true,
+            allow_rejected: true,
+            drop_var: true,
+            no_wait: true,
+            kargs: vec!["quiet".into()],
+            stateroot: Some("os".into()),
+        };
+        assert_eq!(decode(Verb::Rebase, &owned(encode(&options))).unwrap().options, options);
+        assert!(encode(&Options::default()).is_empty());
+    }
+
+    #[test]
+    fn results_survive_the_way_over_the_bus() {
+        let r = JobResult {
+            changed: true,
+            summary: "Staged 2.".into(),
+            deployment: Some("os-abc.0".into()),
+            digest: Some(Digest::of(b"x")),
+            discarded: vec!["os-def.1".into()],
+            notes: vec!["n".into()],
+        };
+        assert_eq!(parse_result(&owned(result(Some(&r)))), r);
+    }
+}

@@ -1,0 +1,247 @@
+//! `org.osctl1.Manager`.
+
+use super::convert::{self, Dict, Out, Verb, decode};
+use super::error::Result;
+use super::path;
+use super::service::Shared;
+use crate::model::job::State;
+use crate::model::request::Request;
+use crate::model::status::Status;
+use crate::model::{Context, ErrorKind};
+use std::collections::HashMap;
+use std::sync::Arc;
+use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
+use zbus::zvariant::{OwnedObjectPath, Value};
+
+/// What this version can do, for clients that meet several.
+const FEATURES: &[&str] = &["reconcile", "bound-images", "rollback-reject", "pin"];
+
+/// The root object's interface.
+#[derive(Debug)]
+pub struct Manager {
+    shared: Arc<Shared>,
+}
+
+impl Manager {
+    pub(super) fn new(shared: Arc<Shared>) -> Manager {
+        Manager { shared }
+    }
+
+    fn status(&self) -> Arc<Status> {
+        self.shared.published.borrow().status.clone()
+    }
+
+    async fn submit(
+        &self,
+        connection: &zbus::Connection,
+        call: &Header<'_>,
+        request: Request,
+        client_id: String,
+    ) -> Result<OwnedObjectPath> {
+        Ok(path::job(&self.shared.submit(connection, call, request, client_id).await?))
+    }
+}
+
+#[zbus::interface(name = "org.osctl1.Manager")]
+impl Manager {
+    /// Looks for a newer image; downloads nothing.
+    #[zbus(out_args("job"))]
+    async fn check(
+        &self,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::Check, &options)?;
+        self.submit(connection, &call, Request::Check(d.options), d.client_id).await
+    }
+
+    /// Moves to the newest image of the tracked reference, with the current drop-ins.
+    #[zbus(out_args("job"))]
+    async fn upgrade(
+        &self,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::Upgrade, &options)?;
+        self.submit(connection, &call, Request::Upgrade(d.options), d.client_id).await
+    }
+
+    /// Moves to another image reference, with the current drop-ins.
+    #[zbus(out_args("job"))]
+    async fn rebase(
+        &self,
+        image: String,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::Rebase, &options)?;
+        let request = Request::Rebase { image: convert::image(&image)?, options: d.options };
+        self.submit(connection, &call, request, d.client_id).await
+    }
+
+    /// Applies the current drop-ins to the base that is here.
+    #[zbus(out_args("job"))]
+    async fn reconcile(
+        &self,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::Reconcile, &options)?;
+        self.submit(connection, &call, Request::Reconcile(d.options), d.client_id).await
+    }
+
+    /// Makes the previous deployment the next boot's.
+    #[zbus(out_args("job"))]
+    async fn rollback(
+        &self,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::Rollback, &options)?;
+        let request = Request::Rollback { reject: d.reject.unwrap_or(true) };
+        self.submit(connection, &call, request, d.client_id).await
+    }
+
+    /// The whole state as JSON: what `osctl status --json` prints.
+    #[zbus(out_args("json"))]
+    async fn describe(&self) -> Result<String> {
+        let text = serde_json::to_string(&*self.shared.latest());
+        Ok(text.kind(ErrorKind::Internal, "writing the status as JSON")?)
+    }
+
+    /// The jobs, newest first. Filter: `active b`.
+    #[zbus(out_args("jobs"))]
+    async fn list_jobs(&self, filter: Dict) -> Result<Vec<OwnedObjectPath>> {
+        let active = decode(Verb::ListJobs, &filter)?.active;
+        let status = self.status();
+        let jobs = status.jobs.iter().filter(|j| active.is_none_or(|a| a != j.state.is_final()));
+        Ok(jobs.map(|j| path::job(&j.id)).collect())
+    }
+
+    /// Reads the sysroot and the drop-ins again.
+    async fn reload(
+        &self,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<()> {
+        let details = HashMap::from([("verb", "reload".to_owned())]);
+        self.shared.authorise(connection, &call, &["org.osctl1.manage"], &details).await?;
+        Ok(self.shared.engine().await?.reload().await?)
+    }
+
+    /// The version of the daemon.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    /// The version of this interface.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn api_version(&self) -> u32 {
+        1
+    }
+
+    /// What this daemon can do.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn features(&self) -> Vec<String> {
+        FEATURES.iter().map(|f| (*f).to_owned()).collect()
+    }
+
+    /// `initializing`, `idle`, `busy`, `degraded` or `read-only`.
+    #[zbus(property)]
+    fn state(&self) -> String {
+        self.status().state.clone()
+    }
+
+    /// Why the state is degraded or read-only.
+    #[zbus(property)]
+    fn degraded_reasons(&self) -> Vec<Out> {
+        let one = |r: &String| Out::from([("message".to_owned(), Value::from(r.clone()))]);
+        self.status().reasons.iter().map(one).collect()
+    }
+
+    /// The booted deployment, or `/`.
+    #[zbus(property)]
+    fn booted(&self) -> OwnedObjectPath {
+        path::deployment_or_none(self.status().booted.as_deref())
+    }
+
+    /// What the bootloader takes by default, or `/`.
+    #[zbus(property)]
+    fn default(&self) -> OwnedObjectPath {
+        let status = self.status();
+        let default = status.deployments.iter().find(|d| d.default);
+        path::deployment_or_none(default.map(|d| d.id.as_str()))
+    }
+
+    /// The staged deployment, or `/`.
+    #[zbus(property)]
+    fn staged(&self) -> OwnedObjectPath {
+        path::deployment_or_none(self.status().staged.as_deref())
+    }
+
+    /// Where `Rollback` would go, or `/`.
+    // The method has the plain name in Rust.
+    #[zbus(property, name = "Rollback")]
+    fn rollback_target(&self) -> OwnedObjectPath {
+        path::deployment_or_none(self.status().rollback.as_deref())
+    }
+
+    /// The running job, or `/`.
+    #[zbus(property)]
+    fn active_job(&self) -> OwnedObjectPath {
+        let status = self.status();
+        let running = |s: State| matches!(s, State::Running | State::Cancelling);
+        status.jobs.iter().find(|j| running(j.state)).map_or_else(path::none, |j| path::job(&j.id))
+    }
+
+    /// The waiting jobs, the next one first.
+    #[zbus(property)]
+    fn queued_jobs(&self) -> Vec<OwnedObjectPath> {
+        let status = self.status();
+        let queued = status.jobs.iter().rev().filter(|j| j.state == State::Queued);
+        queued.map(|j| path::job(&j.id)).collect()
+    }
+
+    /// `none` or `full`.
+    #[zbus(property)]
+    fn reboot_needed(&self) -> String {
+        if self.status().reboot_needed() { "full" } else { "none" }.to_owned()
+    }
+
+    /// What the last boot into a new deployment came to; empty if there was none.
+    #[zbus(property)]
+    fn last_outcome(&self) -> Out {
+        convert::outcome(self.status().last_outcome.as_ref())
+    }
+
+    /// Grows with every change of the state; progress of a job is none.
+    #[zbus(property)]
+    fn generation(&self) -> u64 {
+        self.shared.published.borrow().generation
+    }
+
+    /// A job came.
+    #[zbus(signal)]
+    pub(super) async fn job_added(emitter: &SignalEmitter<'_>, job: OwnedObjectPath) -> zbus::Result<()>;
+
+    /// A job's object is gone: its history was cut.
+    #[zbus(signal)]
+    pub(super) async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        id: &str,
+        job: OwnedObjectPath,
+        outcome: &str,
+        error: &str,
+    ) -> zbus::Result<()>;
+
+    /// Deployments came, went or changed their place.
+    #[zbus(signal)]
+    pub(super) async fn deployments_changed(emitter: &SignalEmitter<'_>) -> zbus::Result<()>;
+}

@@ -1,0 +1,86 @@
+//! How everybody else talks to the engine.
+
+use super::actor::Command;
+use crate::model::job::{Initiator, Job};
+use crate::model::request::Request;
+use crate::model::status::Status;
+use crate::model::{Error, ErrorKind, Result};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// A cheap handle to the running engine.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Arc<Status>>,
+}
+
+impl Handle {
+    /// A handle to whoever receives `commands` and publishes `status`.
+    pub fn from_parts(commands: mpsc::Sender<Command>, status: watch::Receiver<Arc<Status>>) -> Handle {
+        Handle { commands, status }
+    }
+
+    /// Queues a request and returns its job.
+    ///
+    /// A request equal to one that is queued or running joins it: the same job is returned. With
+    /// `no_wait`, fails with `Busy` where it would have to wait.
+    pub async fn submit(&self, request: Request, initiator: Initiator) -> Result<Job> {
+        self.ask(|reply| Command::Submit { request, initiator, reply }).await?
+    }
+
+    /// Asks a job to stop and returns once it has been told. `TooLate` past the point of no return.
+    pub async fn cancel(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.ask(|reply| Command::Cancel { id, reply }).await?
+    }
+
+    /// The latest published state; never waits.
+    pub fn status(&self) -> Arc<Status> {
+        self.status.borrow().clone()
+    }
+
+    /// A receiver that wakes at every change of the state, at most five times a second for progress.
+    pub fn watch(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.clone()
+    }
+
+    /// Reads the sysroot and the drop-ins again.
+    pub async fn reload(&self) -> Result<()> {
+        self.ask(|reply| Command::Reload { reply }).await?
+    }
+
+    /// The job with this id, as it is now.
+    pub fn job(&self, id: &str) -> Option<Job> {
+        self.status.borrow().jobs.iter().find(|j| j.id == id).cloned()
+    }
+
+    /// Waits for a job to end and returns its final state.
+    pub async fn wait(&self, id: &str) -> Result<Job> {
+        let mut watch = self.watch();
+        loop {
+            let job = watch.borrow_and_update().jobs.iter().find(|j| j.id == id).cloned();
+            match job {
+                Some(job) if job.state.is_final() => return Ok(job),
+                Some(_) => {}
+                None => return Err(Error::new(ErrorKind::InvalidArgument, format!("there is no job {id}"))),
+            }
+            watch.changed().await.map_err(|_| gone())?;
+        }
+    }
+
+    /// Waits until the engine has nothing to do, then ends it. New requests are refused from now on.
+    pub async fn drain(&self) -> Result<()> {
+        self.ask(|reply| Command::Drain { reply }).await
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(make(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Interrupted, "the engine has ended").hint("systemctl restart osctld.service")
+}

@@ -1,0 +1,129 @@
+//! What a client can ask for. Parsed once, at the edge; everything else derives from it.
+
+use super::image::{Digest, ImageRef};
+
+/// Options that several requests share.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Options {
+    /// Refuse any other target than this digest.
+    pub require_digest: Option<Digest>,
+    /// Pull, derive and bind, but stage nothing.
+    pub download_only: bool,
+    /// Say what would be done, and do nothing.
+    pub dry_run: bool,
+    /// Take a target that is older than what runs.
+    pub allow_downgrade: bool,
+    /// Replace a deployment that somebody else staged.
+    pub replace_staged: bool,
+    /// Take an input that was rejected before.
+    pub allow_rejected: bool,
+    /// Drop files that a plain image carries in `/var`.
+    pub drop_var: bool,
+    /// Fail with `Busy` instead of waiting in the queue.
+    pub no_wait: bool,
+    /// Kernel arguments of a first deployment.
+    pub kargs: Vec<String>,
+    /// The stateroot of a first deployment.
+    pub stateroot: Option<String>,
+}
+
+/// One request to the engine.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "verb")]
+pub enum Request {
+    /// Look for a newer image, download nothing.
+    Check(Options),
+    /// Move to the newest image of the tracked reference, with the current drop-ins.
+    Upgrade(Options),
+    /// Move to another image reference, with the current drop-ins.
+    Rebase {
+        /// The new reference.
+        image: ImageRef,
+        /// The rest.
+        options: Options,
+    },
+    /// Apply the current drop-ins to the base that is here.
+    Reconcile(Options),
+    /// Make the previous deployment the next boot's.
+    Rollback {
+        /// Keep automatic jobs from going back to what was rolled back from.
+        reject: bool,
+    },
+    /// Keep a deployment, or stop keeping it.
+    Pin {
+        /// The deployment's id.
+        deployment: String,
+        /// Keep it or not.
+        pinned: bool,
+    },
+}
+
+impl Request {
+    /// The kind of the job, as it stands in `Job.Kind`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Request::Check(_) => "check",
+            Request::Upgrade(_) => "upgrade",
+            Request::Rebase { .. } => "rebase",
+            Request::Reconcile(_) => "reconcile",
+            Request::Rollback { .. } => "rollback",
+            Request::Pin { .. } => "pin",
+        }
+    }
+
+    /// The shared options, where the request has them.
+    pub fn options(&self) -> Option<&Options> {
+        match self {
+            Request::Check(o) | Request::Upgrade(o) | Request::Reconcile(o) => Some(o),
+            Request::Rebase { options, .. } => Some(options),
+            Request::Rollback { .. } | Request::Pin { .. } => None,
+        }
+    }
+
+    /// The polkit actions that the caller needs, all of them.
+    pub fn actions(&self) -> Vec<&'static str> {
+        let mut actions = vec![match self {
+            Request::Check(_) => "org.osctl1.check",
+            Request::Upgrade(o) if o.download_only => "org.osctl1.download",
+            Request::Upgrade(_) => "org.osctl1.upgrade",
+            Request::Rebase { .. } => "org.osctl1.rebase",
+            Request::Reconcile(o) if o.dry_run => "org.osctl1.check",
+            Request::Reconcile(_) => "org.osctl1.derive",
+            Request::Rollback { .. } => "org.osctl1.rollback",
+            Request::Pin { .. } => "org.osctl1.manage",
+        }];
+        if self.options().is_some_and(|o| o.require_digest.is_some() || o.allow_downgrade) {
+            actions.push("org.osctl1.upgrade-to-version");
+        }
+        if self.options().is_some_and(|o| o.replace_staged || o.allow_rejected) {
+            actions.push("org.osctl1.manage");
+        }
+        actions
+    }
+
+    /// Whether the request changes deployments (and so waits for the sysroot lock).
+    pub fn mutates(&self) -> bool {
+        match self {
+            Request::Check(_) => false,
+            Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => true,
+            Request::Rollback { .. } | Request::Pin { .. } => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_option_loosens_needs_its_own_action() {
+        let upgrade = |o| Request::Upgrade(o).actions();
+        assert_eq!(upgrade(Options::default()), ["org.osctl1.upgrade"]);
+        assert_eq!(upgrade(Options { download_only: true, ..Default::default() }), ["org.osctl1.download"]);
+        assert_eq!(
+            upgrade(Options { allow_downgrade: true, allow_rejected: true, ..Default::default() }),
+            ["org.osctl1.upgrade", "org.osctl1.upgrade-to-version", "org.osctl1.manage"]
+        );
+    }
+}

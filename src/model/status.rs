@@ -1,0 +1,186 @@
+//! The state of the host as everybody sees it: `osctl status --json`, `Describe()`, the bus objects.
+//!
+//! The schema is `docs/status.schema.json`. Nothing secret is ever put in here.
+
+use super::bound::BoundSet;
+use super::image::{Digest, ImageRef};
+use super::job::Job;
+use std::collections::BTreeMap;
+
+/// A kernel argument of a boot entry and who put it there.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OwnedKarg {
+    /// The argument.
+    pub arg: String,
+    /// `local`, `vendor`, or the name of a drop-in.
+    pub owner: String,
+}
+
+/// What was derived on top of the base.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Derivation {
+    /// Digest of the merged declarations.
+    pub input_digest: Option<Digest>,
+    /// The drop-ins.
+    pub drop_ins: Vec<DropIn>,
+    /// Packages. Always empty in this version.
+    pub packages: Vec<String>,
+    /// Derived paths, each with its drop-in.
+    pub files: Vec<OwnedPath>,
+    /// Kernel arguments, each with its owner.
+    pub kargs: Vec<OwnedKarg>,
+    /// `/etc` paths where the local version was kept.
+    pub kept_local: Vec<String>,
+}
+
+/// A drop-in that contributes to a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DropIn {
+    /// File name, `50-agent.yaml`.
+    pub name: String,
+    /// Digest of what it declares; comments do not count.
+    pub digest: Digest,
+}
+
+/// A derived path and the drop-in that declares it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OwnedPath {
+    /// The path.
+    pub path: String,
+    /// The drop-in.
+    pub owner: String,
+}
+
+/// One deployment.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Deployment {
+    /// `<stateroot>-<checksum>.<serial>`; stable for the deployment's life.
+    pub id: String,
+    /// Position in the boot menu, 0 first.
+    pub index: u32,
+    /// The stateroot.
+    pub stateroot: String,
+    /// The ostree commit.
+    pub checksum: String,
+    /// The commit of the base image.
+    pub base_checksum: String,
+    /// The tracked image, if the origin has one that we understand.
+    pub image: Option<ImageRef>,
+    /// The digest of the base image.
+    pub digest: Option<Digest>,
+    /// The version label.
+    pub version: String,
+    /// The commit's time, seconds since the epoch.
+    pub timestamp: u64,
+    /// Runs now.
+    pub booted: bool,
+    /// Will run after the next boot, and is still to be finalised.
+    pub staged: bool,
+    /// Is what the bootloader takes by default.
+    pub default: bool,
+    /// Kept by `osctl pin`.
+    pub pinned: bool,
+    /// What was derived.
+    pub derivation: Derivation,
+    /// What is bound.
+    pub bound_images: BoundSet,
+    /// Labels of the image, incl. `org.opencontainers.image.source` and `.revision`.
+    pub labels: BTreeMap<String, String>,
+    /// Why osctl will not touch this deployment's origin (unknown keys); empty if it is ours to manage.
+    pub incompatible: Vec<String>,
+}
+
+/// What the last boot into a new deployment came to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Outcome {
+    /// Whether the deployment that was staged is the one that booted.
+    pub ok: bool,
+    /// The commit that was to boot.
+    pub checksum: String,
+    /// The base digest.
+    pub digest: Option<Digest>,
+    /// Where it failed: `finalize` or `boot`; empty if it did not.
+    pub phase: String,
+    /// What happened, and where to look.
+    pub message: String,
+}
+
+/// A base digest and input that automatic jobs do not go back to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rejected {
+    /// The base image.
+    pub digest: Option<Digest>,
+    /// The merged declarations.
+    pub input_digest: Option<Digest>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Everything.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// The version of this format: 1.
+    pub version: u32,
+    /// `initializing`, `idle`, `busy`, `degraded` or `read-only`.
+    pub state: String,
+    /// Why the state is degraded or read-only, with what to do.
+    pub reasons: Vec<String>,
+    /// The booted deployment's id.
+    pub booted: Option<String>,
+    /// The staged deployment's id.
+    pub staged: Option<String>,
+    /// The id of the deployment that `rollback` would go to.
+    pub rollback: Option<String>,
+    /// All deployments, in boot order, the staged one first.
+    pub deployments: Vec<Deployment>,
+    /// Whether the drop-ins differ from what the default deployment was derived from; what differs.
+    pub pending_changes: Vec<String>,
+    /// What the last boot into a new deployment came to.
+    pub last_outcome: Option<Outcome>,
+    /// What automatic jobs refuse.
+    pub rejected: Vec<Rejected>,
+    /// Enabled units of other updaters on this host.
+    pub rivals: Vec<String>,
+    /// Active and recent jobs, newest first.
+    pub jobs: Vec<Job>,
+}
+
+impl Status {
+    /// A status before anything was read.
+    pub fn initializing() -> Status {
+        Status {
+            version: 1,
+            state: "initializing".into(),
+            reasons: Vec::new(),
+            booted: None,
+            staged: None,
+            rollback: None,
+            deployments: Vec::new(),
+            pending_changes: Vec::new(),
+            last_outcome: None,
+            rejected: Vec::new(),
+            rivals: Vec::new(),
+            jobs: Vec::new(),
+        }
+    }
+
+    /// The deployment that the bootloader takes next: the staged one, else the default one.
+    pub fn next(&self) -> Option<&Deployment> {
+        self.deployments.iter().find(|d| d.staged).or_else(|| self.deployments.iter().find(|d| d.default))
+    }
+
+    /// Whether the next boot runs another deployment than this one.
+    pub fn reboot_needed(&self) -> bool {
+        self.booted.is_some() && self.next().is_some_and(|d| !d.booted)
+    }
+
+    /// The deployment with this id.
+    pub fn deployment(&self, id: &str) -> Option<&Deployment> {
+        self.deployments.iter().find(|d| d.id == id)
+    }
+}
