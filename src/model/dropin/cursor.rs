@@ -8,6 +8,7 @@ use crate::model::error::{Error, ErrorKind, Result};
 pub(super) struct Cursor<'a> {
     file: &'a str,
     node: &'a Node<'a>,
+    at: Location,
     pub key: String,
 }
 
@@ -20,11 +21,11 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Cursor<'a> {
     pub fn root(file: &'a str, node: &'a Node<'a>) -> Cursor<'a> {
-        Cursor { file, node, key: String::new() }
+        Cursor { file, node, at: node.at, key: String::new() }
     }
 
     pub fn at(&self) -> Location {
-        self.node.at
+        self.at
     }
 
     /// An `InvalidDropIn` at this place.
@@ -33,7 +34,7 @@ impl<'a> Cursor<'a> {
     }
 
     pub fn error_of(&self, kind: ErrorKind, message: impl AsRef<str>) -> Error {
-        located(kind, self.file, Some(self.node.at), &self.key, message.as_ref())
+        located(kind, self.file, Some(self.at), &self.key, message.as_ref())
     }
 
     fn wrong_type(&self, wanted: &str) -> Error {
@@ -105,7 +106,7 @@ impl<'a> Cursor<'a> {
         Ok(items
             .iter()
             .enumerate()
-            .map(|(i, node)| Cursor { file: self.file, node, key: format!("{}[{i}]", self.key) })
+            .map(|(i, node)| Cursor { file: self.file, node, at: node.at, key: format!("{}[{i}]", self.key) })
             .collect())
     }
 
@@ -131,7 +132,8 @@ impl<'a> Cursor<'a> {
             if known.contains(&&*key.text) {
                 continue;
             }
-            let place = Cursor { file: self.file, node, key: self.child(&key.text) };
+            // At the key: it is what does not belong here, whatever its value is.
+            let place = Cursor { file: self.file, node, at: key.at, key: self.child(&printable(&key.text)) };
             if let Some(error) = foreign(&place, &key.text) {
                 return Err(error);
             }
@@ -173,6 +175,7 @@ impl<'a> Fields<'a> {
         self.entries.iter().find(|(k, _)| k.text == key).map(|(_, node)| Cursor {
             file: self.cursor.file,
             node,
+            at: node.at,
             key: self.cursor.child(key),
         })
     }

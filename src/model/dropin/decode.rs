@@ -184,7 +184,9 @@ fn mode(place: &Cursor<'_>) -> Result<u32> {
 
 /// A numeric owner, or root. Other names mean different numbers in different images.
 fn id(place: &Cursor<'_>) -> Result<u32> {
-    let fields = place.fields(&["id", "name"])?;
+    let fields = place
+        .fields(&["id", "name"])
+        .map_err(|e| if e.hint.is_none() { e.hint("write {id: N} or {name: root}") } else { e })?;
     match (fields.get("id"), fields.get("name")) {
         (Some(id), None) => {
             let number = id.number()?;

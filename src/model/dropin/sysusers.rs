@@ -14,9 +14,6 @@ pub fn sysusers_conf(manifest: &Manifest) -> Option<String> {
             line.push(' ');
             line.push_str(&field.as_deref().map_or("-".to_owned(), quoted));
         }
-        while let Some(shorter) = line.strip_suffix(" -").filter(|l| l.matches(' ').count() >= 2) {
-            line.truncate(shorter.len());
-        }
         text.push_str(&format!("\n# {}\n{line}\n", user.owner));
     }
     Some(text)
