@@ -1,1 +1,80 @@
-//! Arguments to requests, and rendering. The only place that prints.
+//! The command line in three layers: [`args`] to a request, [`crate::client`] to the daemon, [`render`] to people.
+
+pub mod args;
+pub mod cmd;
+pub mod exit;
+mod follow;
+pub mod render;
+
+use crate::client::{Client, Failure, Result, Target};
+use crate::model::{Context, Error, ErrorKind};
+use args::{Osctl, Verb};
+use clap::{CommandFactory as _, Parser as _};
+use render::Terminal;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// What a verb needs besides its own arguments.
+#[derive(Debug)]
+pub struct Session {
+    /// The daemon.
+    pub client: Client,
+    /// How to print.
+    pub terminal: Terminal,
+}
+
+/// Runs the command line and returns its exit code.
+pub fn main(argv: Vec<OsString>, color: bool) -> ExitCode {
+    let terminal = Terminal::detect(color);
+    let osctl = Osctl::parse_from(&argv);
+    let target = match osctl.place.target() {
+        Ok(target) => target,
+        Err(text) => Osctl::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit(),
+    };
+    let code = run(osctl.verb, &target, &terminal, &argv).unwrap_or_else(|failure| {
+        render::failure(&terminal, &failure);
+        exit::of(&failure)
+    });
+    ExitCode::from(code)
+}
+
+fn run(verb: Verb, target: &Target, terminal: &Terminal, argv: &[OsString]) -> Result<u8> {
+    // These need no daemon.
+    match verb {
+        Verb::Lint(args) => return cmd::lint::run(&args),
+        Verb::InternalDocs(args) => return cmd::docs::run(&args),
+        _ => {}
+    }
+    if matches!(target, Target::Direct(_)) && !rustix::process::geteuid().is_root() {
+        let words: Vec<_> = argv.iter().skip(1).map(|a| a.to_string_lossy()).collect();
+        return Err(Error::new(ErrorKind::NotAuthorized, "--direct changes the host itself and needs root")
+            .hint(format!("sudo osctl {}", words.join(" ")))
+            .into());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.doing("starting the runtime")?.block_on(async {
+        let client = Client::connect(target, "osctl").await?;
+        let session = Session { client, terminal: terminal.clone() };
+        let code = dispatch(verb, &session).await;
+        session.client.close().await;
+        code
+    })
+}
+
+async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
+    match verb {
+        Verb::Status(args) => cmd::status::run(&args, session).await,
+        Verb::Upgrade(args) => cmd::upgrade::run(&args, session).await,
+        Verb::Rebase(args) => cmd::rebase::run(&args, session).await,
+        Verb::Reconcile(args) => cmd::reconcile::run(&args, session).await,
+        Verb::Rollback(args) => cmd::rollback::run(&args, session).await,
+        Verb::Cancel(args) => cmd::cancel::run(&args, session).await,
+        Verb::Jobs(args) => cmd::jobs::run(&args, session).await,
+        Verb::Wait(args) => cmd::wait::run(&args, session).await,
+        Verb::Pin(args) => cmd::pin::run(&args, true, session).await,
+        Verb::Unpin(args) => cmd::pin::run(&args, false, session).await,
+        Verb::Lint(_) | Verb::InternalDocs(_) => {
+            Err(Failure::Refused(Error::new(ErrorKind::Internal, "this verb needs no daemon")))
+        }
+    }
+}

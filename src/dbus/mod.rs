@@ -8,14 +8,14 @@
 //! [`convert`] is the only reader of `a{sv}`, [`publish`] the only emitter of signals.
 
 pub mod convert;
-pub mod deployment;
+mod deployment;
 pub mod error;
-pub mod job;
-pub mod manager;
+mod job;
+mod manager;
 pub mod path;
-pub mod polkit;
-pub mod publish;
-pub mod service;
+mod polkit;
+mod publish;
+mod service;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,130 @@
+//! What stands on the command line.
+
+use super::cmd;
+use crate::client::Target;
+use crate::daemon::Roots;
+use std::path::PathBuf;
+
+/// Update this image-based host: the OS, its local changes and its app images, as one unit.
+#[derive(Debug, clap::Parser)]
+#[command(name = "osctl", version, infer_subcommands = false, disable_help_subcommand = true)]
+pub struct Osctl {
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub place: Place,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Where the daemon is; the system bus if nothing is said.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Where")]
+pub struct Place {
+    /// Talk to the osctld on the bus at this address.
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    pub bus: Option<String>,
+    /// Talk to the osctld on the session bus.
+    #[arg(long, global = true)]
+    pub session: bool,
+    /// Do the work in this process, with no daemon and no bus.
+    #[arg(long, global = true)]
+    pub direct: bool,
+    /// With --direct: the physical root of the host to manage [default: /].
+    #[arg(long, value_name = "DIR", global = true)]
+    pub sysroot: Option<PathBuf>,
+    /// With --direct: the root whose etc/osctl is read [default: /].
+    #[arg(long, value_name = "DIR", global = true)]
+    pub config_root: Option<PathBuf>,
+    /// With --direct: where state is kept [default: <SYSROOT>/ostree/osctl].
+    #[arg(long, value_name = "DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Place {
+    /// The one place that the flags name. clap cannot check flags that may stand before and behind the verb.
+    pub fn target(&self) -> Result<Target, &'static str> {
+        let roots = self.sysroot.is_some() || self.config_root.is_some() || self.state_dir.is_some();
+        if roots && !self.direct {
+            return Err("--sysroot, --config-root and --state-dir need --direct: a daemon has its own");
+        }
+        match (&self.bus, self.session, self.direct) {
+            (None, false, false) => Ok(Target::System),
+            (Some(address), false, false) => Ok(Target::Bus(address.clone())),
+            (None, true, false) => Ok(Target::Session),
+            (None, false, true) => Ok(Target::Direct(Roots {
+                sysroot: self.sysroot.clone().unwrap_or_else(|| "/".into()),
+                config_root: self.config_root.clone().unwrap_or_else(|| "/".into()),
+                state_dir: self.state_dir.clone(),
+            })),
+            _ => Err("only one of --bus, --session and --direct can be used"),
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Show what runs, what is next, and what is going on.
+    Status(cmd::status::Args),
+    /// Move to the newest image of the tracked reference, with the current drop-ins.
+    #[command(visible_alias = "update")]
+    Upgrade(cmd::upgrade::Args),
+    /// Move to another image, with the current drop-ins.
+    #[command(visible_alias = "switch")]
+    Rebase(cmd::rebase::Args),
+    /// Apply the current drop-ins to the OS that is here.
+    Reconcile(cmd::reconcile::Args),
+    /// Make the previous deployment the next boot's.
+    Rollback(cmd::rollback::Args),
+    /// Cancel a job.
+    Cancel(cmd::cancel::Args),
+    /// List active and recent jobs.
+    Jobs(cmd::jobs::Args),
+    /// Wait for a job to end.
+    Wait(cmd::wait::Args),
+    /// Keep a deployment from being removed.
+    Pin(cmd::pin::Args),
+    /// Stop keeping a deployment.
+    Unpin(cmd::pin::Args),
+    /// Check drop-ins and bound-image files, offline and without root.
+    Lint(cmd::lint::Args),
+    /// Write manual pages and shell completions.
+    #[command(hide = true)]
+    InternalDocs(cmd::docs::Args),
+}
+
+/// How to follow a job.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Following {
+    /// Print nothing but errors.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Write progress as JSON lines to this file descriptor.
+    #[arg(long, value_name = "FD")]
+    pub progress_fd: Option<u32>,
+    /// Exit with 77 if nothing changed (for a check: if there is nothing to do).
+    #[arg(long)]
+    pub unchanged_exit_77: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory as _, Parser as _};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Osctl::command().debug_assert();
+    }
+
+    #[test]
+    fn the_place_may_stand_before_and_behind_the_verb() {
+        let target = |words: &[&str]| Osctl::parse_from(words).place.target();
+        assert!(matches!(target(&["osctl", "status"]), Ok(Target::System)));
+        let both = ["osctl", "--direct", "status", "--sysroot", "/x"];
+        assert!(matches!(target(&both), Ok(Target::Direct(r)) if r.sysroot.as_os_str() == "/x"));
+        assert!(target(&["osctl", "status", "--sysroot", "/x"]).is_err());
+        assert!(target(&["osctl", "--session", "status", "--bus", "x"]).is_err());
+    }
+}

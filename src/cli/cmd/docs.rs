@@ -1,0 +1,79 @@
+//! `osctl internal-docs`: manual pages and completions, made from the arguments themselves.
+
+use crate::cli::args::Osctl;
+use crate::cli::exit;
+use crate::client::Result;
+use crate::model::Context;
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `internal-docs`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Write manual pages here.
+    #[arg(long, value_name = "DIR")]
+    pub man: Option<PathBuf>,
+    /// Write completions for bash, zsh and fish here.
+    #[arg(long, value_name = "DIR")]
+    pub completions: Option<PathBuf>,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<u8> {
+    if let Some(dir) = &args.man {
+        man(dir)?;
+    }
+    if let Some(dir) = &args.completions {
+        std::fs::create_dir_all(dir).doing("making the directory of completions")?;
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            clap_complete::generate_to(shell, &mut Osctl::command(), "osctl", dir)
+                .doing(format!("writing the completion for {shell}"))?;
+        }
+    }
+    Ok(exit::OK)
+}
+
+fn man(dir: &Path) -> crate::model::Result<()> {
+    std::fs::create_dir_all(dir).doing("making the directory of manual pages")?;
+    let mut osctl = Osctl::command();
+    osctl.build();
+    page(dir, osctl.clone(), "osctl", "1")?;
+    for verb in osctl.get_subcommands().filter(|v| !v.is_hide_set()) {
+        let name = format!("osctl-{}", verb.get_name());
+        page(dir, verb.clone().bin_name(name.replacen('-', " ", 1)), &name, "1")?;
+    }
+    page(dir, crate::daemon::Args::command(), "osctld", "8")
+}
+
+fn page(dir: &Path, command: clap::Command, name: &str, section: &str) -> crate::model::Result<()> {
+    let mut text = Vec::new();
+    let title = name.to_uppercase();
+    clap_mangen::Man::new(command)
+        .title(title)
+        .section(section)
+        .render(&mut text)
+        .and_then(|()| std::fs::write(dir.join(format!("{name}.{section}")), &text))
+        .doing_with(|| format!("writing the manual page of {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_has_a_manual_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = Args { man: Some(dir.path().into()), completions: Some(dir.path().into()) };
+        assert_eq!(run(&args).unwrap(), exit::OK);
+        for file in
+            ["osctl.1", "osctl-upgrade.1", "osctl-status.1", "osctld.8", "osctl.bash", "_osctl", "osctl.fish"]
+        {
+            assert!(dir.path().join(file).exists(), "{file}");
+        }
+        assert!(!dir.path().join("osctl-internal-docs.1").exists());
+        assert!(
+            std::fs::read_to_string(dir.path().join("osctl-upgrade.1")).unwrap().contains("osctl upgrade")
+        );
+    }
+}

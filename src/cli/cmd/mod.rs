@@ -1,0 +1,13 @@
+//! One verb, one file: its arguments, and what it asks.
+
+pub mod cancel;
+pub mod docs;
+pub mod jobs;
+pub mod lint;
+pub mod pin;
+pub mod rebase;
+pub mod reconcile;
+pub mod rollback;
+pub mod status;
+pub mod upgrade;
+pub mod wait;

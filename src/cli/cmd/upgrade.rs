@@ -1,0 +1,85 @@
+//! `osctl upgrade`.
+
+use crate::cli::args::Following;
+use crate::cli::{Session, follow};
+use crate::client::Result;
+use crate::model::image::Digest;
+use crate::model::request::{Options, Request};
+
+/// Arguments of `upgrade`.
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Only look; download nothing.
+    #[arg(long, conflicts_with_all = ["download_only", "dry_run"])]
+    pub check: bool,
+    /// What to allow and require.
+    #[command(flatten)]
+    pub limits: Limits,
+    /// How to follow the job.
+    #[command(flatten)]
+    pub following: Following,
+}
+
+/// Options that upgrade and rebase share.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Limits {
+    /// Get everything ready, but stage nothing.
+    #[arg(long)]
+    pub download_only: bool,
+    /// Fail unless the target has this digest.
+    #[arg(long, value_name = "DIGEST")]
+    pub require_digest: Option<Digest>,
+    /// Allow an image that is older than what runs.
+    #[arg(long)]
+    pub allow_downgrade: bool,
+    /// Replace a deployment that somebody else staged.
+    #[arg(long)]
+    pub replace_staged: bool,
+    /// Allow what a rollback or a failed boot rejected.
+    #[arg(long)]
+    pub allow_rejected: bool,
+    /// Drop files that a plain image carries in /var.
+    #[arg(long)]
+    pub drop_var: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Fail instead of waiting for other jobs.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+impl Limits {
+    /// The options of the request.
+    pub fn options(&self) -> Options {
+        Options {
+            require_digest: self.require_digest.clone(),
+            download_only: self.download_only,
+            dry_run: self.dry_run,
+            allow_downgrade: self.allow_downgrade,
+            replace_staged: self.replace_staged,
+            allow_rejected: self.allow_rejected,
+            drop_var: self.drop_var,
+            no_wait: self.no_wait,
+            kargs: Vec::new(),
+            stateroot: None,
+        }
+    }
+}
+
+impl Args {
+    /// What is asked.
+    pub fn request(&self) -> Request {
+        if self.check {
+            // A check has nothing to require or allow.
+            Request::Check(Options { no_wait: self.limits.no_wait, ..Options::default() })
+        } else {
+            Request::Upgrade(self.limits.options())
+        }
+    }
+}
+
+/// Runs the verb.
+pub async fn run(args: &Args, session: &Session) -> Result<u8> {
+    follow::run(session, &args.request(), &args.following).await
+}

@@ -1,0 +1,222 @@
+//! The progress of a job: bars on a terminal, lines elsewhere, JSON lines for programs.
+
+use super::Terminal;
+use crate::model::job::Job;
+use crate::model::{Context, ErrorKind, Result};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::Write;
+use std::time::Duration;
+
+/// Shows one job.
+#[derive(Debug)]
+pub struct Progress {
+    face: Face,
+    json: Option<Json>,
+}
+
+#[derive(Debug)]
+enum Face {
+    Quiet,
+    Bar(ProgressBar, usize),
+    Plain(Plain),
+}
+
+impl Progress {
+    /// Bars if a person watches, lines if not, nothing if quiet; JSON lines to `fd` besides.
+    pub fn new(terminal: &Terminal, quiet: bool, fd: Option<u32>) -> Result<Progress> {
+        let face = if quiet {
+            Face::Quiet
+        } else if terminal.interactive {
+            Face::Bar(bar(), 0)
+        } else {
+            Face::Plain(Plain::default())
+        };
+        Ok(Progress { face, json: fd.map(Json::open).transpose()? })
+    }
+
+    /// Shows a state of the job.
+    pub fn update(&mut self, job: &Job) {
+        match &mut self.face {
+            Face::Quiet => {}
+            Face::Plain(plain) => {
+                for line in plain.lines(job) {
+                    super::note(&line);
+                }
+            }
+            Face::Bar(bar, said) => {
+                for text in job.messages.iter().skip(*said) {
+                    bar.println(text);
+                }
+                *said = job.messages.len();
+                bar.set_position((job.progress * 1000.0) as u64);
+                bar.set_message(detail(job));
+            }
+        }
+        if let Some(json) = &mut self.json
+            && !job.state.is_final()
+        {
+            json.snapshot("job", job);
+        }
+    }
+
+    /// Shows the end.
+    pub fn finish(&mut self, job: &Job) {
+        self.clear();
+        if let Some(json) = &mut self.json {
+            json.snapshot("finished", job);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&mut self) {
+        if let Face::Bar(bar, _) = &self.face {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{spinner} [{bar:30}] {percent:>3} % {wide_msg}");
+    if let Ok(style) = style {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    // Looks alive where a step has nothing to count.
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// The step and how far it is.
+fn detail(job: &Job) -> String {
+    let mut text = if job.step.is_empty() { job.state.name().to_owned() } else { job.step.clone() };
+    if job.bytes_total > 0 {
+        text.push_str(&format!(" {}/{}", HumanBytes(job.bytes_done), HumanBytes(job.bytes_total)));
+    } else if job.bytes_done > 0 {
+        text.push_str(&format!(" {}", HumanBytes(job.bytes_done)));
+    }
+    if job.items_total > 0 {
+        text.push_str(&format!(" {}/{}", job.items_done, job.items_total));
+    }
+    if !job.current_item.is_empty() {
+        text.push_str(&format!(" {}", job.current_item));
+    }
+    text
+}
+
+/// One line per step and message, so that a log stays short.
+#[derive(Debug, Default)]
+struct Plain {
+    step: String,
+    queued: bool,
+    said: usize,
+}
+
+impl Plain {
+    fn lines(&mut self, job: &Job) -> Vec<String> {
+        let mut lines = Vec::new();
+        if job.state == crate::model::job::State::Queued && !self.queued {
+            self.queued = true;
+            lines.push(format!("{}: waiting for other jobs", job.kind));
+        }
+        if job.step != self.step {
+            self.step.clone_from(&job.step);
+            lines.push(format!("{}: {}", job.kind, job.step));
+        }
+        lines.extend(job.messages.iter().skip(self.said).map(|m| format!("{}: {m}", job.kind)));
+        self.said = job.messages.len();
+        lines
+    }
+}
+
+#[derive(Debug)]
+struct Json(Option<std::fs::File>);
+
+impl Json {
+    /// Opens an inherited descriptor by its name in /proc: taking it over would need `unsafe`.
+    fn open(fd: u32) -> Result<Json> {
+        let file = std::fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{fd}"));
+        let file = file.kind(ErrorKind::InvalidArgument, format!("cannot write to file descriptor {fd}"))?;
+        let mut json = Json(Some(file));
+        json.line(&start());
+        Ok(json)
+    }
+
+    fn snapshot(&mut self, kind: &str, job: &Job) {
+        self.line(&snapshot(kind, job));
+    }
+
+    /// A reader that left is no reason to give up the job.
+    fn line(&mut self, value: &serde_json::Value) {
+        if let Some(file) = &mut self.0
+            && let Err(error) = file.write_all(format!("{value}\n").as_bytes())
+        {
+            tracing::debug!(%error, "nobody reads the progress");
+            self.0 = None;
+        }
+    }
+}
+
+fn start() -> serde_json::Value {
+    serde_json::json!({"type": "start", "version": 1})
+}
+
+fn snapshot(kind: &str, job: &Job) -> serde_json::Value {
+    serde_json::json!({"type": kind, "job": job})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::job::{Event, Initiator, JobResult, Step};
+
+    #[test]
+    fn plain_progress_has_one_line_per_step_and_message() {
+        let mut job = Job::new("1".into(), "upgrade", Initiator::default(), 1);
+        let mut plain = Plain::default();
+        let mut lines = plain.lines(&job);
+        for event in [
+            Event::Started { at: 2 },
+            Event::Step(Step::ResolveImage),
+            Event::Step(Step::PullLayers),
+            Event::Bytes { done: 5, total: 10 },
+            Event::Message("layer 1 was here already".into()),
+            Event::Bytes { done: 10, total: 10 },
+            Event::Step(Step::StagePublish),
+            Event::Finished { at: 3, outcome: Ok(JobResult::default()) },
+        ] {
+            job.apply(&event);
+            lines.extend(plain.lines(&job));
+        }
+        assert_eq!(
+            lines,
+            [
+                "upgrade: waiting for other jobs",
+                "upgrade: resolve.image",
+                "upgrade: pull.layers",
+                "upgrade: layer 1 was here already",
+                "upgrade: stage.publish",
+            ]
+        );
+    }
+
+    #[test]
+    fn json_lines_begin_with_start_and_end_with_finished() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        use std::os::fd::AsRawFd as _;
+        let fd = u32::try_from(file.as_file().as_raw_fd()).unwrap();
+        let mut job = Job::new("1".into(), "upgrade", Initiator::default(), 1);
+        let quiet = Terminal { interactive: false, color: false };
+        let mut progress = Progress::new(&quiet, true, Some(fd)).unwrap();
+        job.apply(&Event::Started { at: 2 });
+        progress.update(&job);
+        job.apply(&Event::Finished { at: 3, outcome: Ok(JobResult::default()) });
+        progress.update(&job);
+        progress.finish(&job);
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let types: Vec<_> = lines.iter().map(|l| l["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["start", "job", "finished"]);
+        assert_eq!(text.lines().next(), Some(r#"{"type":"start","version":1}"#));
+        assert_eq!(lines[2]["job"]["state"], "succeeded");
+    }
+}

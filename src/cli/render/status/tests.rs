@@ -1,0 +1,126 @@
+//! Golden files: what people read is looked at when it changes.
+
+use super::*;
+use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
+use crate::model::image::Digest;
+use crate::model::job::{Failure, Initiator};
+use crate::model::manifest::Source;
+use crate::model::status::{Derivation, Outcome, OwnedKarg, OwnedPath};
+
+fn deployment(id: &str, version: &str) -> Deployment {
+    Deployment {
+        id: id.into(),
+        index: 0,
+        stateroot: "os".into(),
+        checksum: format!("{version}c"),
+        base_checksum: format!("{version}b"),
+        image: Some("registry.example.com/os:stable".parse().unwrap()),
+        digest: Some(Digest::of(version.as_bytes())),
+        version: version.into(),
+        timestamp: 1_709_251_199,
+        booted: false,
+        staged: false,
+        default: false,
+        pinned: false,
+        derivation: Derivation::default(),
+        bound_images: BoundSet::default(),
+        labels: Default::default(),
+        incompatible: Vec::new(),
+    }
+}
+
+fn status() -> Status {
+    let mut staged = deployment("os-2c.0", "2");
+    staged.staged = true;
+    staged.derivation = Derivation {
+        input_digest: Some(Digest::of(b"input")),
+        drop_ins: ["50-agent.yaml", "60-bond.yaml"]
+            .map(|n| Source {
+                name: n.into(),
+                path: format!("/etc/osctl/derive.d/{n}"),
+                digest: Digest::of(b""),
+            })
+            .into(),
+        packages: Vec::new(),
+        files: vec![OwnedPath { path: "/etc/agent.conf".into(), owner: "50-agent.yaml".into() }],
+        kargs: vec![
+            OwnedKarg { arg: "rw".into(), owner: "local".into() },
+            OwnedKarg { arg: "nosmt".into(), owner: "50-agent.yaml".into() },
+        ],
+        kept_local: vec!["/etc/motd".into()],
+    };
+    staged.bound_images.images.push(BoundImage {
+        spec: BoundSpec {
+            reference: "registry.example.com/app:1".parse().unwrap(),
+            mode: Mode::Bind,
+            auth_file: None,
+            tls_verify: None,
+            source: "app.toml".into(),
+        },
+        digest: Digest::of(b"app"),
+    });
+    let mut booted = deployment("os-1c.0", "1");
+    (booted.booted, booted.default, booted.index) = (true, true, 1);
+    let mut old = deployment("os-0c.0", "");
+    (old.pinned, old.index, old.image, old.digest) = (true, 2, None, None);
+    old.incompatible = vec!["packages".into()];
+    let mut job =
+        Job::new("2f1c8c3e-9f0b-4d84-9a5c-0d8a1f6e7b11".into(), "upgrade", Initiator::default(), 10);
+    job.state = State::Failed;
+    job.finished = 20;
+    job.failure = Some(Failure {
+        kind: crate::model::ErrorKind::NoSpace,
+        message: "need 5 MB on /boot".into(),
+        hint: String::new(),
+        details: Default::default(),
+    });
+    let mut running =
+        Job::new("7b0f2f4e-0000-4d84-9a5c-0d8a1f6e7b11".into(), "check", Initiator::default(), 30);
+    (running.state, running.step, running.progress) = (State::Running, "resolve.image".into(), 0.015);
+    Status {
+        state: "degraded".into(),
+        reasons: vec!["the registry cannot be reached since yesterday".into()],
+        booted: Some(booted.id.clone()),
+        staged: Some(staged.id.clone()),
+        rollback: Some(old.id.clone()),
+        deployments: vec![staged, booted, old],
+        pending_changes: vec!["60-bond.yaml changed".into()],
+        last_outcome: Some(Outcome {
+            ok: false,
+            checksum: "2c".into(),
+            digest: None,
+            phase: "finalize".into(),
+            message: "journalctl -b -1 -u ostree-finalize-staged".into(),
+        }),
+        rivals: vec!["rpm-ostreed-automatic.timer".into()],
+        jobs: vec![running, job],
+        ..Status::initializing()
+    }
+}
+
+/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it.
+fn golden(name: &str, text: &str) {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/render/status/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "UPDATE_GOLDEN=1 rewrites {}", path.display());
+}
+
+#[test]
+fn the_human_status_is_golden() {
+    golden("human.txt", &human(&status(), false));
+    golden("verbose.txt", &human(&status(), true));
+    golden("empty.txt", &human(&Status { state: "idle".into(), ..Status::initializing() }, false));
+    golden("jobs.txt", &jobs(&status().jobs));
+    assert_eq!(jobs(&[]), "No jobs.\n");
+}
+
+#[test]
+fn the_json_status_is_golden_and_comes_back() {
+    let text = serde_json::to_string_pretty(&status()).unwrap() + "\n";
+    golden("status.json", &text);
+    assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status());
+}
