@@ -79,3 +79,13 @@ fn one_file_or_the_directory_itself_can_be_named() {
             .ends_with("/gone cannot be checked")
     );
 }
+
+#[test]
+fn the_shipped_examples_are_clean() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let report = lint(&examples, &|_| Ok(Vec::new())).unwrap();
+    let wrong: Vec<_> =
+        report.files.iter().filter(|f| !(f.errors.is_empty() && f.warnings.is_empty())).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(report.files.iter().any(|f| f.kind == LintKind::DropIn));
+}
