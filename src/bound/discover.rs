@@ -267,3 +267,6 @@ fn tree_error(shown: &str, error: Error) -> Error {
 pub(super) fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
+
+#[cfg(test)]
+mod tests;

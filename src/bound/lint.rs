@@ -15,7 +15,7 @@ pub fn lint_path(path: &Path) -> Result<Vec<String>> {
     if name.ends_with(".toml") {
         return Ok(vec![BoundSpec::from_toml(&read(path)?, &shown)?.reference.name]);
     }
-    let kind = Type::of_name(&name).map_err(|why| refused(&shown, None, format!("{why} or .toml")))?;
+    let kind = Type::of_name(&name).map_err(|why| refused(&shown, None, why))?;
     match Unit::parse(&read(path)?, &shown)?.wants(kind, &shown)? {
         Wants::Image(spec) => Ok(vec![spec.reference.name]),
         Wants::File(image, line) => {

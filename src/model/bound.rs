@@ -244,3 +244,46 @@ pub(crate) fn registry_reference(text: &str) -> std::result::Result<ImageRef, St
     }
     Ok(reference)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(reference: &str, source: &str, content: &[u8], mode: Mode) -> BoundImage {
+        let spec = BoundSpec { mode, ..BoundSpec::new(reference.parse().unwrap(), source) };
+        BoundImage { spec, digest: Digest::of(content) }
+    }
+
+    #[test]
+    fn a_set_is_sorted_and_merged_and_its_digest_does_not_depend_on_order_or_files() {
+        let a = image("quay.io/x/a:1", "/one.toml", b"a", Mode::Prefetch);
+        let again = image("quay.io/x/a:1", "/two.toml", b"a", Mode::Bind);
+        let b = image("quay.io/x/b:1", "/one.toml", b"b", Mode::Bind);
+        let one = BoundSet::new(vec![b.clone(), a.clone(), again.clone()]).unwrap();
+        let two = BoundSet::new(vec![again.clone(), b.clone()]).unwrap();
+        assert_eq!(
+            one.images.iter().map(|i| (i.spec.reference.name.as_str(), i.spec.mode)).collect::<Vec<_>>(),
+            [("quay.io/x/a:1", Mode::Bind), ("quay.io/x/b:1", Mode::Bind)]
+        );
+        assert_eq!(one.digest(), two.digest());
+        let moved = image("quay.io/x/b:1", "/one.toml", b"c", Mode::Bind);
+        assert_ne!(one.digest(), BoundSet::new(vec![again, moved]).unwrap().digest());
+        let json = serde_json::to_string(&two.images[1]).unwrap();
+        assert_eq!(serde_json::from_str::<BoundImage>(&json).unwrap(), two.images[1]);
+        assert!(json.contains("\"auth-file\":null") && json.contains("\"mode\":\"bind\""), "{json}");
+    }
+
+    #[test]
+    fn two_pins_of_one_name_are_refused_with_both_files() {
+        let pin =
+            |c: &[u8], file: &str| image(&format!("quay.io/x/a:1@{}", Digest::of(c)), file, c, Mode::Bind);
+        let error = BoundSet::new(vec![pin(b"1", "/one.toml"), pin(b"2", "/two.toml")]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidDropIn);
+        let text = error.to_string();
+        assert!(
+            text.contains("/one.toml") && text.contains("/two.toml") && text.contains("quay.io/x/a:1 "),
+            "{text}"
+        );
+        assert!(BoundSet::new(vec![pin(b"1", "/one.toml"), pin(b"1", "/two.toml")]).is_ok());
+    }
+}

@@ -280,3 +280,6 @@ fn harmless(entry: &Entry) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
