@@ -1,1 +1,14 @@
 //! From drop-ins to a commit: decode, apply, compare.
+
+pub mod apply;
+pub mod diff;
+pub mod etc;
+pub mod lint;
+mod mtree;
+pub mod provenance;
+pub mod read;
+pub mod take;
+mod units;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// A cheap handle to the running engine.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    pub(super) commands: mpsc::Sender<Command>,
-    pub(super) status: watch::Receiver<Arc<Status>>,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Arc<Status>>,
 }
 
 impl Handle {

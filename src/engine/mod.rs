@@ -2,8 +2,13 @@
 
 pub mod actor;
 pub mod cx;
+mod env;
 pub mod failpoint;
 pub mod handle;
+mod journal;
+mod pipeline;
+mod stages;
+mod steps;
 
 pub use actor::{Engine, Setup};
 pub use handle::Handle;

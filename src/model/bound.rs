@@ -1,6 +1,9 @@
 //! Bound images: what a deployment must find in the local store.
 
-use super::image::{Digest, ImageRef};
+use super::image::{Digest, ImageRef, Transport};
+use super::{Error, ErrorKind, Result};
+use std::collections::BTreeMap;
+use toml::de::{DeTable, DeValue};
 
 /// Whether a missing image keeps a deployment from being staged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -46,4 +49,241 @@ pub struct BoundImage {
 pub struct BoundSet {
     /// The images.
     pub images: Vec<BoundImage>,
+}
+
+/// Keys of a TOML file that name things this version cannot do. None is silently ignored.
+const TOML_UNSUPPORTED: [&str; 9] =
+    ["all-tags", "arch", "cert-dir", "creds", "decryption-key", "image-tag", "os", "policy", "variant"];
+
+impl BoundSpec {
+    /// A spec with defaults for everything but the image and the file that asks for it.
+    pub fn new(reference: ImageRef, source: &str) -> BoundSpec {
+        BoundSpec {
+            reference,
+            mode: Mode::Bind,
+            auth_file: None,
+            tls_verify: None,
+            source: source.to_owned(),
+        }
+    }
+
+    /// Parses a `bound-images.d/*.toml` file. `source` is the file's path, for messages and provenance.
+    pub fn from_toml(text: &str, source: &str) -> Result<BoundSpec> {
+        let line_at = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+        let table = DeTable::parse(text).map_err(|e| {
+            let line = e.span().map_or(1, |s| line_at(s.start));
+            refused(source, Some(line), format!("is not valid TOML: {}", e.message()))
+        })?;
+        let mut spec: Option<BoundSpec> = None;
+        let (mut mode, mut auth_file, mut tls_verify) = (Mode::Bind, None, None);
+        let mut keys: Vec<_> = table.get_ref().iter().collect();
+        // The first mistake in the file is the one reported.
+        keys.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in keys {
+            let line = line_at(key.span().start);
+            let fail = |why: String| refused(source, Some(line), why).detail("key", key.get_ref());
+            let text_value = || match value.get_ref() {
+                DeValue::String(s) => Ok(s.as_ref()),
+                _ => Err(fail(format!("{} must be a string", key.get_ref()))),
+            };
+            match key.get_ref().as_ref() {
+                "image" => {
+                    let reference =
+                        registry_reference(text_value()?).map_err(|why| fail(format!("image {why}")))?;
+                    spec = Some(BoundSpec::new(reference, source));
+                }
+                "mode" => {
+                    mode = match text_value()? {
+                        "bind" => Mode::Bind,
+                        "prefetch" => Mode::Prefetch,
+                        other => {
+                            return Err(fail(format!("mode {other:?} is neither \"bind\" nor \"prefetch\"")));
+                        }
+                    }
+                }
+                "auth-file" => {
+                    let path = text_value()?;
+                    if !path.starts_with('/') {
+                        return Err(fail(format!("auth-file {path:?} is not an absolute path")));
+                    }
+                    auth_file = Some(path.to_owned());
+                }
+                "tls-verify" => match value.get_ref() {
+                    DeValue::Boolean(b) => tls_verify = Some(*b),
+                    _ => return Err(fail("tls-verify must be true or false".into())),
+                },
+                known if TOML_UNSUPPORTED.contains(&known) => {
+                    return Err(fail(format!("{known} is not supported by this version")));
+                }
+                other => {
+                    return Err(fail(format!("unknown key {other:?}"))
+                        .hint("the keys are image, mode, auth-file and tls-verify"));
+                }
+            }
+        }
+        let spec = spec.ok_or_else(|| {
+            refused(source, None, "has no image").hint("add a line like image = \"quay.io/example/app:1\"")
+        })?;
+        Ok(BoundSpec { mode, auth_file, tls_verify, ..spec })
+    }
+}
+
+impl BoundSet {
+    /// Sorts the images and merges requests for the same reference.
+    ///
+    /// Fails if two files pin the same name to different digests. Of two modes `bind` wins, and the file that
+    /// sorts first is named.
+    pub fn new(mut images: Vec<BoundImage>) -> Result<BoundSet> {
+        images.sort_by(|a, b| {
+            (&a.spec.reference.name, &a.spec.source).cmp(&(&b.spec.reference.name, &b.spec.source))
+        });
+        let mut merged: Vec<BoundImage> = Vec::new();
+        for image in images {
+            let Some(last) = merged.last_mut().filter(|l| l.spec.reference == image.spec.reference) else {
+                merged.push(image);
+                continue;
+            };
+            if last.digest != image.digest {
+                return Err(two_digests(&last.spec, &image.spec));
+            }
+            if image.spec.mode == Mode::Bind {
+                last.spec.mode = Mode::Bind;
+            }
+        }
+        check_pins(merged.iter().map(|i| &i.spec))?;
+        Ok(BoundSet { images: merged })
+    }
+
+    /// The digest of what is bound: references, digests and modes, not the files that ask for them.
+    pub fn digest(&self) -> Digest {
+        let facts: Vec<_> =
+            self.images.iter().map(|i| (i.spec.reference.to_string(), &i.digest, i.spec.mode)).collect();
+        Digest::of(&serde_json::to_vec(&facts).expect("strings always serialise"))
+    }
+}
+
+/// Refuses two files that pin the same `repository:tag` to different digests.
+///
+/// It needs no network, so discovery calls it before anything is resolved.
+pub fn check_pins<'a>(specs: impl Iterator<Item = &'a BoundSpec>) -> Result<()> {
+    let mut pinned: BTreeMap<&str, &BoundSpec> = BTreeMap::new();
+    for spec in specs {
+        let Some((name, digest)) = spec.reference.name.split_once('@') else { continue };
+        // Without a tag there is no name that both could claim: two digests of one repository may coexist.
+        if name == spec.reference.repository() {
+            continue;
+        }
+        if let Some(other) = pinned.insert(name, spec)
+            && other.reference.name.split_once('@').is_some_and(|(_, d)| d != digest)
+        {
+            return Err(two_digests(other, spec));
+        }
+    }
+    Ok(())
+}
+
+fn two_digests(a: &BoundSpec, b: &BoundSpec) -> Error {
+    let name = a.reference.name.split('@').next().unwrap_or_default();
+    refused(&b.source, None, format!("binds {name} to another digest than {} does", a.source))
+        .detail("other-file", &a.source)
+        .hint("pin the same digest in both files, or give one of them another tag")
+}
+
+/// An error about one file, and one line of it where that is known: `FILE:LINE: why`.
+pub(crate) fn refused(file: &str, line: Option<usize>, why: impl std::fmt::Display) -> Error {
+    refused_as(ErrorKind::InvalidDropIn, file, line, why)
+}
+
+pub(crate) fn refused_as(
+    kind: ErrorKind,
+    file: &str,
+    line: Option<usize>,
+    why: impl std::fmt::Display,
+) -> Error {
+    let error = match line {
+        Some(line) => Error::new(kind, format!("{file}:{line}: {why}")).detail("line", line),
+        None => Error::new(kind, format!("{file}: {why}")),
+    };
+    error.detail("file", file)
+}
+
+/// Parses a reference that must name its registry; the error completes the sentence `image ...`.
+pub(crate) fn registry_reference(text: &str) -> std::result::Result<ImageRef, String> {
+    let short = |t: &str| {
+        format!(
+            "{t:?} names no registry; write it in full, for example quay.io/example/{}",
+            t.trim_matches('/')
+        )
+    };
+    let reference: ImageRef = text.parse().map_err(|e: Error| match e.to_string().split_once("\" ") {
+        Some((_, why)) => format!("{text:?} {why}"),
+        None => format!("{text:?}: {e}"),
+    })?;
+    if reference.transport != Transport::Registry {
+        return Err(format!("{text:?} is not in a registry; only docker:// can be bound"));
+    }
+    let Some((host, _)) = reference.name.split_once('/') else { return Err(short(text)) };
+    if !host.contains(['.', ':']) && host != "localhost" {
+        return Err(short(text));
+    }
+    // distribution/reference's grammar, as far as it decides what reaches a command line.
+    let repository = reference.repository().split_once('/').map_or("", |(_, r)| r);
+    let odd = |c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "/._-".contains(c));
+    let host_odd = |c: char| !(c.is_ascii_alphanumeric() || ".:-[]".contains(c));
+    let tag_odd = |c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c));
+    let tag =
+        reference.name.split('@').next().and_then(|n| n.strip_prefix(reference.repository())).unwrap_or("");
+    for (part, found) in [
+        ("registry", host.chars().find(|c| host_odd(*c))),
+        ("repository", repository.chars().find(|c| odd(*c))),
+        ("tag", tag.trim_start_matches(':').chars().find(|c| tag_odd(*c))),
+    ] {
+        if let Some(c) = found {
+            return Err(format!("{text:?} has the character {c:?} in its {part}"));
+        }
+    }
+    Ok(reference)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(reference: &str, source: &str, content: &[u8], mode: Mode) -> BoundImage {
+        let spec = BoundSpec { mode, ..BoundSpec::new(reference.parse().unwrap(), source) };
+        BoundImage { spec, digest: Digest::of(content) }
+    }
+
+    #[test]
+    fn a_set_is_sorted_and_merged_and_its_digest_does_not_depend_on_order_or_files() {
+        let a = image("quay.io/x/a:1", "/one.toml", b"a", Mode::Prefetch);
+        let again = image("quay.io/x/a:1", "/two.toml", b"a", Mode::Bind);
+        let b = image("quay.io/x/b:1", "/one.toml", b"b", Mode::Bind);
+        let one = BoundSet::new(vec![b.clone(), a.clone(), again.clone()]).unwrap();
+        let two = BoundSet::new(vec![again.clone(), b.clone()]).unwrap();
+        assert_eq!(
+            one.images.iter().map(|i| (i.spec.reference.name.as_str(), i.spec.mode)).collect::<Vec<_>>(),
+            [("quay.io/x/a:1", Mode::Bind), ("quay.io/x/b:1", Mode::Bind)]
+        );
+        assert_eq!(one.digest(), two.digest());
+        let moved = image("quay.io/x/b:1", "/one.toml", b"c", Mode::Bind);
+        assert_ne!(one.digest(), BoundSet::new(vec![again, moved]).unwrap().digest());
+        let json = serde_json::to_string(&two.images[1]).unwrap();
+        assert_eq!(serde_json::from_str::<BoundImage>(&json).unwrap(), two.images[1]);
+        assert!(json.contains("\"auth-file\":null") && json.contains("\"mode\":\"bind\""), "{json}");
+    }
+
+    #[test]
+    fn two_pins_of_one_name_are_refused_with_both_files() {
+        let pin =
+            |c: &[u8], file: &str| image(&format!("quay.io/x/a:1@{}", Digest::of(c)), file, c, Mode::Bind);
+        let error = BoundSet::new(vec![pin(b"1", "/one.toml"), pin(b"2", "/two.toml")]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidDropIn);
+        let text = error.to_string();
+        assert!(
+            text.contains("/one.toml") && text.contains("/two.toml") && text.contains("quay.io/x/a:1 "),
+            "{text}"
+        );
+        assert!(BoundSet::new(vec![pin(b"1", "/one.toml"), pin(b"1", "/two.toml")]).is_ok());
+    }
 }

@@ -1,10 +1,13 @@
 //! Pure types and rules. No I/O, no async, no libostree, no D-Bus.
 
 pub mod bound;
+pub mod dropin;
 pub mod error;
 pub mod image;
 pub mod job;
+pub mod kargs;
 pub mod manifest;
+pub mod quadlet;
 pub mod request;
 pub mod status;
 

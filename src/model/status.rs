@@ -5,7 +5,6 @@
 use super::bound::BoundSet;
 use super::image::{Digest, ImageRef};
 use super::job::Job;
-use super::manifest::Source;
 use std::collections::BTreeMap;
 
 /// A kernel argument of a boot entry and who put it there.
@@ -24,7 +23,7 @@ pub struct Derivation {
     /// Digest of the merged declarations.
     pub input_digest: Option<Digest>,
     /// The drop-ins.
-    pub drop_ins: Vec<Source>,
+    pub drop_ins: Vec<DropIn>,
     /// Packages. Always empty in this version.
     pub packages: Vec<String>,
     /// Derived paths, each with its drop-in.
@@ -33,6 +32,15 @@ pub struct Derivation {
     pub kargs: Vec<OwnedKarg>,
     /// `/etc` paths where the local version was kept.
     pub kept_local: Vec<String>,
+}
+
+/// A drop-in that contributes to a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DropIn {
+    /// File name, `50-agent.yaml`.
+    pub name: String,
+    /// Digest of what it declares; comments do not count.
+    pub digest: Digest,
 }
 
 /// A derived path and the drop-in that declares it.

@@ -1,1 +1,45 @@
 //! From an image reference to commits in the repository.
+//!
+//! ```text
+//!  ImageRef ──resolve──► Resolved ──pull──► Base          retain / forget_unused
+//!            manifest      │     one worker process:        keep it alive / let go
+//!            and config    │     layers ► blob refs ► merge ► one commit, one image ref
+//!            only          └─find──► Base, if an earlier pull finished
+//! ```
+//!
+//! What lies in the repository afterwards, readable by rpm-ostree, bootc and ostree-ext:
+//!
+//! ```text
+//!  refs/heads/ostree/container/blob/<digest>            one commit per finished layer
+//!  refs/heads/ostree/container/image/<image reference>  the merge commit; manifest and config in its metadata
+//!  refs/heads/ostree/container/baseimage/osctl/<commit> our reason to keep a merge commit
+//! ```
+//!
+//! Everything that talks to skopeo or writes objects runs in a child process (`worker`), because both block in
+//! ways that a dropped future cannot end: cancelling kills the child's process group.
+
+mod archive;
+mod commit;
+mod encapsulated;
+mod failure;
+mod import;
+mod layer;
+mod merge;
+mod plain;
+mod refs;
+mod resolve;
+mod source;
+mod tree;
+mod types;
+mod worker;
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
+
+pub use import::import_in_process;
+pub use refs::{find, forget_unused, retain};
+pub use resolve::resolve_in_process;
+pub use types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved, Worker};
+pub use worker::{WORKER_ARG, pull, resolve, worker_main};

@@ -61,11 +61,9 @@ impl CommitTree {
                 done.pop();
                 continue;
             }
-            if done.is_empty() && next == "etc" {
-                done.push("usr".into());
-            }
             done.push(next);
-            let here = format!("/{}", done.join("/"));
+            // As booted, so that `..` of a link in /etc leads to the root and not to /usr.
+            let here = in_tree(&done);
             let Some(info) = self.info(&here)? else { return Ok(None) };
             if kind_of(&info) == Kind::Link && (follow_last || !todo.is_empty()) {
                 links += 1;
@@ -85,7 +83,7 @@ impl CommitTree {
                 todo.extend(components(&target).rev());
             }
         }
-        Ok(Some(format!("/{}", done.join("/"))))
+        Ok(Some(in_tree(&done)))
     }
 
     /// The content of a regular file, links followed inside the tree; `None` if there is none.
@@ -103,10 +101,22 @@ impl CommitTree {
                 format!("{path} is larger than {limit} bytes"),
             ));
         }
-        let stream =
-            self.file(&real).read(gio::Cancellable::NONE).doing_with(|| format!("opening {path}"))?;
+        // Not `gio::File::read`: libostree returns a stream from it that is no GFileInputStream, which the
+        // bindings assert.
+        let file = self
+            .file(&real)
+            .downcast::<ostree::RepoFile>()
+            .map_err(|_| Error::new(ErrorKind::Internal, format!("{path} is not in a repository")))?;
+        // Without this, asking for the checksum crashes inside libostree.
+        file.ensure_resolved().doing_with(|| format!("looking up {path}"))?;
+        let (stream, ..) = file
+            .repo()
+            .load_file(&file.checksum(), gio::Cancellable::NONE)
+            .doing_with(|| format!("opening {path}"))?;
         let mut bytes = Vec::new();
-        stream.into_read().read_to_end(&mut bytes).doing_with(|| format!("reading {path}"))?;
+        if let Some(stream) = stream {
+            stream.into_read().read_to_end(&mut bytes).doing_with(|| format!("reading {path}"))?;
+        }
         Ok(Some(bytes))
     }
 
@@ -162,6 +172,35 @@ pub fn kind_of(info: &gio::FileInfo) -> Kind {
     }
 }
 
+fn in_tree(booted: &[String]) -> String {
+    let etc = if booted.first().is_some_and(|first| first == "etc") { "/usr" } else { "" };
+    format!("{etc}/{}", booted.join("/"))
+}
+
 fn components(path: &str) -> impl DoubleEndedIterator<Item = String> {
     path.split('/').filter(|c| !c.is_empty() && *c != ".").map(str::to_owned).collect::<Vec<_>>().into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::derive::testing::{Base, Scratch};
+
+    #[test]
+    fn links_in_etc_are_followed_as_booted() {
+        let scratch = Scratch::with(
+            ostree::RepoMode::Bare,
+            [
+                ("usr/lib/os-release", Base::File(0o644, "ID=test\n")),
+                ("usr/etc/os-release", Base::Link("../usr/lib/os-release")),
+                ("usr/etc/up", Base::Link("../../../etc/here")),
+                ("usr/etc/here", Base::File(0o644, "here")),
+            ],
+        );
+        let tree = CommitTree::open(&scratch.repo, &scratch.base).unwrap();
+        assert_eq!(tree.read("/etc/os-release", 100).unwrap().unwrap(), b"ID=test\n");
+        assert_eq!(tree.read("/usr/etc/here", 100).unwrap().unwrap(), b"here");
+        assert_eq!(tree.resolve("/etc/up", true).unwrap().unwrap(), "/usr/etc/here");
+        assert_eq!(tree.resolve("/etc/up", false).unwrap().unwrap(), "/usr/etc/up");
+    }
 }

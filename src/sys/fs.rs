@@ -54,3 +54,9 @@ fn sync_parent(dir: &Dir, path: &Path) -> Result<()> {
     let file = handle.reopen_as_ownedfd().doing("reopening a directory")?;
     rustix::fs::fsync(file).doing_with(|| format!("syncing {}", parent.display()))
 }
+
+/// The bytes that root can still write to the file system of this path.
+pub fn free_bytes(path: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(path).doing_with(|| format!("asking for the free space of {}", path.display()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

@@ -1,4 +1,5 @@
-//! The operating system: atomic file writes and processes.
+//! The operating system: atomic file writes, processes, credential files.
 
+pub mod auth;
 pub mod fs;
 pub mod process;

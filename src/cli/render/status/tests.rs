@@ -4,8 +4,7 @@ use super::*;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
 use crate::model::image::Digest;
 use crate::model::job::{Failure, Initiator};
-use crate::model::manifest::Source;
-use crate::model::status::{Derivation, Outcome, OwnedKarg, OwnedPath};
+use crate::model::status::{Derivation, DropIn, Outcome, OwnedKarg, OwnedPath};
 
 fn deployment(id: &str, version: &str) -> Deployment {
     Deployment {
@@ -35,11 +34,7 @@ fn status() -> Status {
     staged.derivation = Derivation {
         input_digest: Some(Digest::of(b"input")),
         drop_ins: ["50-agent.yaml", "60-bond.yaml"]
-            .map(|n| Source {
-                name: n.into(),
-                path: format!("/etc/osctl/derive.d/{n}"),
-                digest: Digest::of(b""),
-            })
+            .map(|n| DropIn { name: n.into(), digest: Digest::of(b"") })
             .into(),
         packages: Vec::new(),
         files: vec![OwnedPath { path: "/etc/agent.conf".into(), owner: "50-agent.yaml".into() }],

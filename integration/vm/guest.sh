@@ -1,0 +1,211 @@
+#!/bin/bash
+# Runs inside the test OS, once per boot; /var/lib/rig/phase says where the scenario stands. Every check is a function
+# whose name is the sentence it prints. Input: ./env.
+set -u
+# shellcheck source=/dev/null
+. ./env
+STATE=/var/lib/rig
+mkdir -p "$STATE"
+PHASE=$(cat "$STATE/phase" 2>/dev/null || echo missing_image)
+
+check() {
+  local sentence=${1//_/ } log=$STATE/check.log rc
+  # Not inside `if`: there, bash would ignore set -e and only the last line of a check would count.
+  (set -e; "$@") >"$log" 2>&1
+  rc=$?
+  if [ "$rc" = 0 ]; then
+    echo "ok - $sentence"
+  else
+    echo "not ok - $sentence"
+    sed 's/^/# /' "$log" | tail -30
+  fi
+}
+
+next() { # PHASE: reboot into it
+  echo "$1" >"$STATE/phase"
+  sync
+  systemctl reboot
+  exit 0
+}
+
+finish() {
+  echo "scenario complete"
+  sync
+  systemctl poweroff
+  exit 0
+}
+
+unprivileged() { runuser -u nobody -- "$@"; }
+os_version() { cat /usr/share/os-version; }
+entries() { cat /boot/loader/entries/*.conf; }
+deployed() { ostree admin status | grep -c "^[* ] *osctl "; }
+
+# --- the host as installed ------------------------------------------------------------------------------------------------
+version_1_is_booted() { [ "$(os_version)" = 1 ]; }
+the_host_reaches_state_running() { systemctl is-system-running --wait; }
+the_system_bus_activates_osctld() { busctl --system introspect org.osctl1 /org/osctl1 | grep org.osctl1.Manager; }
+an_unprivileged_user_can_read_status() { unprivileged osctl status; }
+polkit_refuses_an_unprivileged_upgrade() {
+  local rc=0
+  unprivileged osctl upgrade || rc=$?
+  echo "exit code $rc, 4 expected"
+  [ "$rc" = 4 ]
+}
+a_refused_upgrade_leaves_no_staged_deployment() { [ ! -e /run/ostree/staged-deployment ]; }
+podman_works_before_anything_is_bound() { podman images; }
+the_guest_reaches_the_registry() {
+  local i
+  for i in $(seq 60); do
+    skopeo inspect --raw "docker://$REGISTRY/os:v2" >/dev/null && return 0
+    sleep 1
+  done
+  ip addr
+  return 1
+}
+
+# --- a bound image that the registry does not have ------------------------------------------------------------------------
+a_missing_bound_image_fails_the_rebase() {
+  local rc=0
+  osctl rebase "$REGISTRY/os:v2" >"$STATE/missing.out" 2>&1 || rc=$?
+  cat "$STATE/missing.out"
+  echo "exit code $rc, 1 expected"
+  [ "$rc" = 1 ]
+}
+the_error_names_the_missing_image() { cat "$STATE/missing.out"; grep -q "$REGISTRY/not-there:1" "$STATE/missing.out"; }
+nothing_was_staged() { ostree admin status; [ ! -e /run/ostree/staged-deployment ] && [ "$(deployed)" = 1 ]; }
+
+# --- the update -----------------------------------------------------------------------------------------------------------
+rebase_to_version_2_succeeds() { osctl rebase "$REGISTRY/os:v2"; }
+the_new_deployment_is_staged() { ostree admin status; [ -e /run/ostree/staged-deployment ]; }
+the_staged_deployment_is_applied_at_shutdown() { systemctl is-active ostree-finalize-staged.service; }
+status_names_the_new_digest() { osctl status --json | grep -q "$V2_DIGEST"; }
+
+version_2_is_booted() { ostree admin status; [ "$(os_version)" = 2 ]; }
+status_says_the_new_digest_is_booted() {
+  osctl status --json
+  osctl status --json | tr -d ' \n' | grep -o '"booted":{.*' | grep -q "$V2_DIGEST"
+}
+a_file_that_version_2_deletes_is_gone() { [ ! -e /usr/share/only-in-1 ]; }
+an_untouched_etc_file_takes_the_new_default() { grep -x 'default of version 2' /etc/rig-default.conf; }
+a_locally_changed_etc_file_is_kept() { grep -x 'changed by the admin' /etc/rig-local.conf; }
+state_in_var_is_kept() { [ -e /var/lib/rig/kept ]; }
+the_file_of_the_drop_in_is_there() { grep -x 'hello from a drop-in' /etc/agent.conf; }
+the_unit_of_the_drop_in_runs() { systemctl is-active agent.service || { systemctl status --no-pager agent.service; false; }; }
+the_kernel_argument_is_in_the_boot_entry() { entries; entries | grep -q 'rig\.karg=1'; }
+the_kernel_was_booted_with_the_argument() { cat /proc/cmdline; grep -q 'rig\.karg=1' /proc/cmdline; }
+podman_lists_the_bound_image() { podman images; podman image exists "$REGISTRY/app:1"; }
+podman_starts_the_bound_container_with_the_network_down() {
+  local app=$REGISTRY/app:1 i out
+  if [ "$TIER" = qemu ]; then
+    ip -br link | awk '$1 != "lo" {print $1}' | while read -r i; do ip link set dev "$i" down; done
+    if skopeo inspect --raw "docker://$REGISTRY/app:1"; then echo "the network is not down"; return 1; fi
+    out=$(podman run --rm --network=none --pull=never "$app")
+  else
+    # The container tier shares the host's network, so podman gets an empty network namespace instead. No cgroups of its own:
+    # crun's device filter needs rights that a nested container does not have everywhere. The qemu tier runs it in full.
+    out=$(unshare -n podman run --rm --network=host --cgroups=disabled --pull=never "$app")
+  fi
+  echo "$out"
+  [ "$out" = 'hello from the bound app' ]
+}
+the_repository_is_sound() { ostree fsck --quiet; }
+rollback_succeeds() { osctl rollback; }
+
+# --- back again -----------------------------------------------------------------------------------------------------------
+version_1_is_back() { ostree admin status; [ "$(os_version)" = 1 ]; }
+version_1_has_its_own_etc_again() {
+  head /etc/rig-*.conf
+  grep -x 'default of version 1' /etc/rig-default.conf
+  grep -x 'changed by the admin' /etc/rig-local.conf # not what was written while version 2 ran
+}
+the_drop_ins_file_went_with_version_2() { [ ! -e /etc/agent.conf ]; }
+the_drop_ins_unit_went_with_version_2() { ! systemctl is-active agent.service; }
+version_1_was_booted_without_the_argument() { cat /proc/cmdline; ! grep -q 'rig\.karg=1' /proc/cmdline; }
+status_still_lists_version_2_for_going_forward() { osctl status --json | grep -q "$V2_DIGEST"; }
+
+write_dropins() {
+  mkdir -p /etc/osctl/derive.d /etc/osctl/bound-images.d
+  cat >/etc/osctl/derive.d/50-agent.yaml <<'YAML'
+files:
+  - path: /etc/agent.conf
+    contents: {inline: "hello from a drop-in\n"}
+    mode: 0644
+units:
+  - name: agent.service
+    enabled: true
+    contents: |
+      [Unit]
+      Description=Agent that a drop-in added
+      [Service]
+      ExecStart=/bin/sleep infinity
+      [Install]
+      WantedBy=multi-user.target
+YAML
+  printf 'kernel-arguments: {append: [rig.karg=1]}\n' >/etc/osctl/derive.d/60-kargs.yaml
+}
+bind_image() {
+  printf 'image = "%s"\nmode = "bind"\ntls-verify = false\n' "$1" >/etc/osctl/bound-images.d/app.toml
+}
+
+echo "# $TIER, phase $PHASE, up for $(cut -d' ' -f1 /proc/uptime) s"
+case $PHASE in
+  missing_image)
+    mkdir -p /etc/containers/registries.conf.d
+    printf '[[registry]]\nlocation = "%s"\ninsecure = true\n' "$REGISTRY" >/etc/containers/registries.conf.d/50-rig.conf
+    check version_1_is_booted
+    check the_host_reaches_state_running
+    check podman_works_before_anything_is_bound
+    check the_system_bus_activates_osctld
+    check an_unprivileged_user_can_read_status
+    check polkit_refuses_an_unprivileged_upgrade
+    check a_refused_upgrade_leaves_no_staged_deployment
+    check the_guest_reaches_the_registry
+    write_dropins
+    bind_image "$REGISTRY/not-there:1"
+    check a_missing_bound_image_fails_the_rebase
+    check the_error_names_the_missing_image
+    check nothing_was_staged
+    next update
+    ;;
+  update)
+    check version_1_is_booted
+    check nothing_was_staged
+    check the_guest_reaches_the_registry
+    echo 'changed by the admin' >/etc/rig-local.conf
+    touch /var/lib/rig/kept
+    bind_image "$REGISTRY/app:1"
+    check rebase_to_version_2_succeeds
+    check the_new_deployment_is_staged
+    check the_staged_deployment_is_applied_at_shutdown
+    check status_names_the_new_digest
+    next updated
+    ;;
+  updated)
+    check version_2_is_booted
+    check the_host_reaches_state_running
+    check status_says_the_new_digest_is_booted
+    check a_file_that_version_2_deletes_is_gone
+    check an_untouched_etc_file_takes_the_new_default
+    check a_locally_changed_etc_file_is_kept
+    check state_in_var_is_kept
+    check the_file_of_the_drop_in_is_there
+    check the_unit_of_the_drop_in_runs
+    check the_kernel_argument_is_in_the_boot_entry
+    [ "$TIER" != qemu ] || check the_kernel_was_booted_with_the_argument
+    check podman_lists_the_bound_image
+    check podman_starts_the_bound_container_with_the_network_down
+    check the_repository_is_sound
+    echo 'changed while version 2 ran' >/etc/rig-local.conf
+    check rollback_succeeds
+    next rolled_back
+    ;;
+  rolled_back)
+    check version_1_is_back
+    check version_1_has_its_own_etc_again
+    check the_drop_ins_file_went_with_version_2
+    check the_drop_ins_unit_went_with_version_2
+    [ "$TIER" != qemu ] || check version_1_was_booted_without_the_argument
+    check status_still_lists_version_2_for_going_forward
+    finish
+    ;;
+esac

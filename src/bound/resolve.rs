@@ -1,0 +1,51 @@
+//! From references to digests.
+
+use super::skopeo::{Skopeo, architecture, failed, instance};
+use crate::engine::cx::Cx;
+use crate::model::bound::{BoundImage, BoundSpec, Mode};
+use crate::model::image::Digest;
+use crate::model::{Error, ErrorKind, Result};
+use futures_util::StreamExt;
+
+/// At once, over all registries: enough to hide round trips, few enough not to look like an attack.
+pub(super) const PARALLEL: usize = 4;
+
+/// What the references mean now.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// The images with their digests, in the order of the specs.
+    pub images: Vec<BoundImage>,
+    /// Why images with mode `prefetch` are missing from the list.
+    pub warnings: Vec<Error>,
+}
+
+/// Resolves every reference to the digest of this machine's architecture; only manifests are fetched.
+///
+/// Fails with `BoundImageFailed` for the first image with mode `bind` that cannot be resolved.
+pub async fn resolve(cx: &Cx, specs: &[BoundSpec], skopeo: &Skopeo) -> Result<Resolved> {
+    let mut resolved = Resolved::default();
+    let mut answers = futures_util::stream::iter(specs)
+        .map(|spec| async move { (spec, digest_of(cx, spec, skopeo).await) })
+        .buffered(PARALLEL);
+    while let Some((spec, answer)) = answers.next().await {
+        match answer {
+            Ok(digest) => resolved.images.push(BoundImage { spec: spec.clone(), digest }),
+            Err(cause) if cause.kind != ErrorKind::Cancelled && spec.mode == Mode::Prefetch => {
+                resolved.warnings.push(failed(spec, "resolved", cause));
+            }
+            Err(cause) => return Err(failed(spec, "resolved", cause)),
+        }
+    }
+    Ok(resolved)
+}
+
+async fn digest_of(cx: &Cx, spec: &BoundSpec, skopeo: &Skopeo) -> Result<Digest> {
+    let manifest = skopeo.manifest(cx, spec).await?;
+    let got = Digest::of(&manifest);
+    match spec.reference.digest() {
+        Some(pinned) if pinned != got => {
+            Err(Error::new(ErrorKind::DigestMismatch, format!("the registry answered {pinned} with {got}")))
+        }
+        _ => instance(&manifest, architecture()),
+    }
+}

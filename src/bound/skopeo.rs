@@ -1,0 +1,353 @@
+//! How skopeo is called, and what its messages mean.
+
+use crate::engine::cx::Cx;
+use crate::model::bound::BoundSpec;
+use crate::model::image::Digest;
+use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::{auth, process};
+use cap_std_ext::cap_std::fs::Dir;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use tokio::process::Command;
+
+/// What of the daemon's environment reaches skopeo: where programs are, how the network is reached, whom to trust.
+const ENVIRONMENT: [&str; 11] = [
+    "PATH",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "CONTAINERS_REGISTRIES_CONF",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
+/// Runs skopeo with a clean environment and the host's credentials.
+#[derive(Debug)]
+pub struct Skopeo {
+    config_root: Dir,
+    tmp: PathBuf,
+    env: Vec<(String, String)>,
+}
+
+impl Skopeo {
+    /// Uses the configuration below `config_root` and scratch space in `tmp`, which is made when it is needed.
+    ///
+    /// Of `env` only what skopeo may know is passed on: `PATH`, proxies, `CONTAINERS_REGISTRIES_CONF`, `SSL_CERT_*`.
+    pub fn new(config_root: &Dir, tmp: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Skopeo> {
+        Ok(Skopeo {
+            config_root: config_root.try_clone().doing("duplicating a directory handle")?,
+            tmp: tmp.to_owned(),
+            env: env.filter(|(name, _)| ENVIRONMENT.contains(&name.as_str())).collect(),
+        })
+    }
+
+    pub(super) fn tmp(&self) -> &Path {
+        &self.tmp
+    }
+
+    /// Runs `skopeo ARGS` and returns its standard output. The error is skopeo's reason, not yet what it is for.
+    pub(super) async fn run<S: AsRef<OsStr>>(
+        &self,
+        cx: &Cx,
+        args: impl IntoIterator<Item = S>,
+    ) -> Result<Vec<u8>> {
+        std::fs::create_dir_all(&self.tmp).doing_with(|| format!("creating {}", self.tmp.display()))?;
+        let mut command = Command::new("skopeo");
+        command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", &self.tmp);
+        // The signature policy of the configured root, where it has one, else that of the running system.
+        let policy = "etc/containers/policy.json";
+        if self.config_root.exists(policy) {
+            command.arg("--policy").arg(auth::host_path(&self.config_root).join(policy));
+        }
+        command.args(args);
+        let output = process::run(cx, command).await?;
+        if output.success { Ok(output.stdout) } else { Err(reason(&output.stderr)) }
+    }
+
+    /// The options for talking to the registry of this image, where `prefix` is "" or "src-".
+    pub(super) fn registry_options(&self, spec: &BoundSpec, prefix: &str) -> Vec<String> {
+        let mut options = Vec::new();
+        if let Some(verify) = spec.tls_verify {
+            options.push(format!("--{prefix}tls-verify={verify}"));
+        }
+        if let Some(file) = auth::find_auth(&self.config_root, spec.auth_file.as_deref()) {
+            options.push(format!("--{prefix}authfile={}", file.display()));
+        }
+        options
+    }
+
+    /// The manifest of an image in a registry, byte for byte.
+    pub(super) async fn manifest(&self, cx: &Cx, spec: &BoundSpec) -> Result<Vec<u8>> {
+        let mut args = vec!["inspect".into(), "--raw".into()];
+        args.extend(self.registry_options(spec, ""));
+        // skopeo refuses references with both a tag and a digest; the digest says it all.
+        let reference = match spec.reference.digest() {
+            Some(digest) => spec.reference.pinned(&digest),
+            None => spec.reference.clone(),
+        };
+        args.push(reference.to_string());
+        self.run(cx, args).await
+    }
+}
+
+/// What skopeo's messages mean. The first row of which a part occurs in the (lower-case) message wins.
+///
+/// The texts come from containers/image, Go's net and crypto/x509, and the error codes of the distribution
+/// specification; a message in no row is `Internal`.
+const REASONS: [(&[&str], ErrorKind, &str); 8] = [
+    (&["no space left on device", "disk quota exceeded"], ErrorKind::NoSpace, "make room and try again"),
+    (
+        &["toomanyrequests", "too many requests", "rate limit"],
+        ErrorKind::RateLimited,
+        "try again later, or with credentials: osctl config explain-auth REF",
+    ),
+    (
+        &[
+            "unauthorized",
+            "authentication required",
+            "denied",
+            "invalid username/password",
+            "no such file or directory: authfile",
+            "403 (forbidden)",
+        ],
+        ErrorKind::AuthRequired,
+        "check the credentials with: osctl config explain-auth REF",
+    ),
+    (
+        &[
+            "manifest unknown",
+            "name unknown",
+            "repository name not known",
+            "name_unknown",
+            "404 (not found)",
+            "statuscode: 404",
+        ],
+        ErrorKind::ImageNotFound,
+        "check the name and the tag; push the image, or remove the file that asks for it",
+    ),
+    (
+        &["source image rejected", "signature", "running image docker"],
+        ErrorKind::SignatureRejected,
+        "check /etc/containers/policy.json and the image's signature",
+    ),
+    (
+        &["does not match", "did not match", "mismatch", "digest invalid"],
+        ErrorKind::DigestMismatch,
+        "the registry or a proxy serves damaged content; try again",
+    ),
+    (
+        &["server gave http response to https client", "x509:", "tls:", "certificate"],
+        ErrorKind::RegistryUnavailable,
+        "add the registry's certificate to /etc/containers/certs.d, or for a test registry set tls-verify = false",
+    ),
+    (
+        &[
+            "connection refused",
+            "no such host",
+            "i/o timeout",
+            "timeout",
+            "connection reset",
+            "network is unreachable",
+            "no route to host",
+            "unexpected eof",
+            ": eof",
+            "server misbehaving",
+            "received unexpected http status: 5",
+            "invalid status code from registry 5",
+            "pinging container registry",
+        ],
+        ErrorKind::RegistryUnavailable,
+        "check the network and the registry, then try again",
+    ),
+];
+
+/// skopeo's reason as an error with the fitting kind and hint.
+pub(super) fn reason(stderr: &str) -> Error {
+    let text = message(stderr);
+    let lower = text.to_lowercase();
+    match REASONS.iter().find(|(parts, ..)| parts.iter().any(|p| lower.contains(p))) {
+        Some((_, kind, hint)) => Error::new(*kind, text).hint(*hint),
+        None => Error::new(ErrorKind::Internal, text),
+    }
+}
+
+/// The text of the last `level=fatal msg="..."` line, or all there is.
+fn message(stderr: &str) -> String {
+    let fatal = stderr.lines().rev().find_map(|l| l.split_once("level=fatal msg=").map(|(_, m)| m));
+    let text = fatal.unwrap_or_else(|| stderr.trim()).trim();
+    match text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
+        Some(quoted) => quoted.replace("\\\"", "\"").replace("\\\\", "\\"),
+        None if text.is_empty() => "skopeo failed without a message".to_owned(),
+        None => text.to_owned(),
+    }
+}
+
+/// Wraps the reason why a bound image could not be had, as the person at the console needs it.
+///
+/// `Cancelled` and `NoSpace` keep their kinds: they say what to do whatever the image is.
+pub(super) fn failed(spec: &BoundSpec, verb: &str, cause: Error) -> Error {
+    let kind = match cause.kind {
+        ErrorKind::Cancelled => return cause,
+        ErrorKind::NoSpace => ErrorKind::NoSpace,
+        _ => ErrorKind::BoundImageFailed,
+    };
+    let context = format!(
+        "bound image {}, needed by {}, could not be {verb}; the running system is unchanged, nothing was staged",
+        spec.reference.name, spec.source
+    );
+    let hint = cause.hint.clone().map(|h| h.replace("REF", &spec.reference.name));
+    let error = Error::new(kind, context)
+        .detail("image", &spec.reference.name)
+        .detail("source", &spec.source)
+        .detail("cause", cause.kind.name())
+        .source(cause);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error.hint("journalctl -u osctld.service may say more"),
+    }
+}
+
+/// A platform instance of a manifest list, or the manifest itself.
+///
+/// Returns its digest, given the bytes that the registry sent for the reference.
+pub(super) fn instance(manifest: &[u8], architecture: &str) -> Result<Digest> {
+    #[derive(serde::Deserialize)]
+    struct Platform {
+        architecture: String,
+        os: String,
+        #[serde(default)]
+        variant: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        digest: Digest,
+        platform: Option<Platform>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Manifest {
+        manifests: Option<Vec<Entry>>,
+    }
+    let parsed: Manifest = serde_json::from_slice(manifest)
+        .kind(ErrorKind::Unsupported, "the manifest is not one that we know")?;
+    let Some(entries) = parsed.manifests else { return Ok(Digest::of(manifest)) };
+    let mut fitting: Vec<(&str, &Digest)> = entries
+        .iter()
+        .filter_map(|e| e.platform.as_ref().map(|p| (p, &e.digest)))
+        .filter(|(p, _)| p.os == "linux" && p.architecture == architecture)
+        .map(|(p, digest)| (p.variant.as_str(), digest))
+        .collect();
+    // No variant is the baseline of the architecture; v8 is arm64's baseline, too.
+    fitting.sort_by_key(|(variant, _)| (!variant.is_empty(), *variant != "v8", *variant));
+    fitting.first().map(|(_, digest)| (*digest).clone()).ok_or_else(|| {
+        let mut have: Vec<String> = entries
+            .iter()
+            .filter_map(|e| e.platform.as_ref().map(|p| format!("{}/{}", p.os, p.architecture)))
+            .filter(|p| p != "unknown/unknown")
+            .collect();
+        have.dedup();
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("there is no image for linux/{architecture}, only for {}", have.join(", ")),
+        )
+    })
+}
+
+/// This machine's architecture as images name it (GOARCH).
+pub(super) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        "powerpc64" => "ppc64",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skopeos_messages_have_kinds() {
+        use ErrorKind::*;
+        for (stderr, kind, text) in [
+            (
+                "time=\"2026-11-21T14:47:26Z\" level=fatal msg=\"Error parsing image name \\\"docker://x\\\": reading manifest nope in 127.0.0.1:5977/app: manifest unknown: manifest unknown\"",
+                ImageNotFound,
+                "Error parsing image name \"docker://x\": reading manifest nope in 127.0.0.1:5977/app: manifest unknown: manifest unknown",
+            ),
+            (
+                "level=fatal msg=\"dial tcp 127.0.0.1:1: connect: connection refused\"",
+                RegistryUnavailable,
+                "dial tcp 127.0.0.1:1: connect: connection refused",
+            ),
+            (
+                "level=fatal msg=\"http: server gave HTTP response to HTTPS client\"",
+                RegistryUnavailable,
+                "http: server gave HTTP response to HTTPS client",
+            ),
+            (
+                "reading manifest: unauthorized: authentication required",
+                AuthRequired,
+                "reading manifest: unauthorized: authentication required",
+            ),
+            ("write /x: no space left on device", NoSpace, "write /x: no space left on device"),
+            ("toomanyrequests: slow down", RateLimited, "toomanyrequests: slow down"),
+            (
+                "Source image rejected: Running image docker://x is rejected by policy.",
+                SignatureRejected,
+                "Source image rejected: Running image docker://x is rejected by policy.",
+            ),
+            (
+                "Digest did not match, expected sha256:1, got sha256:2",
+                DigestMismatch,
+                "Digest did not match, expected sha256:1, got sha256:2",
+            ),
+            (
+                "received unexpected HTTP status: 503 Service Unavailable",
+                RegistryUnavailable,
+                "received unexpected HTTP status: 503 Service Unavailable",
+            ),
+            ("", Internal, "skopeo failed without a message"),
+        ] {
+            let error = reason(stderr);
+            assert_eq!((error.kind, error.to_string().as_str()), (kind, text));
+        }
+    }
+
+    #[test]
+    fn the_instance_of_a_list_is_chosen_by_platform() {
+        let list = |platforms: &[(&str, &str, &str)]| {
+            let entries: Vec<_> = platforms
+                .iter()
+                .enumerate()
+                .map(|(i, (os, arch, variant))| {
+                    serde_json::json!({"digest": Digest::of(&[u8::try_from(i).unwrap()]),
+                        "platform": {"os": os, "architecture": arch, "variant": variant}})
+                })
+                .collect();
+            serde_json::to_vec(&serde_json::json!({"schemaVersion": 2, "manifests": entries})).unwrap()
+        };
+        let two = list(&[("windows", "amd64", ""), ("linux", "arm64", "v8"), ("linux", "amd64", "")]);
+        assert_eq!(instance(&two, "amd64").unwrap(), Digest::of(&[2]));
+        assert_eq!(instance(&two, "arm64").unwrap(), Digest::of(&[1]));
+        let error = instance(&two, "s390x").unwrap_err();
+        assert_eq!(
+            (error.kind, error.to_string().as_str()),
+            (
+                ErrorKind::Unsupported,
+                "there is no image for linux/s390x, only for windows/amd64, linux/arm64, linux/amd64"
+            )
+        );
+        let variants = list(&[("linux", "amd64", "v3"), ("linux", "amd64", "")]);
+        assert_eq!(instance(&variants, "amd64").unwrap(), Digest::of(&[1]));
+        let plain = br#"{"schemaVersion":2,"layers":[]}"#;
+        assert_eq!(instance(plain, "amd64").unwrap(), Digest::of(plain));
+    }
+}

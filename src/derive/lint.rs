@@ -1,0 +1,247 @@
+//! Checking drop-ins and bound files offline, without root: all files, all errors, nothing printed.
+
+use super::read::is_dropin;
+use crate::model::dropin::{self, MAX_CONTENTS, Merger, Text};
+use crate::model::manifest::Node;
+use crate::model::{Context, Error, ErrorKind, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The format of the report.
+const VERSION: u32 = 1;
+/// Deeper trees are a mistake.
+const MAX_DEPTH: usize = 32;
+
+/// What was found. Serialises to `{"version":1,"files":[...]}`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LintReport {
+    /// The format's version.
+    pub version: u32,
+    /// Every file that was looked at, in path order.
+    pub files: Vec<LintFile>,
+}
+
+impl LintReport {
+    /// Whether no file has an error. Warnings do not count.
+    pub fn is_clean(&self) -> bool {
+        self.files.iter().all(|f| f.errors.is_empty())
+    }
+}
+
+/// What a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LintKind {
+    /// A drop-in in a `derive.d`.
+    DropIn,
+    /// A file in a `bound-images.d`.
+    Bound,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LintFile {
+    /// The path, as reached from the argument.
+    pub path: String,
+    /// What it is.
+    pub kind: LintKind,
+    /// The images that a bound file names.
+    pub images: Vec<String>,
+    /// What makes it unusable.
+    pub errors: Vec<LintError>,
+    /// What is allowed, and probably a mistake.
+    pub warnings: Vec<LintError>,
+}
+
+/// One error or warning.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LintError {
+    /// Line, from one.
+    pub line: Option<u64>,
+    /// Column, from one.
+    pub column: Option<u64>,
+    /// `files[0].mode`
+    pub key: Option<String>,
+    /// What is wrong, without the place.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// Checks a file, or everything below a directory: drop-ins directly in a `derive.d` and bound files directly in a
+/// `bound-images.d`.
+///
+/// `bound` checks one bound file and returns the images that it names. Fails only if `path` itself cannot be
+/// read: everything else is in the report.
+pub fn lint(path: &Path, bound: &dyn Fn(&Path) -> Result<Vec<String>>) -> Result<LintReport> {
+    let meta = std::fs::metadata(path)
+        .kind(ErrorKind::InvalidArgument, format!("{} cannot be checked", path.display()))?;
+    let mut found = Vec::new();
+    if meta.is_dir() {
+        // `osctl lint .` inside a derive.d must work as well.
+        let name = path.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_os_string()));
+        walk(path, name.as_deref().and_then(|n| n.to_str()), 0, &mut found)?;
+    } else {
+        let kind = match path.extension().and_then(|e| e.to_str()) {
+            Some("yaml" | "yml" | "bu") => LintKind::DropIn,
+            _ => LintKind::Bound,
+        };
+        found.push((path.to_owned(), kind));
+    }
+    found.sort();
+    let mut mergers: BTreeMap<PathBuf, Merger> = BTreeMap::new();
+    let files = found
+        .into_iter()
+        .map(|(path, kind)| match kind {
+            LintKind::Bound => {
+                let (images, errors) = match bound(&path) {
+                    Ok(images) => (images, Vec::new()),
+                    Err(e) => (Vec::new(), vec![LintError::from(&e)]),
+                };
+                LintFile { path: shown(&path), kind, images, errors, warnings: Vec::new() }
+            }
+            LintKind::DropIn => {
+                let dir = path.parent().map(Path::to_owned).unwrap_or_default();
+                drop_in(&path, mergers.entry(dir).or_default())
+            }
+        })
+        .collect();
+    Ok(LintReport { version: VERSION, files })
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn walk(dir: &Path, name: Option<&str>, depth: usize, found: &mut Vec<(PathBuf, LintKind)>) -> Result<()> {
+    let what = || format!("listing {}", dir.display());
+    if depth > MAX_DEPTH {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{} is nested too deeply", dir.display()),
+        ));
+    }
+    for entry in std::fs::read_dir(dir).doing_with(what)? {
+        let entry = entry.doing_with(what)?;
+        let file_type = entry.file_type().doing_with(what)?;
+        let path = entry.path();
+        let file_name = entry.file_name();
+        let Some(file_name) = file_name.to_str().filter(|n| !n.starts_with('.')) else { continue };
+        if file_type.is_dir() {
+            walk(&path, Some(file_name), depth + 1, found)?;
+            continue;
+        }
+        // A link to /dev/null masks.
+        let masked = file_type.is_symlink()
+            && std::fs::read_link(&path).is_ok_and(|target| target == Path::new("/dev/null"));
+        let kind = match name {
+            Some("derive.d") if is_dropin(file_name) || file_name.ends_with(".yml") => LintKind::DropIn,
+            Some("bound-images.d")
+                if [".toml", ".image", ".container"].iter().any(|s| file_name.ends_with(s)) =>
+            {
+                LintKind::Bound
+            }
+            _ => continue,
+        };
+        if !masked {
+            found.push((path, kind));
+        }
+    }
+    Ok(())
+}
+
+fn drop_in(path: &Path, merger: &mut Merger) -> LintFile {
+    let mut file = LintFile {
+        path: shown(path),
+        kind: LintKind::DropIn,
+        images: Vec::new(),
+        errors: Vec::new(),
+        warnings: Vec::new(),
+    };
+    if path.extension().is_some_and(|e| e == "yml") {
+        file.warnings.push(LintError::plain("is ignored: drop-ins end in .yaml", "rename it to .yaml"));
+    }
+    if path.extension().is_some_and(|e| e == "bu") {
+        file.errors.push(LintError::plain(
+            "Butane files are not supported by this version",
+            "write it as a .yaml drop-in",
+        ));
+        return file;
+    }
+    match check(path, merger, &mut file.warnings) {
+        Ok(()) => {}
+        Err(e) => file.errors.push(LintError::from(&e)),
+    }
+    file
+}
+
+fn check(path: &Path, merger: &mut Merger, warnings: &mut Vec<LintError>) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new(""));
+    let text = Text {
+        name: path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        path: shown(path),
+        bytes: read_file(path, dropin::MAX_DROPIN)?,
+    };
+    let declared = dropin::decode(&text, &mut |name| read_file(&dir.join(name), MAX_CONTENTS))?;
+    for (name, at, key, node) in declared.nodes() {
+        if let Node::File(f) = node
+            && f.meta.mode & 0o022 != 0
+        {
+            warnings.push(LintError {
+                line: Some(at.line as u64),
+                column: Some(at.column as u64),
+                key: Some(key.to_owned()),
+                message: format!("{name} can be written by group or others (mode {:04o})", f.meta.mode),
+                hint: Some("leave out the write bits of group and others".into()),
+            });
+        }
+    }
+    merger.add(declared)
+}
+
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let refuse = |message: &str| {
+        Error::new(ErrorKind::InvalidDropIn, format!("{}: {message}", path.display()))
+            .detail("file", path.display())
+    };
+    let meta = std::fs::metadata(path).map_err(|e| refuse("cannot be read").source(e))?;
+    if !meta.is_file() {
+        return Err(refuse("is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|f| f.take(limit + 1).read_to_end(&mut bytes))
+        .map_err(|e| refuse("cannot be read").source(e))?;
+    if bytes.len() as u64 > limit {
+        return Err(refuse(&format!("has more than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+impl LintError {
+    fn plain(message: &str, hint: &str) -> LintError {
+        LintError { line: None, column: None, key: None, message: message.into(), hint: Some(hint.into()) }
+    }
+}
+
+impl From<&Error> for LintError {
+    /// Takes the place out of the text, because it has its own fields.
+    fn from(error: &Error) -> LintError {
+        let detail = |key: &str| error.details.get(key).map(String::as_str);
+        let number = |key: &str| detail(key).and_then(|t| t.parse().ok());
+        let (line, column, key) = (number("line"), number("column"), detail("key").map(str::to_owned));
+        let mut prefix = detail("file").unwrap_or_default().to_owned();
+        if let (Some(line), Some(column)) = (line, column) {
+            prefix.push_str(&format!(":{line}:{column}"));
+        }
+        let text = error.chain();
+        let rest = text.strip_prefix(&format!("{prefix}: ")).unwrap_or(&text);
+        let message =
+            key.as_deref().and_then(|k| rest.strip_prefix(&format!("{k}: "))).unwrap_or(rest).to_owned();
+        LintError { line, column, key, message, hint: error.hint.as_deref().map(str::to_owned) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,240 @@
+//! What a derived commit says about itself: `/usr/lib/osctl/derived.json`.
+//!
+//! ```json
+//! {"version": 1, "base-digest": "sha256:…", "input-digest": "sha256:…",
+//!  "drop-ins": [{"name": "50-agent.yaml", "digest": "sha256:…"}],
+//!  "paths": {"/etc/agent.conf": {"drop-in": "50-agent.yaml", "kind": "file", "effect": "added"}},
+//!  "units": {"agent.service": {"drop-in": "50-agent.yaml", "enabled": true, "links": ["/etc/systemd/…"]}},
+//!  "users": {"agent": {"drop-in": "50-agent.yaml", "digest": "sha256:…"}},
+//!  "kernel-arguments": {"append": [{"arg": "nosmt", "drop-in": "50-agent.yaml"}], "delete": []}}
+//! ```
+//!
+//! Everyone can read it, so it holds no content and no digest of a single private file.
+
+use crate::model::image::Digest;
+use crate::model::manifest::{Manifest, Node};
+use crate::model::{Context, Error, ErrorKind, Result};
+use crate::store::tree::CommitTree;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Where the file lies in the tree.
+pub const PATH: &str = "/usr/lib/osctl/derived.json";
+
+/// The version of the format and of the rules that made the tree. A change of either derives anew.
+pub const VERSION: u32 = 1;
+
+/// A megabyte of provenance is some 5,000 declared paths; ten times that is a mistake.
+const LIMIT: u64 = 10 << 20;
+
+/// Where everything that was added to the base came from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Provenance {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The manifest digest of the base image.
+    pub base_digest: Digest,
+    /// [`Manifest::input_digest`].
+    pub input_digest: Digest,
+    /// The drop-ins that contribute something, by name.
+    pub drop_ins: Vec<Contribution>,
+    /// Declared paths, as the booted system shows them.
+    pub paths: BTreeMap<String, PathRecord>,
+    /// Units by name.
+    pub units: BTreeMap<String, UnitRecord>,
+    /// Users by name.
+    pub users: BTreeMap<String, UserRecord>,
+    /// Kernel arguments, in merge order.
+    pub kernel_arguments: KargRecords,
+}
+
+/// A drop-in and the digest of what it contributes.
+///
+/// Not the digest of its bytes: a comment must not change the commit, and the same declarations give
+/// the same commit wherever they stand. Contents of files that only their owner can read are left out.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Contribution {
+    /// File name of the drop-in.
+    pub name: String,
+    /// Digest of its declarations.
+    pub digest: Digest,
+}
+
+/// The kind of a declared path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
+}
+
+/// What a declared path did to the base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Effect {
+    /// The base has nothing there.
+    Added,
+    /// The base has something else there.
+    Replaced,
+    /// The base has exactly this.
+    Unchanged,
+}
+
+/// Where a path came from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PathRecord {
+    /// The drop-in.
+    pub drop_in: String,
+    /// What it is.
+    pub kind: PathKind,
+    /// What it did to the base.
+    pub effect: Effect,
+}
+
+/// Where a unit's state came from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UnitRecord {
+    /// The drop-in.
+    pub drop_in: String,
+    /// Enabled, disabled, or left alone.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub enabled: Option<bool>,
+    /// Linked to `/dev/null`.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub mask: bool,
+    /// The links that were made to enable it, or removed to disable it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub links: Vec<String>,
+}
+
+/// Where a user came from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UserRecord {
+    /// The drop-in.
+    pub drop_in: String,
+    /// Digest of the declaration.
+    pub digest: Digest,
+}
+
+/// Kernel arguments with their owners.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KargRecords {
+    /// Appended ones.
+    pub append: Vec<KargRecord>,
+    /// Deleted ones.
+    pub delete: Vec<KargRecord>,
+}
+
+/// Where a kernel argument came from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KargRecord {
+    /// The argument.
+    pub arg: String,
+    /// The drop-in.
+    pub drop_in: String,
+}
+
+impl Provenance {
+    /// The record of a manifest, before paths and units are filled in.
+    pub(super) fn new(base_digest: &Digest, input_digest: Digest, manifest: &Manifest) -> Provenance {
+        Provenance {
+            version: VERSION,
+            base_digest: base_digest.clone(),
+            input_digest,
+            drop_ins: contributions(manifest),
+            paths: BTreeMap::new(),
+            units: BTreeMap::new(),
+            users: users(manifest),
+            kernel_arguments: kargs(manifest),
+        }
+    }
+
+    /// Reads the record of a tree; `None` if nothing was derived.
+    ///
+    /// Fails with `Corrupt` if the file cannot be read as a record of a version that we know.
+    pub fn read(tree: &CommitTree) -> Result<Option<Provenance>> {
+        let Some(bytes) = tree.read(PATH, LIMIT)? else { return Ok(None) };
+        let record: Provenance =
+            serde_json::from_slice(&bytes).kind(ErrorKind::Corrupt, format!("reading {PATH}"))?;
+        if record.version != VERSION {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{PATH} has version {}, this osctl knows version {VERSION}", record.version),
+            )
+            .hint("use the osctl of the newer deployment"));
+        }
+        Ok(Some(record))
+    }
+
+    /// The file's content.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("maps with string keys always serialise");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+/// The users of a manifest, with their owners.
+pub(super) fn users(manifest: &Manifest) -> BTreeMap<String, UserRecord> {
+    let record = |user: &crate::model::manifest::User| UserRecord {
+        drop_in: user.owner.clone(),
+        digest: Digest::of(&serde_json::to_vec(user).expect("a record of strings always serialises")),
+    };
+    manifest.users.iter().map(|(name, user)| (name.clone(), record(user))).collect()
+}
+
+/// The kernel arguments of a manifest, with their owners.
+pub(super) fn kargs(manifest: &Manifest) -> KargRecords {
+    let record =
+        |k: &crate::model::manifest::Karg| KargRecord { arg: k.arg.clone(), drop_in: k.owner.clone() };
+    KargRecords {
+        append: manifest.kargs_append.iter().map(record).collect(),
+        delete: manifest.kargs_delete.iter().map(record).collect(),
+    }
+}
+
+/// Which drop-ins contribute what, by name.
+pub(super) fn contributions(manifest: &Manifest) -> Vec<Contribution> {
+    let owners: BTreeSet<&str> = (manifest.nodes.values().map(Node::owner))
+        .chain(manifest.units.values().map(|u| u.owner.as_str()))
+        .chain(manifest.users.values().map(|u| u.owner.as_str()))
+        .chain(manifest.kargs_append.iter().chain(&manifest.kargs_delete).map(|k| k.owner.as_str()))
+        .collect();
+    let digest = |owner: &str| {
+        let mine = Manifest {
+            sources: Vec::new(),
+            nodes: (manifest.nodes.iter().filter(|(_, n)| n.owner() == owner))
+                .map(|(path, node)| (path.clone(), without_secrets(node)))
+                .collect(),
+            units: keep(&manifest.units, |u| u.owner == owner),
+            users: keep(&manifest.users, |u| u.owner == owner),
+            kargs_append: manifest.kargs_append.iter().filter(|k| k.owner == owner).cloned().collect(),
+            kargs_delete: manifest.kargs_delete.iter().filter(|k| k.owner == owner).cloned().collect(),
+        };
+        mine.input_digest()
+    };
+    owners.into_iter().map(|name| Contribution { name: name.to_owned(), digest: digest(name) }).collect()
+}
+
+fn keep<V: Clone>(map: &BTreeMap<String, V>, wanted: impl Fn(&V) -> bool) -> BTreeMap<String, V> {
+    map.iter().filter(|(_, v)| wanted(v)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+fn without_secrets(node: &Node) -> Node {
+    match node {
+        Node::File(f) if f.meta.mode & 0o077 == 0 => {
+            Node::File(crate::model::manifest::File { contents: Vec::new(), ..f.clone() })
+        }
+        Node::File(_) | Node::Directory(_) | Node::Link(_) => node.clone(),
+    }
+}

@@ -1,0 +1,183 @@
+//! What the engine works on: the sysroot, the configuration, the journal; reading and recovering them.
+
+use super::cx::Cx;
+use super::journal::{Intent, Journal};
+use crate::bound;
+use crate::model::job::Job;
+use crate::model::status::Status;
+use crate::model::{Context, Error, ErrorKind, Result};
+use crate::store::locked::Locked;
+use crate::store::snapshot::{self, Entry, Snapshot};
+use crate::store::sysroot::{self, Layout};
+use cap_std_ext::cap_std::ambient_authority;
+use cap_std_ext::cap_std::fs::Dir;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+/// Units of other updaters that would write deployments behind our back.
+const RIVALS: [&str; 4] =
+    ["rpm-ostreed-automatic.timer", "bootc-fetch-apply-updates.timer", "zincati.service", "eos-updater.timer"];
+
+/// The engine's surroundings.
+#[derive(Debug)]
+pub struct Env {
+    /// Where everything lies.
+    pub layout: Layout,
+    environment: Vec<(String, String)>,
+    seen: Mutex<Option<SystemTime>>,
+}
+
+impl Env {
+    /// Opens nothing yet.
+    pub fn new(layout: Layout, environment: Vec<(String, String)>) -> Env {
+        Env { layout, environment, seen: Mutex::new(None) }
+    }
+
+    /// How skopeo is called for bound images.
+    pub fn skopeo(&self) -> Result<bound::Skopeo> {
+        bound::Skopeo::new(&self.config_root()?, &self.layout.state.join("tmp"), self.environment.iter().cloned())
+    }
+
+    /// The store of bound images.
+    pub fn bound_store(&self) -> Result<bound::Store> {
+        bound::Store::open(&self.layout.sysroot, self.skopeo()?)
+    }
+
+    /// The journal in the state directory, which is made if it is missing.
+    pub fn journal(&self) -> Result<Journal> {
+        let path = &self.layout.state;
+        let create = || -> std::io::Result<Dir> {
+            std::fs::create_dir_all(path)?;
+            Dir::open_ambient_dir(path, ambient_authority())
+        };
+        let dir = create().kind(ErrorKind::ReadOnly, format!("opening the state directory {}", path.display()))?;
+        Ok(Journal::new(dir))
+    }
+
+    /// The root whose `etc/osctl` is read.
+    pub fn config_root(&self) -> Result<Dir> {
+        let path = &self.layout.config_root;
+        Dir::open_ambient_dir(path, ambient_authority()).doing_with(|| format!("opening the configuration root {}", path.display()))
+    }
+
+    /// The root of a deployment; `/` for the booted one, whose `/etc` is writable there.
+    pub fn deployment_root(&self, entry: &Entry) -> PathBuf {
+        if entry.deployment.booted { self.layout.sysroot.clone() } else { self.layout.sysroot.join(&entry.path) }
+    }
+
+    /// Whether somebody wrote deployments since they were last read. libostree touches the directory.
+    pub fn changed(&self) -> bool {
+        self.stamp() != *self.seen.lock().expect("no holder of this lock panics")
+    }
+
+    fn stamp(&self) -> Option<SystemTime> {
+        std::fs::metadata(self.layout.sysroot.join("ostree/deploy")).and_then(|m| m.modified()).ok()
+    }
+
+    /// Keeps a job's state on disk.
+    pub async fn keep(&self, job: &Job) -> Result<()> {
+        self.journal()?.keep(job)
+    }
+
+    /// Finishes or undoes what a crash cut off, and returns the kept jobs.
+    pub async fn recover(&self, cx: &Cx, now: u64) -> Result<Vec<Job>> {
+        sysroot::open(&self.layout.sysroot)?;
+        // libostree makes /sysroot writable for this process when the lock is first taken.
+        let locked = Locked::acquire(cx, &self.layout).await?;
+        let journal = self.journal()?;
+        if let Some(intent) = journal.intent()? {
+            let wanted = intent.checksum.clone();
+            let there = locked.run(cx, move |s, _| Ok(snapshot::read(s)?.entries.iter().any(|e| e.deployment.checksum == wanted))).await?;
+            tracing::warn!(job = intent.job, published = there, "an interrupted job left an intent: settling it");
+            settle(&journal, &intent, there)?;
+        }
+        journal.jobs(now)
+    }
+
+    /// Reads everything that is shown. Takes no lock.
+    pub async fn read(&self, before: &Status) -> Result<Status> {
+        let stamp = self.stamp();
+        let layout = self.layout.clone();
+        let journal = self.journal()?;
+        let had_outcome = before.last_outcome.clone();
+        let status = tokio::task::spawn_blocking(move || {
+            let sysroot = sysroot::open(&layout.sysroot)?;
+            let snapshot = snapshot::read(&sysroot)?;
+            let mut status = assemble(&snapshot, &journal)?;
+            if let Some(booted) = snapshot.entries.iter().find(|e| e.deployment.booted) {
+                status.last_outcome = journal.judge_boot(&boot_id(), &booted.deployment.checksum, finalize_failure())?.or(had_outcome);
+            }
+            let config = Dir::open_ambient_dir(&layout.config_root, ambient_authority())
+                .doing_with(|| format!("opening the configuration root {}", layout.config_root.display()))?;
+            status.pending_changes = super::steps::derive::pending(&sysroot.repo(), &snapshot, &config);
+            if layout.sysroot == Path::new("/") {
+                status.rivals = rivals(&config);
+            }
+            Ok::<_, Error>(status)
+        })
+        .await
+        .doing("reading the deployments")??;
+        *self.seen.lock().expect("no holder of this lock panics") = stamp;
+        Ok(status)
+    }
+}
+
+fn assemble(snapshot: &Snapshot, journal: &Journal) -> Result<Status> {
+    let mut status = Status { state: "idle".into(), rejected: journal.rejected()?, ..Status::initializing() };
+    for entry in &snapshot.entries {
+        let mut deployment = entry.deployment.clone();
+        if let Some(key) = &entry.origin.bound_set {
+            deployment.bound_images = crate::bound::recorded(journal.dir(), key)?.unwrap_or_default();
+        }
+        status.deployments.push(deployment);
+    }
+    status.booted = status.deployments.iter().find(|d| d.booted).map(|d| d.id.clone());
+    status.staged = snapshot.staged().map(|e| e.deployment.id.clone());
+    status.rollback = snapshot.rollback().map(|e| e.deployment.id.clone());
+    Ok(status)
+}
+
+/// Makes the journal and `/etc` true to whether the intent's deployment is there.
+pub fn settle(journal: &Journal, intent: &Intent, published: bool) -> Result<()> {
+    if published {
+        return journal.done(intent);
+    }
+    if let Some(root) = intent.etc_root.as_deref().filter(|_| !intent.takes.is_empty()) {
+        crate::derive::take::restore(&etc_dirs(root)?.0, &intent.takes)?;
+    }
+    journal.abandon()
+}
+
+/// The live `/etc` of a deployment and its defaults.
+pub fn etc_dirs(root: &Path) -> Result<(Dir, Dir)> {
+    let open = |path: &str| {
+        let path = root.join(path);
+        Dir::open_ambient_dir(&path, ambient_authority()).doing_with(|| format!("opening {}", path.display()))
+    };
+    Ok((open("etc")?, open("usr/etc")?))
+}
+
+/// The kernel's id of this boot; the same for every process until the next boot.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
+}
+
+/// An intent for this boot.
+pub fn intent(job: &str, checksum: &str, digest: Option<crate::model::image::Digest>, staged: bool) -> Intent {
+    Intent { job: job.to_owned(), checksum: checksum.to_owned(), digest, boot_id: boot_id(), staged, takes: Vec::new(), etc_root: None }
+}
+
+/// What libostree left about a failed finalization (ostree-finalize-staged writes it, ostree-boot-complete removes it).
+fn finalize_failure() -> Option<String> {
+    std::fs::read_to_string("/boot/ostree/finalize-failure.stamp").ok()
+}
+
+fn rivals(config: &Dir) -> Vec<String> {
+    let enabled = |unit: &str| {
+        ["timers.target.wants", "multi-user.target.wants"]
+            .iter()
+            .any(|wants| config.symlink_metadata(format!("etc/systemd/system/{wants}/{unit}")).is_ok())
+    };
+    RIVALS.iter().filter(|u| enabled(u)).map(|u| (*u).to_owned()).collect()
+}

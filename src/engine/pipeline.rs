@@ -1,0 +1,64 @@
+//! The pipeline, in one screen.
+
+use super::cx::Cx;
+use super::env::Env;
+use super::stages::Ready;
+use super::steps::{bind, cleanup, derive, pull, resolve, rollback, stage};
+use crate::model::job::JobResult;
+use crate::model::request::{Options, Request};
+use crate::model::{Error, ErrorKind, Result};
+use crate::store::locked::Locked;
+use crate::store::snapshot::Snapshot;
+
+/// What every step of one job shares.
+#[derive(Debug)]
+pub(super) struct Job<'a> {
+    pub cx: &'a Cx,
+    pub env: &'a Env,
+    pub id: &'a str,
+    pub store: Locked,
+    pub before: Snapshot,
+    pub options: Options,
+    pub keeps_digests: bool,
+}
+
+/// Runs a request to its end.
+pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Result<JobResult> {
+    if let Request::Check(options) = &request {
+        return resolve::check(cx, env, options).await;
+    }
+    let store = Locked::acquire(cx, &env.layout).await?;
+    let before = store.run(cx, |s, _| crate::store::snapshot::read(s)).await?;
+    let options = request.options().cloned().unwrap_or_default();
+    let job = Job { cx, env, id, store, before, options, keeps_digests: bind::keeps_digests(&request) };
+    match request {
+        Request::Check(_) => Err(Error::new(ErrorKind::Internal, "a check takes no lock")),
+        Request::Upgrade(_) => update(&job, resolve::tracked(&job).await?).await,
+        Request::Rebase { image, .. } => update(&job, resolve::image(&job, image).await?).await,
+        Request::Reconcile(_) => update(&job, resolve::present(&job)?).await,
+        Request::Rollback { reject } => rollback::rollback(&job, reject).await,
+        Request::Pin { deployment, pinned } => rollback::pin(&job, deployment, pinned).await,
+    }
+}
+
+/// resolve, plan, pull, derive, bind, verify, preflight, stage, cleanup: whole or not at all.
+async fn update(job: &Job<'_>, target: super::stages::Target) -> Result<JobResult> {
+    let planned = resolve::plan(job, target).await?;
+    let pulled = pull::pull(job, planned).await?;
+    let derived = derive::derive(job, pulled).await?;
+    let wanted = bind::discover(job, &derived).await?;
+    if let Some(unchanged) = stage::unchanged(job, &derived, &wanted)? {
+        return Ok(unchanged);
+    }
+    if job.options.dry_run {
+        return derive::describe(job, &derived, &wanted).await;
+    }
+    let bound = bind::pull(job, wanted).await?;
+    let ready = Ready::new(derived, bound);
+    let kept = stage::preflight(job, &ready).await?;
+    if job.options.download_only {
+        return Ok(stage::downloaded(&ready));
+    }
+    let staged = stage::stage(job, ready, kept).await?;
+    cleanup::cleanup(job, staged).await
+}

@@ -1,0 +1,118 @@
+//! derive: the drop-ins applied to the base, and the kernel arguments.
+
+use crate::derive::{apply, diff, read};
+use crate::engine::pipeline::Job;
+use crate::engine::stages::{Derived, Pulled};
+use crate::engine::steps::bind::Wanted;
+use crate::model::dropin::{install::install_links, sysusers_conf};
+use crate::model::job::{JobResult, Step};
+use crate::model::kargs::{self, Owned};
+use crate::model::{Context, Error, ErrorKind, Result};
+use crate::store::snapshot::Snapshot;
+use crate::store::tree::CommitTree;
+use cap_std_ext::cap_std::fs::Dir;
+use ostree_ext::ostree;
+
+/// Where images declare kernel arguments of their own.
+const VENDOR_KARGS: [&str; 2] = ["/usr/lib/bootc/kargs.d", "/usr/lib/osctl/kargs.d"];
+/// A kargs.d file is a handful of lines.
+const KARGS_LIMIT: u64 = 1 << 20;
+
+/// Reads the drop-ins once and makes the derived commit, or finds it.
+pub async fn derive(job: &Job<'_>, pulled: Pulled) -> Result<Derived> {
+    let config = job.env.config_root()?;
+    let base = pulled.base.commit.clone();
+    let manifest = job
+        .cx
+        .step(Step::DeriveRead, job.store.run(job.cx, move |s, _| {
+            let tree = CommitTree::open(&s.repo(), &base)?;
+            read::read(&config, Some(&tree))
+        }))
+        .await?;
+    refuse_rejected(job, &pulled, &manifest)?;
+    let (base, digest, wanted) = (pulled.base.commit.clone(), pulled.base.digest.clone(), manifest.clone());
+    let merge = job.before.merge().map(|e| (e.options.clone(), e.origin.kargs.clone()));
+    let first = job.options.kargs.clone();
+    let (commit, computed) = job
+        .cx
+        .step(Step::DeriveCommit, job.store.run(job.cx, move |s, c| {
+            let repo = s.repo();
+            let hooks = apply::Hooks { install_links, sysusers: sysusers_conf };
+            let derived = apply::commit(&repo, &base, &digest, &wanted, hooks, Some(c))?;
+            let (mut current, previous) = merge.unwrap_or_default();
+            current.extend(first);
+            let previous = previous.map(|p| Owned::from_json(&p)).transpose()?.unwrap_or_default();
+            let vendor = vendor_kargs(&CommitTree::open(&repo, &derived.commit)?)?;
+            Ok((derived.commit, kargs::compute(&current, &previous, &vendor, &wanted)?))
+        }))
+        .await?;
+    Ok(Derived { pulled, commit, manifest, kargs: computed.args, owned_kargs: computed.owned.to_json() })
+}
+
+/// Says what would be staged, for `--check` and `--dry-run`.
+pub async fn describe(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Result<JobResult> {
+    let mut notes = Vec::new();
+    let digest = derived.pulled.base.digest.clone();
+    if job.before.next().and_then(|e| e.deployment.digest.as_ref()) != Some(&digest) {
+        notes.push(format!("OS image: {digest}"));
+    }
+    if let Some(next) = job.before.next() {
+        let (commit, manifest) = (next.deployment.checksum.clone(), derived.manifest.clone());
+        notes.extend(job.store.run(job.cx, move |s, _| changes(&s.repo(), &commit, &manifest)).await?);
+    }
+    notes.extend(wanted.images.iter().map(|i| format!("bound image: {} {}", i.spec.reference, i.digest)));
+    Ok(JobResult {
+        changed: true,
+        summary: "Changes are waiting; nothing was staged.".into(),
+        digest: Some(digest),
+        notes,
+        ..Default::default()
+    })
+}
+
+/// How the drop-ins of now differ from what the next boot was derived from. Wrong drop-ins are a line as well.
+pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir) -> Vec<String> {
+    let Some(next) = snapshot.next() else { return Vec::new() };
+    let compare = || {
+        let tree = CommitTree::open(repo, &next.deployment.base_checksum)?;
+        let manifest = read::read(config, Some(&tree))?;
+        changes(repo, &next.deployment.checksum, &manifest)
+    };
+    compare().unwrap_or_else(|error| vec![format!("the drop-ins cannot be applied: {}", error.chain())])
+}
+
+fn changes(repo: &ostree::Repo, commit: &str, manifest: &crate::model::manifest::Manifest) -> Result<Vec<String>> {
+    Ok(diff::compare(&CommitTree::open(repo, commit)?, manifest)?.lines())
+}
+
+/// A pair of base and input that somebody rolled back from is not taken again by itself.
+fn refuse_rejected(job: &Job<'_>, pulled: &Pulled, manifest: &crate::model::manifest::Manifest) -> Result<()> {
+    let input = (!manifest.is_empty()).then(|| manifest.input_digest());
+    let journal = job.env.journal()?;
+    let digest = Some(&pulled.base.digest);
+    if job.options.allow_rejected {
+        return journal.accept(digest, input.as_ref());
+    }
+    let hit = journal.rejected()?.into_iter().find(|r| r.digest.as_ref() == digest && r.input_digest == input);
+    match hit {
+        None => Ok(()),
+        Some(r) => Err(Error::new(
+            ErrorKind::Rejected,
+            format!("{} with these drop-ins was rejected before ({}); nothing was staged", pulled.base.digest, r.reason),
+        )
+        .hint("take it all the same with: osctl upgrade --allow-rejected")),
+    }
+}
+
+fn vendor_kargs(tree: &CommitTree) -> Result<Vec<kargs::VendorKarg>> {
+    let mut all = Vec::new();
+    for dir in VENDOR_KARGS {
+        for name in tree.list(dir)?.iter().filter(|n| n.ends_with(".toml")) {
+            let path = format!("{dir}/{name}");
+            let Some(bytes) = tree.read(&path, KARGS_LIMIT)? else { continue };
+            let text = String::from_utf8(bytes).kind(ErrorKind::InvalidArgument, format!("{path} is not UTF-8"))?;
+            all.extend(kargs::parse_vendor(&path, &text, std::env::consts::ARCH)?);
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,9 @@
+//! The steps of the pipeline, one file a phase.
+
+pub(super) mod bind;
+pub(super) mod cleanup;
+pub(super) mod derive;
+pub(super) mod pull;
+pub(super) mod resolve;
+pub(super) mod rollback;
+pub(super) mod stage;

@@ -1,0 +1,281 @@
+//! Kernel arguments and their owners.
+//!
+//! ```text
+//! entry of the merge deployment ── what we appended + what we deleted ──► local
+//! local + kargs.d of the target + drop-ins' append ── drop-ins' delete ──► new entry, and who owns what
+//! ```
+//!
+//! Arguments are compared as whole text: `console=tty0` and `console=ttyS0` are two, and deleting `quiet` does
+//! not delete `quiet=1`. What somebody else wrote into the entry becomes local.
+
+use super::error::{Error, ErrorKind, Result};
+use super::manifest::{Karg, Manifest, Owner};
+
+/// These say which root and which deployment boots: libostree and the installation own them.
+const REFUSED: [&str; 3] = ["root", "ostree", "rootflags"];
+/// The only version of [`Owned`] so far.
+const OWNED_VERSION: u32 = 1;
+
+/// Why an argument is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead.
+    pub hint: Option<&'static str>,
+}
+
+/// Checks one argument, `key` or `key=value`.
+pub fn check(arg: &str) -> Result<(), Refused> {
+    let refuse = |message: String, hint| Err(Refused { message, hint });
+    if arg.is_empty() {
+        return refuse("the argument is empty".into(), None);
+    }
+    if arg.chars().any(char::is_control) {
+        return refuse(format!("`{arg}` holds a control character"), None);
+    }
+    let mut quoted = false;
+    for c in arg.chars() {
+        quoted ^= c == '"';
+        if c.is_whitespace() && !quoted {
+            return refuse(
+                format!("`{arg}` holds a space outside double quotes"),
+                Some("write one argument per list entry, or key=\"a b\""),
+            );
+        }
+    }
+    if quoted {
+        return refuse(format!("`{arg}` has an open double quote"), None);
+    }
+    // The kernel strips quotes around the whole argument as well (next_arg in lib/cmdline.c).
+    let key = arg.trim_start_matches('"').split('=').next().unwrap_or_default();
+    if key.is_empty() {
+        return refuse(format!("`{arg}` has no name"), None);
+    }
+    if arg == "--" {
+        return refuse("`--` would give everything behind it to init".into(), None);
+    }
+    if let Some(key) = REFUSED.iter().find(|r| **r == key) {
+        return refuse(
+            format!("`{key}=` belongs to the installation and to libostree"),
+            Some("change it with the tools that installed the host"),
+        );
+    }
+    Ok(())
+}
+
+/// An argument from a `kargs.d` directory of the target tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VendorKarg {
+    /// The file, `/usr/lib/bootc/kargs.d/10-console.toml`.
+    pub owner: Owner,
+    /// The argument.
+    pub arg: String,
+}
+
+/// An argument that we appended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Appended {
+    /// The argument.
+    pub arg: String,
+    /// The drop-in or the kargs.d file.
+    pub owner: Owner,
+}
+
+/// A local argument that we deleted.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deleted {
+    /// The argument.
+    pub arg: String,
+    /// The drop-in.
+    pub owner: Owner,
+    /// Where it stood among the local arguments, to put it back there.
+    pub index: usize,
+}
+
+/// What we did to an entry's arguments. Stored in the deployment's origin, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Owned {
+    version: u32,
+    /// Arguments that are in the entry because of us.
+    pub appended: Vec<Appended>,
+    /// Local arguments that are not in the entry because of us, by index.
+    pub deleted: Vec<Deleted>,
+}
+
+impl Default for Owned {
+    fn default() -> Self {
+        Owned { version: OWNED_VERSION, appended: Vec::new(), deleted: Vec::new() }
+    }
+}
+
+impl Owned {
+    /// Reads what [`Owned::to_json`] wrote; a version or key that is not ours is `Unsupported`.
+    pub fn from_json(text: &str) -> Result<Owned> {
+        let refuse = |e: String| {
+            Error::new(ErrorKind::Unsupported, format!("the record of kernel arguments cannot be read: {e}"))
+        };
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| refuse(e.to_string()))?;
+        match value.get("version").and_then(serde_json::Value::as_u64) {
+            Some(v) if v == u64::from(OWNED_VERSION) => {}
+            version => return Err(refuse(format!("version {version:?} is not {OWNED_VERSION}"))),
+        }
+        serde_json::from_value(value).map_err(|e| refuse(e.to_string()))
+    }
+
+    /// One line of JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("strings and numbers always serialise")
+    }
+
+    /// Whether the entry is as its administrator wrote it.
+    pub fn is_empty(&self) -> bool {
+        self.appended.is_empty() && self.deleted.is_empty()
+    }
+}
+
+/// The arguments of a new entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Computed {
+    /// All of them, in order: local ones, then vendor, then drop-ins.
+    pub args: Vec<String>,
+    /// Which of them are ours, and which we left out.
+    pub owned: Owned,
+}
+
+/// Computes the arguments of a new entry.
+///
+/// `current` are those of the merge deployment's entry and `previous` what we had done to them. An argument
+/// that is local already is not appended again and stays local. Fails if a vendor argument or one of the
+/// manifest is refused by [`check`].
+pub fn compute(
+    current: &[String],
+    previous: &Owned,
+    vendor: &[VendorKarg],
+    manifest: &Manifest,
+) -> Result<Computed> {
+    let wanted = vendor
+        .iter()
+        .map(|v| (&v.arg, &v.owner))
+        .chain(manifest.kargs_append.iter().map(|k| (&k.arg, &k.owner)));
+    let deletes = &manifest.kargs_delete;
+    for (arg, owner) in wanted.clone().chain(deletes.iter().map(|k| (&k.arg, &k.owner))) {
+        check(arg).map_err(|r| invalid(owner, r))?;
+    }
+    let deleter = |arg: &str| -> Option<&Karg> { deletes.iter().find(|k| k.arg == arg) };
+
+    let local = local(current, previous);
+    let mut owned = Owned::default();
+    for (arg, owner) in wanted {
+        let present = local.contains(arg) || owned.appended.iter().any(|a| a.arg == *arg);
+        if !present && deleter(arg).is_none() {
+            owned.appended.push(Appended { arg: arg.clone(), owner: owner.clone() });
+        }
+    }
+    let mut args = Vec::with_capacity(local.len() + owned.appended.len());
+    for (index, arg) in local.into_iter().enumerate() {
+        match deleter(&arg) {
+            Some(by) => owned.deleted.push(Deleted { arg, owner: by.owner.clone(), index }),
+            None => args.push(arg),
+        }
+    }
+    args.extend(owned.appended.iter().map(|a| a.arg.clone()));
+    Ok(Computed { args, owned })
+}
+
+/// The administrator's arguments: without what we appended, with what we had deleted.
+fn local(current: &[String], previous: &Owned) -> Vec<String> {
+    let mut local = current.to_vec();
+    // Ours stand behind; an equal one in front is somebody else's.
+    for ours in previous.appended.iter().rev() {
+        if let Some(at) = local.iter().rposition(|a| *a == ours.arg) {
+            local.remove(at);
+        }
+    }
+    // One that somebody wrote back by hand needs no restoring.
+    let mut back = local.clone();
+    let mut restore: Vec<&Deleted> = previous
+        .deleted
+        .iter()
+        .filter(|gone| match back.iter().position(|a| *a == gone.arg) {
+            Some(at) => {
+                back.remove(at);
+                false
+            }
+            None => true,
+        })
+        .collect();
+    restore.sort_by_key(|gone| gone.index);
+    for gone in restore {
+        local.insert(gone.index.min(local.len()), gone.arg.clone());
+    }
+    local
+}
+
+fn invalid(owner: &str, refused: Refused) -> Error {
+    let error =
+        Error::new(ErrorKind::InvalidDropIn, format!("{owner}: kernel arguments: {}", refused.message))
+            .detail("file", owner)
+            .detail("key", "kargs");
+    match refused.hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+/// A kargs.d file, in bootc's documented format.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct KargsFile {
+    kargs: Vec<String>,
+    match_architectures: Option<Vec<String>>,
+}
+
+/// Reads a kargs.d file: `kargs = [...]` and optionally `match-architectures = [...]`.
+///
+/// `arch` is the target's, as Rust and the kernel call it (`x86_64`). An entry may hold several arguments, divided
+/// by spaces outside quotes. Fails with `InvalidDropIn` and the file, line and column.
+pub fn parse_vendor(path: &str, text: &str, arch: &str) -> Result<Vec<VendorKarg>> {
+    let file: KargsFile = toml::from_str(text).map_err(|e| {
+        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        Error::new(ErrorKind::InvalidDropIn, format!("{path}:{line}:{column}: {}", e.message()))
+            .detail("file", path)
+            .detail("line", line)
+            .detail("column", column)
+    })?;
+    if file.match_architectures.is_some_and(|list| !list.iter().any(|a| a == arch)) {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for arg in file.kargs.iter().flat_map(|entry| split(entry)) {
+        check(&arg).map_err(|r| invalid(path, r))?;
+        found.push(VendorKarg { owner: path.to_owned(), arg });
+    }
+    Ok(found)
+}
+
+/// Splits a command line at spaces outside double quotes, as the kernel does.
+pub fn split(line: &str) -> Vec<String> {
+    let mut args = Vec::new();
+    let mut arg = String::new();
+    let mut quoted = false;
+    for c in line.chars() {
+        quoted ^= c == '"';
+        if c.is_whitespace() && !quoted {
+            args.push(std::mem::take(&mut arg));
+        } else {
+            arg.push(c);
+        }
+    }
+    args.push(arg);
+    args.retain(|a| !a.is_empty());
+    args
+}
+
+#[cfg(test)]
+mod tests;

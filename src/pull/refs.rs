@@ -1,0 +1,107 @@
+//! The refs that images live under, shared with rpm-ostree and bootc.
+
+use super::resolve::kind_of;
+use super::types::{Base, ImageKind};
+use crate::model::image::{Digest, ImageRef};
+use crate::model::{Context, Result};
+use ostree_ext::container::store::{BASE_IMAGE_PREFIX, gc_image_layers};
+use ostree_ext::oci_spec::image::ImageConfiguration;
+use ostree_ext::{gio, glib, ostree, refescape};
+use std::collections::{BTreeMap, BTreeSet};
+
+const IMAGES: &str = "ostree/container/image";
+const LAYERS: &str = "ostree/container/blob";
+/// Commit metadata of the reference importer.
+pub(super) const META_DIGEST: &str = "ostree.manifest-digest";
+pub(super) const META_MANIFEST: &str = "ostree.manifest";
+pub(super) const META_CONFIG: &str = "ostree.container.image-config";
+
+/// Our part of the refs that keep the base of a derived commit.
+fn ours() -> String {
+    format!("{BASE_IMAGE_PREFIX}/osctl")
+}
+
+/// The ref of a layer.
+pub(super) fn of_layer(digest: &Digest) -> Result<String> {
+    refescape::prefix_escape_for_ref(LAYERS, digest.as_str()).doing("naming a layer's ref")
+}
+
+/// The ref of an image, by the reference that is tracked.
+pub(super) fn of_image(image: &ImageRef) -> Result<String> {
+    refescape::prefix_escape_for_ref(IMAGES, &image.to_string()).doing("naming an image's ref")
+}
+
+fn list(repo: &ostree::Repo, prefix: &str) -> Result<BTreeMap<String, String>> {
+    let refs = repo
+        .list_refs_ext(Some(prefix), ostree::RepoListRefsExtFlags::empty(), gio::Cancellable::NONE)
+        .doing_with(|| format!("listing refs below {prefix}"))?;
+    Ok(refs.into_iter().collect())
+}
+
+fn remove(repo: &ostree::Repo, name: &str) -> Result<()> {
+    repo.set_ref_immediate(None, name, None, gio::Cancellable::NONE)
+        .doing_with(|| format!("removing ref {name}"))
+}
+
+/// A finished pull of the manifest with this digest, under whatever reference it was pulled.
+pub fn find(repo: &ostree::Repo, digest: &Digest) -> Result<Option<Base>> {
+    let mut commits: BTreeSet<String> = list(repo, IMAGES)?.into_values().collect();
+    commits.extend(list(repo, &ours())?.into_values());
+    for commit in commits {
+        if let Some(base) = describe(repo, &commit)?.filter(|b| b.digest == *digest) {
+            return Ok(Some(base));
+        }
+    }
+    Ok(None)
+}
+
+/// What a commit says about the image it was made of; `None` if it was made of none, or is not complete.
+pub(super) fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>> {
+    let (variant, state) = repo.load_commit(commit).doing_with(|| format!("reading commit {commit}"))?;
+    if state.contains(ostree::RepoCommitState::PARTIAL) {
+        return Ok(None);
+    }
+    let meta = glib::VariantDict::new(Some(&variant.child_value(0)));
+    let text = |key: &str| meta.lookup::<String>(key).ok().flatten();
+    let Some(digest) = text(META_DIGEST).and_then(|d| d.parse::<Digest>().ok()) else { return Ok(None) };
+    let config: Option<ImageConfiguration> =
+        text(META_CONFIG).and_then(|config| serde_json::from_str(&config).ok());
+    let labels: BTreeMap<String, String> = config
+        .as_ref()
+        .and_then(|c| c.config().as_ref())
+        .and_then(|c| c.labels().clone())
+        .map(|labels| labels.into_iter().collect())
+        .unwrap_or_default();
+    let diff_ids = config.map(|c| c.rootfs().diff_ids().clone()).unwrap_or_default();
+    let version =
+        ["org.opencontainers.image.version", "version"].iter().find_map(|k| labels.get(*k)).cloned();
+    Ok(Some(Base {
+        commit: commit.to_owned(),
+        digest,
+        version,
+        created: ostree::commit_get_timestamp(&variant),
+        kind: kind_of(&labels, &diff_ids).unwrap_or(ImageKind::Encapsulated),
+        labels,
+    }))
+}
+
+/// Keeps the base, and its layers, until [`forget_unused`] is called without it.
+pub fn retain(repo: &ostree::Repo, base: &Base) -> Result<()> {
+    let name = format!("{}/{}", ours(), base.commit);
+    repo.set_ref_immediate(None, &name, Some(&base.commit), gio::Cancellable::NONE)
+        .doing_with(|| format!("writing ref {name}"))
+}
+
+/// Removes the refs of bases that are not in `keep`, then those of layers that no image needs any more.
+///
+/// Returns how many refs went. Objects stay until the caller prunes the repository. No transaction may be open.
+pub fn forget_unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<u32> {
+    let mut removed = 0;
+    for prefix in [ours().as_str(), IMAGES] {
+        for (name, _) in list(repo, prefix)?.iter().filter(|(_, commit)| !keep.contains(*commit)) {
+            remove(repo, name)?;
+            removed += 1;
+        }
+    }
+    Ok(removed + gc_image_layers(repo).doing("removing unused layers")?)
+}

@@ -1,0 +1,184 @@
+//! What an image reference stands for now. Transfers the manifest and the configuration.
+
+use super::source::Source;
+use super::types::{FetchOptions, ImageKind, Layer, Resolved};
+use crate::model::image::{Digest, ImageRef, Transport};
+use crate::model::{Context, Error, ErrorKind, Result};
+use ostree_ext::glib;
+use ostree_ext::oci_spec::image::{self as oci, ImageConfiguration, ImageManifest};
+use std::collections::BTreeMap;
+
+/// The label that names the last layer of the encapsulated commit.
+pub(super) const FINAL_DIFFID: &str = "ostree.final-diffid";
+/// Any of these labels says that an encapsulated image boots.
+const BOOTABLE: [&str; 2] = ["ostree.bootable", "containers.bootc"];
+
+/// The layer formats that are read. The proxy has converted Docker's names already, except in local storage.
+const LAYER_TYPES: [&str; 5] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+];
+
+/// Resolves in this process. Dropping the future may leave a thread and skopeo behind until the registry answers.
+pub async fn resolve_in_process(image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
+    let source = Source::open(image, opts).await?;
+    let (digest, manifest_text) = source.manifest().await?;
+    // Skopeo has compared a pinned registry reference itself. Where the pin names a manifest list, the digest of
+    // the entry rightly differs, and only skopeo saw the list. No other transport knows pins.
+    if let Some(pinned) = image.digest()
+        && image.transport != Transport::Registry
+        && pinned != digest
+    {
+        return Err(Error::new(
+            ErrorKind::DigestMismatch,
+            format!("{image} has the digest {digest} now; the running system is unchanged"),
+        ));
+    }
+    let manifest: ImageManifest = serde_json::from_str(&manifest_text)
+        .kind(ErrorKind::Unsupported, format!("{image}: its manifest is not one of an image"))?;
+    // What skopeo renders from the configuration depends on its version, the blob does not: but only an
+    // unconverted manifest names a blob that exists, and local storage does not serve it by digest.
+    let unconverted = Digest::of(manifest_text.as_bytes()) == digest;
+    let config = if unconverted && image.transport != Transport::ContainersStorage {
+        let blob = source.small_blob(manifest.config()).await?;
+        if Digest::of(&blob).as_str() != manifest.config().digest().to_string() {
+            return Err(Error::new(
+                ErrorKind::DigestMismatch,
+                format!(
+                    "{image}: the configuration does not have its digest; the running system is unchanged"
+                ),
+            ));
+        }
+        blob
+    } else {
+        source.rendered_config().await?
+    };
+    describe(image.clone(), digest, manifest, manifest_text, config)
+}
+
+/// Builds the description, and refuses what cannot be pulled before anything else is transferred.
+fn describe(
+    image: ImageRef,
+    digest: Digest,
+    manifest: ImageManifest,
+    manifest_text: String,
+    config: Vec<u8>,
+) -> Result<Resolved> {
+    let unsupported = |why: String| {
+        Error::new(ErrorKind::Unsupported, format!("{image} {why}; the running system is unchanged"))
+    };
+    let config_text =
+        String::from_utf8(config).map_err(|_| unsupported("has no readable configuration".into()))?;
+    let config: ImageConfiguration = serde_json::from_str(&config_text)
+        .map_err(|e| unsupported("has no readable configuration".into()).source(e))?;
+    if *config.architecture() != oci::Arch::default() {
+        return Err(unsupported(format!(
+            "is for the architecture {}, this host is {}",
+            config.architecture(),
+            oci::Arch::default()
+        )));
+    }
+    let diff_ids = config.rootfs().diff_ids();
+    if manifest.layers().is_empty() || diff_ids.len() != manifest.layers().len() {
+        return Err(unsupported(format!(
+            "lists {} layers and {} uncompressed digests",
+            manifest.layers().len(),
+            diff_ids.len()
+        )));
+    }
+    let mut layers = Vec::new();
+    for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
+        let media_type = layer.media_type().to_string();
+        if !LAYER_TYPES.contains(&media_type.as_str()) {
+            return Err(unsupported(format!("has a layer of the type {media_type}")));
+        }
+        layers.push(Layer {
+            digest: layer.digest().to_string().parse()?,
+            size: layer.size(),
+            diff_id: diff_id.parse()?,
+            media_type,
+        });
+    }
+    let labels: BTreeMap<String, String> = config
+        .config()
+        .as_ref()
+        .and_then(|c| c.labels().as_ref())
+        .map(|l| l.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
+        .unwrap_or_default();
+    let kind = kind_of(&labels, diff_ids).map_err(unsupported)?;
+    let created = manifest
+        .annotations()
+        .as_ref()
+        .and_then(|a| a.get("org.opencontainers.image.created"))
+        .or(config.created().as_ref())
+        .and_then(|text| seconds(text))
+        .unwrap_or(0);
+    let version =
+        ["org.opencontainers.image.version", "version"].iter().find_map(|k| labels.get(*k)).cloned();
+    Ok(Resolved {
+        image,
+        digest,
+        manifest,
+        manifest_text,
+        config,
+        config_text,
+        kind,
+        version,
+        created,
+        labels,
+        layers,
+    })
+}
+
+/// Decides as ostree-ext does: by the label that names the commit's last layer.
+pub(super) fn kind_of(labels: &BTreeMap<String, String>, diff_ids: &[String]) -> Result<ImageKind, String> {
+    let Some(last) = labels.get(FINAL_DIFFID) else { return Ok(ImageKind::Plain) };
+    if !diff_ids.contains(last) {
+        return Err(format!(
+            "claims an ostree commit ending in layer {last}, which it does not have: was it squashed?"
+        ));
+    }
+    if !BOOTABLE.iter().any(|l| labels.contains_key(*l)) {
+        return Err(format!("is not bootable: it has neither the label {} nor {}", BOOTABLE[0], BOOTABLE[1]));
+    }
+    Ok(ImageKind::Encapsulated)
+}
+
+/// Seconds since 1970 of an RFC 3339 time.
+fn seconds(text: &str) -> Option<u64> {
+    let time = glib::DateTime::from_iso8601(text, Some(&glib::TimeZone::utc())).ok()?;
+    u64::try_from(time.to_unix()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_in_every_zone_and_nonsense_is_none() {
+        for (text, expected) in [
+            ("2024-01-02T03:04:05Z", Some(1_704_164_645)),
+            ("2024-01-02T03:04:05.123456789Z", Some(1_704_164_645)),
+            ("2024-01-02T04:04:05+01:00", Some(1_704_164_645)),
+            ("0001-01-01T00:00:00Z", None),
+            ("yesterday", None),
+        ] {
+            assert_eq!(seconds(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_kind_follows_the_labels() {
+        let labels =
+            |keys: &[(&str, &str)]| keys.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let diff_ids = vec!["sha256:a".to_owned()];
+        let ours = [(FINAL_DIFFID, "sha256:a"), ("ostree.bootable", "1")];
+        assert_eq!(kind_of(&labels(&[("version", "1")]), &diff_ids), Ok(ImageKind::Plain));
+        assert_eq!(kind_of(&labels(&ours), &diff_ids), Ok(ImageKind::Encapsulated));
+        assert!(kind_of(&labels(&ours[..1]), &diff_ids).unwrap_err().contains("not bootable"));
+        assert!(kind_of(&labels(&ours), &[]).unwrap_err().contains("squashed"));
+    }
+}

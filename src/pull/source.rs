@@ -1,0 +1,90 @@
+//! One image, opened through skopeo's image proxy.
+
+use super::failure::from_skopeo;
+use super::types::FetchOptions;
+use crate::model::Result;
+use crate::model::image::{Digest, ImageRef};
+use ostree_ext::containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
+use ostree_ext::oci_spec::image as oci;
+use std::future::Future;
+use std::process::Command;
+use tokio::io::{AsyncBufRead, AsyncReadExt};
+
+/// Configurations are small; a registry must not fill our memory.
+const MAX_CONFIG: u64 = 8 << 20;
+
+/// How skopeo is run for these options.
+///
+/// The command is set explicitly: the proxy's default binds skopeo to the life of a thread of ours, and
+/// ostree-ext's replaces the user. Skopeo ends when its socket closes, and with our process group.
+pub(super) fn proxy_config(opts: &FetchOptions) -> ImageProxyConfig {
+    let mut skopeo = Command::new("skopeo");
+    if let Some(policy) = &opts.policy {
+        skopeo.arg("--policy").arg(policy);
+    }
+    ImageProxyConfig {
+        authfile: opts.auth_file.clone(),
+        auth_anonymous: opts.auth_file.is_none(),
+        insecure_skip_tls_verification: Some(opts.insecure),
+        skopeo_cmd: Some(skopeo),
+        ..Default::default()
+    }
+}
+
+/// An opened image.
+#[derive(Debug)]
+pub(super) struct Source {
+    proxy: ImageProxy,
+    opened: OpenedImage,
+    doing: String,
+}
+
+impl Source {
+    /// Opens the image: the policy is checked here, the manifest read.
+    pub(super) async fn open(image: &ImageRef, opts: &FetchOptions) -> Result<Source> {
+        let doing = format!("reading {image}");
+        let proxy =
+            ImageProxy::new_with_config(proxy_config(opts)).await.map_err(|e| from_skopeo(&doing, e))?;
+        let opened = proxy.open_image(&image.to_string()).await.map_err(|e| from_skopeo(&doing, e))?;
+        Ok(Source { proxy, opened, doing })
+    }
+
+    /// The digest of this architecture's manifest, and its text in OCI format.
+    ///
+    /// Skopeo chooses the entry of a manifest list itself, and says the digest of what it chose (checked with
+    /// skopeo 1.9.3 by a test). It converts Docker manifests to OCI and says the digest from before.
+    pub(super) async fn manifest(&self) -> Result<(Digest, String)> {
+        let (digest, raw) =
+            self.proxy.fetch_manifest_raw_oci(&self.opened).await.map_err(|e| from_skopeo(&self.doing, e))?;
+        let text = String::from_utf8(raw).map_err(|e| from_skopeo(&self.doing, e))?;
+        Ok((digest.parse()?, text))
+    }
+
+    /// The configuration as skopeo renders it.
+    pub(super) async fn rendered_config(&self) -> Result<Vec<u8>> {
+        self.proxy.fetch_config_raw(&self.opened).await.map_err(|e| from_skopeo(&self.doing, e))
+    }
+
+    /// A small blob as a whole, `None` if the source does not have it under this digest.
+    pub(super) async fn small_blob(&self, descriptor: &oci::Descriptor) -> Result<Vec<u8>> {
+        let (blob, driver) = self.blob(descriptor.digest(), descriptor.size()).await?;
+        let mut bytes = Vec::new();
+        let mut limited = blob.take(MAX_CONFIG);
+        let (read, driven) = tokio::join!(limited.read_to_end(&mut bytes), driver);
+        driven?;
+        read.map_err(|e| from_skopeo(&self.doing, e))?;
+        Ok(bytes)
+    }
+
+    /// Starts the transfer of a blob. The second value must be awaited beside reading the first.
+    pub(super) async fn blob(
+        &self,
+        digest: &oci::Digest,
+        size: u64,
+    ) -> Result<(impl AsyncBufRead + Send + Unpin + use<>, impl Future<Output = Result<()>> + '_)> {
+        let doing = format!("{}, blob {digest}", self.doing);
+        let (blob, driver) =
+            self.proxy.get_blob(&self.opened, digest, size).await.map_err(|e| from_skopeo(&doing, e))?;
+        Ok((blob, async move { driver.await.map_err(|e| from_skopeo(&doing, e)) }))
+    }
+}

@@ -1,0 +1,5 @@
+//! Pulling real images into real repositories. Sources that need a server or foreign tools: `tests/`.
+
+mod foreign;
+mod plain;
+mod sources;

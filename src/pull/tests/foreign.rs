@@ -1,0 +1,1 @@
+//! What foreign tools think of the result.

@@ -1,0 +1,518 @@
+//! What becomes of the entries of a plain image.
+
+use crate::model::{ErrorKind, Result};
+use crate::pull::fixture::{Layout, Pack, Scratch, Tar, below, bootable};
+use crate::pull::types::{Base, Report};
+use crate::pull::{find, forget_unused, retain};
+use std::collections::BTreeSet;
+
+/// What is in `/usr/x` after these layers.
+async fn merged(layers: Vec<Tar>) -> Result<Vec<(String, String)>> {
+    let scratch = Scratch::new();
+    let base = scratch.pull_layers(layers).await?;
+    Ok(below(&scratch.tree(&base.commit), "/usr/x"))
+}
+
+async fn expect(what: &str, layers: Vec<Tar>, expected: &[(&str, &str)]) {
+    let found = merged(layers).await.unwrap_or_else(|e| panic!("{what}: {}", e.chain()));
+    let found: Vec<(&str, &str)> = found.iter().map(|(p, t)| (p.as_str(), t.as_str())).collect();
+    assert_eq!(found, expected, "{what}");
+}
+
+async fn refused(what: &str, layers: Vec<Tar>, kind: ErrorKind, text: &str) {
+    let scratch = Scratch::new();
+    let error = scratch.pull_layers(layers).await.expect_err(what);
+    assert_eq!(error.kind, kind, "{what}: {}", error.chain());
+    assert!(error.chain().contains(text), "{what}: {}", error.chain());
+    assert!(error.chain().contains("the running system is unchanged"), "{what}: {}", error.chain());
+    let refs = scratch.repo.list_refs(Some("ostree/container/image"), ostree_ext::gio::Cancellable::NONE);
+    assert!(refs.unwrap().is_empty(), "{what}: an image ref was written");
+}
+
+fn x() -> Tar {
+    Tar::new().dir("usr/x", 0o755)
+}
+
+#[tokio::test]
+async fn whiteouts_hide_what_is_below_and_nothing_of_their_own_layer() {
+    let low = || x().file("usr/x/a", 0o644, b"1").dir("usr/x/d", 0o755).file("usr/x/d/f", 0o644, b"1");
+    expect(
+        "a file",
+        vec![low(), Tar::new().file("usr/x/.wh.a", 0o644, b"")],
+        &[("d", "dir 755"), ("d/f", "644 1")],
+    )
+    .await;
+    expect("a directory", vec![low(), Tar::new().file("usr/x/.wh.d", 0, b"")], &[("a", "644 1")]).await;
+    expect(
+        "its own layer stays, in either order",
+        vec![
+            low(),
+            Tar::new().file("usr/x/a", 0o600, b"2").file("usr/x/.wh.a", 0, b"").file("usr/x/.wh.d", 0, b""),
+        ],
+        &[("a", "600 2")],
+    )
+    .await;
+    expect(
+        "removed and made again",
+        vec![low(), Tar::new().file("usr/x/.wh.a", 0, b""), Tar::new().file("usr/x/a", 0o644, b"3")],
+        &[("a", "644 3"), ("d", "dir 755"), ("d/f", "644 1")],
+    )
+    .await;
+    expect(
+        "opaque",
+        vec![
+            low(),
+            Tar::new().dir("usr/x/d", 0o700).file("usr/x/d/.wh..wh..opq", 0, b"").file(
+                "usr/x/d/g",
+                0o644,
+                b"2",
+            ),
+        ],
+        &[("a", "644 1"), ("d", "dir 700"), ("d/g", "644 2")],
+    )
+    .await;
+    expect(
+        "in the lowest layer, and aufs' notes",
+        vec![
+            x().file("usr/x/.wh.none", 0, b"")
+                .file("usr/x/.wh..wh.plnk", 0, b"")
+                .file("usr/x/a", 0o644, b"1"),
+        ],
+        &[("a", "644 1")],
+    )
+    .await;
+    expect(
+        "in a directory that is new",
+        vec![
+            x(),
+            Tar::new().dir("usr/x/n", 0o755).file("usr/x/n/.wh.a", 0, b"").file("usr/x/n/b", 0o644, b"1"),
+        ],
+        &[("n", "dir 755"), ("n/b", "644 1")],
+    )
+    .await;
+    refused("a directory", vec![x().dir("usr/x/.wh.d", 0o755)], ErrorKind::Unsupported, "/usr/x/.wh.d").await;
+}
+
+#[tokio::test]
+async fn a_later_layer_replaces_files_and_directories() {
+    let low = || x().file("usr/x/a", 0o644, b"1").dir("usr/x/d", 0o755).file("usr/x/d/f", 0o644, b"1");
+    expect(
+        "a file over a directory",
+        vec![low(), Tar::new().file("usr/x/d", 0o644, b"2")],
+        &[("a", "644 1"), ("d", "644 2")],
+    )
+    .await;
+    expect(
+        "a directory over a file",
+        vec![low(), Tar::new().dir("usr/x/a", 0o755).file("usr/x/a/f", 0o644, b"2")],
+        &[("a", "dir 755"), ("a/f", "644 2"), ("d", "dir 755"), ("d/f", "644 1")],
+    )
+    .await;
+    expect(
+        "an entry changes a directory's mode, an implied parent does not",
+        vec![
+            x().dir("usr/x/d", 0o711).dir("usr/x/e", 0o711),
+            Tar::new().owner(7, 8).dir("usr/x/d", 0o2750).owner(0, 0).file("usr/x/e/f", 0o644, b"1"),
+        ],
+        &[("d", "dir 2750 7:8"), ("e", "dir 711"), ("e/f", "644 1")],
+    )
+    .await;
+    expect(
+        "a link over a directory, removed and made again as a directory",
+        vec![
+            low(),
+            Tar::new().symlink("usr/x/d", "a"),
+            Tar::new().file("usr/x/.wh.d", 0, b"").dir("usr/x/d", 0o755),
+        ],
+        &[("a", "644 1"), ("d", "dir 755")],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn entries_keep_their_modes_owners_and_attributes() {
+    let capability: &[u8] = &[1, 0, 0, 2, 0, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let long = format!("usr/x/{}", "n".repeat(150));
+    let target = "t".repeat(150);
+    expect(
+        "everything",
+        vec![
+            x().owner(1000, 2000)
+                .file("usr/x/setuid", 0o4755, b"s")
+                .owner(0, 0)
+                .pax(&[("SCHILY.xattr.security.capability", capability), ("mtime", b"1.5")])
+                .file("usr/x/cap", 0o755, b"c")
+                .pax(&[
+                    ("SCHILY.xattr.user.b", b"2"),
+                    ("SCHILY.xattr.user.a", b"1"),
+                    ("SCHILY.xattr.security.selinux", b"old"),
+                    ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+                ])
+                .dir("usr/x/dir", 0o1777)
+                .pax(&[("path", b"usr/x/pax-path"), ("uid", b"3000000"), ("gid", b"4000000")])
+                .file("short", 0o640, b"p")
+                .file(&long, 0o600, b"l")
+                .symlink("usr/x/link", &target)
+                .hardlink("usr/x/hard", "./usr/x/setuid")
+                .hardlink("usr/x/hardlink-to-link", "/usr/x/link")
+                .file("./usr//x/./norm", 0o644, b"n")
+                .file("/usr/x/twice", 0o644, b"1")
+                .file("usr/x/twice", 0o600, b"2"),
+        ],
+        &[
+            ("cap", &format!("755 security.capability={} c", hex::encode(capability))),
+            ("dir", "dir 1777 user.a=31 user.b=32"),
+            ("hard", "4755 1000:2000 s"),
+            ("hardlink-to-link", &format!("-> {target}")),
+            ("link", &format!("-> {target}")),
+            (&long["usr/x/".len()..], "600 l"),
+            ("norm", "644 n"),
+            ("pax-path", "640 3000000:4000000 p"),
+            ("setuid", "4755 1000:2000 s"),
+            ("twice", "600 2"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn large_files_are_streamed_and_hard_links_reach_lower_layers() {
+    let large = vec![b'z'; 3 << 20];
+    expect(
+        "links",
+        vec![
+            x().file("usr/x/large", 0o644, &large).file("etc/conf", 0o644, b"etc"),
+            Tar::new().hardlink("usr/x/new/large", "usr/x/large").hardlink("usr/x/conf", "etc/conf").file(
+                "usr/x/.wh.large",
+                0,
+                b"",
+            ),
+        ],
+        &[("conf", "644 etc"), ("new", "dir 755"), ("new/large", "644 3145728 bytes")],
+    )
+    .await;
+    refused("nowhere", vec![x().hardlink("usr/x/a", "usr/none")], ErrorKind::Unsupported, "/usr/none").await;
+    refused("to a directory", vec![x().hardlink("usr/x/a", "usr/x")], ErrorKind::Unsupported, "directory")
+        .await;
+}
+
+#[tokio::test]
+async fn entries_that_leave_the_tree_are_refused() {
+    let unsupported = ErrorKind::Unsupported;
+    refused("dot dot", vec![x().file("usr/x/../../../a", 0o644, b"")], unsupported, "climbs").await;
+    refused("link to dot dot", vec![x().hardlink("usr/x/a", "../etc/shadow")], unsupported, "climbs").await;
+    refused(
+        "through a link of the same layer",
+        vec![x().symlink("usr/x/l", "/tmp").file("usr/x/l/f", 0o644, b"")],
+        unsupported,
+        "/usr/x/l, which is a link",
+    )
+    .await;
+    refused(
+        "through a link of a lower layer",
+        vec![x().symlink("usr/x/l", "/tmp"), Tar::new().file("usr/x/l/f", 0o644, b"")],
+        unsupported,
+        "link to /tmp in an earlier one",
+    )
+    .await;
+    refused(
+        "a directory over a link of a lower layer",
+        vec![x().symlink("usr/x/l", "/tmp"), Tar::new().dir("usr/x/l", 0o755)],
+        unsupported,
+        "/usr/x/l",
+    )
+    .await;
+    refused(
+        "not UTF-8",
+        vec![x().pax(&[("path", b"usr/x/\xff")]).file("s", 0o644, b"")],
+        unsupported,
+        "UTF-8",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn devices_are_dropped_in_dev_and_refused_elsewhere() {
+    use tar::EntryType::{Block, Char, Fifo};
+    let scratch = Scratch::new();
+    let dev = Tar::new().dir("dev", 0o755).special(Block, "dev/sda").special(Fifo, "dev/fifo");
+    let base = scratch.pull_layers(vec![dev, x().special(Char, "usr/x/gone")]).await.unwrap();
+    let tree = scratch.tree(&base.commit);
+    assert_eq!(below(&tree, "/dev"), []);
+    // Character device 0:0: a whiteout that is content of the image.
+    assert_eq!(below(&tree, "/usr/x"), [(".ostree-wh.gone".to_owned(), "600 ".to_owned())]);
+    let notes: Vec<_> =
+        scratch.reports.lock().unwrap().iter().filter(|r| matches!(r, Report::Note(_))).cloned().collect();
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    refused("block", vec![x().special(Block, "usr/x/b")], ErrorKind::Unsupported, "/usr/x/b is a device")
+        .await;
+    refused("fifo", vec![x().special(Fifo, "usr/x/p")], ErrorKind::Unsupported, "/usr/x/p is a named pipe")
+        .await;
+}
+
+#[tokio::test]
+async fn the_top_level_is_that_of_an_ostree_host() {
+    let scratch = Scratch::new();
+    let layer = Tar::new()
+        .file(".dockerenv", 0o755, b"")
+        .dir("boot", 0o700)
+        .file("boot/config", 0o644, b"dropped")
+        .dir("run", 0o755)
+        .file("run/pid", 0o644, b"dropped")
+        .dir("home", 0o755)
+        .owner(1000, 1000)
+        .dir("home/core", 0o700)
+        .owner(0, 0)
+        .symlink("srv", "var/srv")
+        .dir("var/lib/my app", 0o750)
+        .symlink("var/run", "/run")
+        .dir("media", 0o755)
+        .dir("opt", 0o755);
+    let base = scratch.pull_layers(vec![layer]).await.unwrap();
+    let tree = scratch.tree(&base.commit);
+    let top: Vec<(&str, &str)> = tree
+        .iter()
+        .filter(|(path, _)| path.matches('/').count() == 1)
+        .map(|(p, t)| (p.as_str(), t.as_str()))
+        .collect();
+    assert_eq!(
+        top,
+        [
+            ("/bin", "-> usr/bin"),
+            ("/boot", "dir 700"),
+            ("/dev", "dir 755"),
+            ("/home", "-> var/home"),
+            ("/lib", "-> usr/lib"),
+            ("/media", "-> run/media"),
+            ("/mnt", "-> var/mnt"),
+            ("/opt", "-> var/opt"),
+            ("/ostree", "-> sysroot/ostree"),
+            ("/proc", "dir 755"),
+            ("/root", "-> var/roothome"),
+            ("/run", "dir 755"),
+            ("/sbin", "-> usr/sbin"),
+            ("/srv", "-> var/srv"),
+            ("/sys", "dir 755"),
+            ("/sysroot", "dir 755"),
+            ("/tmp", "dir 1777"),
+            ("/usr", "dir 755"),
+            ("/var", "dir 755"),
+        ]
+    );
+    for empty in ["/boot", "/run", "/var", "/sysroot"] {
+        assert_eq!(below(&tree, empty), [], "{empty}");
+    }
+    assert_eq!(tree["/usr/etc/passwd"], "644 root:x:0:0::/root:/bin/sh\n");
+    let (text, _) = {
+        use ostree_ext::gio::prelude::*;
+        let (root, _) = scratch.repo.read_commit(&base.commit, ostree_ext::gio::Cancellable::NONE).unwrap();
+        root.resolve_relative_path("usr/lib/tmpfiles.d/osctl-var.conf")
+            .load_bytes(ostree_ext::gio::Cancellable::NONE)
+            .unwrap()
+    };
+    assert_eq!(
+        std::str::from_utf8(&text).unwrap(),
+        "# Made by osctl of the directories and links that the image has in /var.\n\
+         d /var/home 0755 0 0 - -\n\
+         d /var/home/core 0700 1000 1000 - -\n\
+         d /var/lib 0755 0 0 - -\n\
+         d /var/lib/my\\x20app 0750 0 0 - -\n\
+         d /var/mnt 0755 0 0 - -\n\
+         d /var/opt 0755 0 0 - -\n\
+         d /var/roothome 0700 0 0 - -\n\
+         L /var/run - - - - /run\n"
+    );
+    assert_eq!((base.version.as_deref(), base.created), (Some("1.2"), 1_704_164_645));
+}
+
+#[tokio::test]
+async fn images_that_do_not_fit_an_ostree_host_are_refused_by_name() {
+    let unsupported = ErrorKind::Unsupported;
+    refused(
+        "top level",
+        vec![Tar::new().file("data", 0o644, b"").dir("nix", 0o755)],
+        unsupported,
+        "/data, /nix",
+    )
+    .await;
+    refused(
+        "opt",
+        vec![Tar::new().file("opt/app/bin", 0o755, b"")],
+        unsupported,
+        "/opt has content (/opt/app)",
+    )
+    .await;
+    refused("ostree", vec![Tar::new().dir("ostree/repo", 0o755)], unsupported, "/ostree has content").await;
+    refused(
+        "unmerged",
+        vec![Tar::new().file(".wh.sbin", 0, b"").dir("sbin", 0o755)],
+        unsupported,
+        "/sbin is not a link to usr/sbin",
+    )
+    .await;
+    refused("lib64", vec![Tar::new().dir("lib64", 0o755)], unsupported, "/lib64 is not a link").await;
+    refused("no bin", vec![Tar::new().file(".wh.bin", 0, b"")], unsupported, "has no /bin").await;
+    refused("no etc", vec![Tar::new().file(".wh.etc", 0, b"")], unsupported, "has no /etc").await;
+    let no_initramfs = Tar::new().file("usr/lib/modules/6.1/.wh.initramfs.img", 0, b"");
+    refused(
+        "no initramfs",
+        vec![no_initramfs],
+        unsupported,
+        "there is no /usr/lib/modules/6.1/initramfs.img",
+    )
+    .await;
+    refused(
+        "no kernel",
+        vec![Tar::new().file("usr/lib/.wh.modules", 0, b"")],
+        unsupported,
+        "/usr/lib/modules/*/vmlinuz",
+    )
+    .await;
+    refused(
+        "two kernels",
+        vec![Tar::new().file("usr/lib/modules/6.2/vmlinuz", 0o644, b"")],
+        unsupported,
+        "6.1, 6.2",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_kernel_in_boot_is_pointed_out() {
+    let scratch = Scratch::new();
+    let layer =
+        Tar::new().file("usr/lib/modules/6.1/.wh.vmlinuz", 0, b"").file("boot/vmlinuz-6.1", 0o644, b"kernel");
+    let error = scratch.pull_layers(vec![layer]).await.unwrap_err();
+    assert!(error.hint.as_deref().unwrap_or_default().contains("/boot/vmlinuz-6.1"), "{error:?}");
+}
+
+#[tokio::test]
+async fn files_in_var_are_listed_and_refused_unless_dropped() {
+    let scratch = Scratch::new();
+    let mut layer = Tar::new().file("root/.profile", 0o644, b"");
+    for n in 0..30 {
+        layer = layer.file(&format!("var/lib/dpkg/{n:02}"), 0o644, b"");
+    }
+    let error = scratch.pull_layers(vec![layer]).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    let text = error.to_string();
+    assert!(text.contains("31 files in /var"), "{text}");
+    assert!(text.contains("/root/.profile, /var/lib/dpkg/00,") && text.contains("and 11 more"), "{text}");
+    assert_eq!(error.details.get("files").map(String::as_str), Some("31"));
+    let image = format!("oci:{}:latest", scratch.path("oci").display()).parse().unwrap();
+    let opts = crate::pull::FetchOptions { drop_var: true, ..scratch.opts() };
+    let base = scratch.pull_with(&image, &opts).await.unwrap();
+    assert_eq!(below(&scratch.tree(&base.commit), "/var"), []);
+}
+
+#[tokio::test]
+async fn the_same_image_is_the_same_commit_in_every_repository() {
+    let (one, two) = (Scratch::new(), Scratch::new());
+    let layers = || {
+        vec![
+            x().file("usr/x/a", 0o644, b"1").dir("var/lib/x", 0o755),
+            Tar::new().file("usr/x/b", 0o644, b"2"),
+        ]
+    };
+    let (first, second) =
+        (one.pull_layers(layers()).await.unwrap(), two.pull_layers(layers()).await.unwrap());
+    assert_eq!(first, second);
+    // The layers were in the repository already, and the image is tracked by another name.
+    one.repo
+        .set_ref_immediate(
+            None,
+            &crate::pull::refs::of_image(
+                &format!("oci:{}:latest", one.path("oci").display()).parse().unwrap(),
+            )
+            .unwrap(),
+            None,
+            ostree_ext::gio::Cancellable::NONE,
+        )
+        .unwrap();
+    assert_eq!(one.pull_layers(layers()).await.unwrap(), first);
+}
+
+#[tokio::test]
+async fn a_finished_layer_is_never_fetched_again() {
+    let scratch = Scratch::new();
+    let layers = |top: &[u8]| {
+        vec![(bootable().finish(), Pack::Gzip), (x().file("usr/x/a", 0o644, top).finish(), Pack::Zstd)]
+    };
+    let layout = Layout::write(&scratch.path("oci"), &layers(b"1"));
+    let first = scratch.pull(&layout.image()).await.unwrap();
+    // Without their blobs, the layers cannot be fetched: nothing may ask for them.
+    for digest in &layout.layers {
+        std::fs::remove_file(layout.path(digest)).unwrap();
+    }
+    scratch.reports.lock().unwrap().clear();
+    assert_eq!(scratch.pull(&layout.image()).await.unwrap(), first);
+    assert_eq!(*scratch.reports.lock().unwrap(), []);
+    // The second version shares its lowest layer.
+    let second = Layout::write(&scratch.path("oci2"), &layers(b"2"));
+    std::fs::remove_file(second.path(&second.layers[0])).unwrap();
+    let second = scratch.pull(&second.image()).await.unwrap();
+    assert_ne!(second.commit, first.commit);
+    let total = scratch.reports.lock().unwrap().iter().find_map(|r| match r {
+        Report::Items { total, .. } => Some(*total),
+        _ => None,
+    });
+    assert_eq!(total, Some(1));
+}
+
+#[tokio::test]
+async fn damaged_layers_are_digest_mismatches_and_leave_no_ref() {
+    let scratch = Scratch::new();
+    let good = bootable().finish();
+    let layout = Layout::write(&scratch.path("oci"), &[(good.clone(), Pack::None)]);
+    let blob = layout.path(&layout.layers[0]);
+    // One byte of a file's content; the end cut off.
+    let mut damaged = good.clone();
+    let at = damaged.windows(6).position(|w| w == b"kernel").unwrap();
+    damaged[at] ^= 1;
+    for bytes in [&damaged[..], &good[..good.len() - 4096]] {
+        std::fs::write(&blob, bytes).unwrap();
+        let error = scratch.pull(&layout.image()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::DigestMismatch, "{}", error.chain());
+        let refs = scratch.repo.list_refs(None, ostree_ext::gio::Cancellable::NONE).unwrap();
+        assert!(refs.is_empty(), "{refs:?}");
+    }
+    std::fs::write(&blob, &good).unwrap();
+    scratch.pull(&layout.image()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_uncompressed_digest_is_a_mismatch() {
+    let scratch = Scratch::new();
+    let layout = Layout::write(&scratch.path("oci"), &[(bootable().finish(), Pack::Gzip)]);
+    let mut resolved = scratch.resolve(&layout.image()).await.unwrap();
+    resolved.layers[0].diff_id = crate::model::image::Digest::of(b"other");
+    let report: crate::pull::Reporter = std::sync::Arc::new(|_| {});
+    let error = crate::pull::import_in_process(&report, &scratch.path("repo"), &resolved, &scratch.opts())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, ErrorKind::DigestMismatch, "{}", error.chain());
+    assert!(scratch.repo.list_refs(None, ostree_ext::gio::Cancellable::NONE).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn only_kept_images_stay() {
+    let scratch = Scratch::new();
+    let pull = async |n: u8| -> Base {
+        let layers =
+            [(bootable().finish(), Pack::Gzip), (x().file("usr/x/a", 0o644, &[n]).finish(), Pack::Gzip)];
+        let layout = Layout::write(&scratch.path(&format!("oci{n}")), &layers);
+        scratch.pull(&layout.image()).await.unwrap()
+    };
+    let (one, two) = (pull(1).await, pull(2).await);
+    retain(&scratch.repo, &one).unwrap();
+    retain(&scratch.repo, &two).unwrap();
+    let names = || scratch.repo.list_refs(None, ostree_ext::gio::Cancellable::NONE).unwrap().len();
+    // Three layers, two images, two reasons.
+    assert_eq!(names(), 7);
+    let both = BTreeSet::from([one.commit.clone(), two.commit.clone()]);
+    assert_eq!(forget_unused(&scratch.repo, &both).unwrap(), 0);
+    assert_eq!(forget_unused(&scratch.repo, &BTreeSet::from([two.commit.clone()])).unwrap(), 3);
+    assert_eq!(names(), 4);
+    assert_eq!(find(&scratch.repo, &one.digest).unwrap(), None);
+    assert_eq!(find(&scratch.repo, &two.digest).unwrap(), Some(two));
+}

@@ -1,0 +1,253 @@
+//! The child process that pulls, and the parent's side of it.
+//!
+//! The request is one line of JSON on standard input, which then stays open: the worker ends when it closes, so
+//! it never outlives its parent. On standard output it says one JSON object per line: any number of `report`,
+//! then one `done` or `failed`. It leads a process group of its own, which is killed as a whole on cancellation:
+//! libostree's blocking threads and skopeo go with it, and the repository is left as a crash would leave it,
+//! which every import is made for.
+
+use super::import::import_in_process;
+use super::resolve::resolve_in_process;
+use super::types::{Base, FetchOptions, Report, Reporter, Resolved, Worker};
+use crate::engine::cx::Cx;
+use crate::model::image::ImageRef;
+use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::process::{Group, kill_own_group};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+/// The first argument that makes an executable a worker.
+pub const WORKER_ARG: &str = "internal-pull-worker";
+/// Lines of the worker's standard error that are kept for the message if it dies.
+const STDERR_LINES: usize = 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Request {
+    Resolve { image: ImageRef, opts: FetchOptions },
+    Pull { repo: PathBuf, resolved: Box<Resolved>, opts: FetchOptions },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Message {
+    Report(Report),
+    Done(serde_json::Value),
+    Failed(Failed),
+}
+
+/// An error on its way to the parent.
+#[derive(Debug, Serialize, Deserialize)]
+struct Failed {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    details: BTreeMap<String, String>,
+}
+
+impl From<Error> for Failed {
+    fn from(e: Error) -> Self {
+        let message = e.chain();
+        Failed { kind: e.kind, message, hint: e.hint.map(Into::into), details: e.details }
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(f: Failed) -> Self {
+        let mut error = Error::new(f.kind, f.message);
+        error.hint = f.hint.map(Into::into);
+        error.details = f.details;
+        error
+    }
+}
+
+/// Finds out what the reference stands for now. Transfers manifest and configuration only.
+pub async fn resolve(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
+    cx.checkpoint()?;
+    if matches!(opts.worker, Worker::InProcess) {
+        return resolve_in_process(image, opts).await;
+    }
+    call(cx, &Request::Resolve { image: image.clone(), opts: opts.clone() }, opts).await
+}
+
+/// Brings the image into the repository, or finds that it is there. Fetches only what is missing.
+///
+/// Cancelling the job ends the worker; layers that were finished stay.
+pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOptions) -> Result<Base> {
+    cx.checkpoint()?;
+    if matches!(opts.worker, Worker::InProcess) {
+        return import_in_process(&reporter(cx), repo_path, resolved, opts).await;
+    }
+    let request = Request::Pull {
+        repo: repo_path.to_owned(),
+        resolved: Box::new(resolved.clone()),
+        opts: opts.clone(),
+    };
+    call(cx, &request, opts).await
+}
+
+fn reporter(cx: &Cx) -> Reporter {
+    let cx = cx.clone();
+    Arc::new(move |report| tell(&cx, report))
+}
+
+fn tell(cx: &Cx, report: Report) {
+    match report {
+        Report::Bytes { done, total } => cx.bytes(done, total),
+        Report::Items { done, total, current } => cx.items(done, total, &current),
+        Report::Note(text) => cx.message(text),
+    }
+}
+
+async fn call<T: DeserializeOwned>(cx: &Cx, request: &Request, opts: &FetchOptions) -> Result<T> {
+    let mut command = match &opts.worker {
+        Worker::Program(program, arguments) => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            command
+        }
+        Worker::OwnExecutable | Worker::InProcess => {
+            let mut command = Command::new("/proc/self/exe");
+            command.arg(WORKER_ARG);
+            command
+        }
+    };
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut line = serde_json::to_vec(request).doing("writing the worker's request")?;
+    line.push(b'\n');
+    let mut group = Group::spawn(command)?;
+    let answered = tokio::select! {
+        answered = converse(cx, &mut group, &line) => Some(answered),
+        () = cx.cancelled() => None,
+    };
+    // Without an answer it is cancelled, with one it has nothing left to do: either way, it leaves now.
+    let Some(answered) = answered else {
+        group.end().await;
+        cx.checkpoint()?;
+        return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
+    };
+    let value = answered?;
+    serde_json::from_value(value).doing("reading the worker's answer")
+}
+
+/// Sends the request and reads until the answer.
+async fn converse(cx: &Cx, group: &mut Group, request: &[u8]) -> Result<serde_json::Value> {
+    let doing = "talking to the pull worker";
+    let mut stdin = group.child.stdin.take().expect("stdin is piped");
+    let stdout = group.child.stdout.take().expect("stdout is piped");
+    let stderr = group.child.stderr.take().expect("stderr is piped");
+    let complaints = tokio::spawn(async move {
+        let mut lines = BufReader::new(stderr).lines();
+        let mut last = VecDeque::new();
+        while let Ok(Some(line)) = lines.next_line().await {
+            last.push_back(line);
+            if last.len() > STDERR_LINES {
+                last.pop_front();
+            }
+        }
+        Vec::from(last).join("\n")
+    });
+    // A worker that died at once is reported by its exit status below, not by our broken pipe.
+    if let Err(error) = stdin.write_all(request).await {
+        tracing::debug!(%error, "writing to the pull worker");
+    }
+    let mut lines = BufReader::new(stdout).lines();
+    while let Some(line) = lines.next_line().await.doing(doing)? {
+        match serde_json::from_str::<Message>(&line) {
+            Ok(Message::Report(report)) => tell(cx, report),
+            Ok(Message::Done(value)) => {
+                drop(stdin);
+                group.child.wait().await.doing(doing)?;
+                return Ok(value);
+            }
+            Ok(Message::Failed(failed)) => {
+                drop(stdin);
+                group.child.wait().await.doing(doing)?;
+                return Err(failed.into());
+            }
+            // Libraries may print; only our own messages count.
+            Err(error) => tracing::debug!(%error, line, "a line of the pull worker that is no message"),
+        }
+    }
+    let status = group.child.wait().await.doing(doing)?;
+    let complaints = complaints.await.unwrap_or_default();
+    Err(Error::new(
+        ErrorKind::Internal,
+        format!("the pull worker ended without an answer ({status}); the running system is unchanged"),
+    )
+    .hint("finished layers are kept: try again")
+    .source(complaints))
+}
+
+/// The worker itself: what an executable does when its first argument is [`WORKER_ARG`].
+pub fn worker_main() -> ExitCode {
+    let mut line = String::new();
+    if let Err(error) = std::io::stdin().lock().read_line(&mut line) {
+        tracing::error!(%error, "the pull worker has no request");
+        return ExitCode::FAILURE;
+    }
+    let Ok(request) = serde_json::from_str::<Request>(&line) else {
+        say(&Message::Failed(Error::new(ErrorKind::Internal, "the pull worker got no request").into()));
+        return ExitCode::FAILURE;
+    };
+    std::thread::spawn(leave_with_parent);
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .doing("starting the pull worker")
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(serve(request));
+            // Threads that still read from a dead connection must not keep the process.
+            runtime.shutdown_background();
+            outcome
+        });
+    let failed = outcome.is_err();
+    say(&match outcome {
+        Ok(value) => Message::Done(value),
+        Err(error) => Message::Failed(error.into()),
+    });
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+async fn serve(request: Request) -> Result<serde_json::Value> {
+    let doing = "writing the worker's answer";
+    match request {
+        Request::Resolve { image, opts } => {
+            serde_json::to_value(resolve_in_process(&image, &opts).await?).doing(doing)
+        }
+        Request::Pull { repo, resolved, opts } => {
+            let report: Reporter = Arc::new(|report| say(&Message::Report(report)));
+            serde_json::to_value(import_in_process(&report, &repo, &resolved, &opts).await?).doing(doing)
+        }
+    }
+}
+
+/// Waits for the parent to go and takes the whole group along.
+fn leave_with_parent() {
+    let mut rest = Vec::new();
+    if let Err(error) = std::io::stdin().lock().read_to_end(&mut rest) {
+        tracing::debug!(%error, "reading the rest of standard input");
+    }
+    // Only if we lead it: started by hand, the group is the shell's.
+    if rustix::process::getpgid(None).ok() == Some(rustix::process::getpid()) {
+        kill_own_group();
+    }
+    std::process::exit(1);
+}
+
+fn say(message: &Message) {
+    let mut line = serde_json::to_vec(message).expect("a message is plain data");
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(&line).and_then(|()| out.flush()) {
+        // The parent is gone; the thread above ends us.
+        tracing::debug!(%error, "telling the parent");
+    }
+}

@@ -1,0 +1,40 @@
+//! Removing what no deployment needs, and nothing else.
+
+use super::snapshot::{self, Snapshot};
+use crate::model::{Context, Result};
+use ostree_ext::{gio, ostree};
+use std::collections::BTreeSet;
+
+/// The prefix of the refs that keep derived commits until their deployment exists.
+pub const DERIVED: &str = "osctl/derived";
+
+/// What pruning kept and removed.
+#[derive(Debug, Clone, Default)]
+pub struct Pruned {
+    /// The deployments that remain.
+    pub snapshot: Snapshot,
+    /// Bytes of objects that were freed.
+    pub freed: u64,
+}
+
+/// Drops refs that no deployment needs, old deployment directories and boot files, and unreachable objects.
+pub fn prune(sysroot: &ostree::Sysroot, cancellable: &gio::Cancellable) -> Result<Pruned> {
+    let repo = sysroot.repo();
+    let snapshot = snapshot::read(sysroot)?;
+    let commits: BTreeSet<&str> = snapshot.entries.iter().map(|e| e.deployment.checksum.as_str()).collect();
+    let derived = repo
+        .list_refs_ext(Some(DERIVED), ostree::RepoListRefsExtFlags::NONE, Some(cancellable))
+        .doing("listing derived commits")?;
+    for (name, commit) in derived {
+        if !commits.contains(commit.as_str()) {
+            repo.set_ref_immediate(None, &name, None, Some(cancellable)).doing_with(|| format!("dropping {name}"))?;
+        }
+    }
+    let bases = snapshot.entries.iter().map(|e| e.deployment.base_checksum.clone()).collect();
+    crate::pull::forget_unused(&repo, &bases)?;
+    sysroot.cleanup(Some(cancellable)).doing("removing old deployments")?;
+    let (_, _, freed) = repo
+        .prune(ostree::RepoPruneFlags::REFS_ONLY, 0, Some(cancellable))
+        .doing("removing unreachable objects")?;
+    Ok(Pruned { snapshot, freed })
+}

@@ -1,0 +1,148 @@
+//! The deployments as readers see them, read without the lock.
+
+use super::origin::Origin;
+use super::tree::CommitTree;
+use crate::derive::provenance::Provenance;
+use crate::model::kargs::Owned;
+use crate::model::status::{Deployment, Derivation, DropIn, OwnedKarg, OwnedPath};
+use crate::model::{Context, Result};
+use ostree_ext::{glib, ostree};
+use std::collections::BTreeMap;
+
+/// A deployment and what only the engine needs of it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What everybody sees.
+    pub deployment: Deployment,
+    /// The decoded origin.
+    pub origin: Origin,
+    /// The kernel arguments of its boot entry.
+    pub options: Vec<String>,
+    /// Where it is checked out, relative to the sysroot.
+    pub path: String,
+    /// libostree's checksum over kernel, initramfs and device tree.
+    pub bootcsum: String,
+}
+
+/// All deployments at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// In boot order, the staged one first.
+    pub entries: Vec<Entry>,
+    /// Whether this sysroot is the one that is booted.
+    pub booted: bool,
+}
+
+impl Snapshot {
+    /// The deployment that new ones are made from: the booted one, or the default of an unbooted sysroot.
+    pub fn merge(&self) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.deployment.booted).or_else(|| if self.booted { None } else { self.entries.first() })
+    }
+
+    /// The deployment that the next boot takes.
+    pub fn next(&self) -> Option<&Entry> {
+        self.entries.first()
+    }
+
+    /// The staged deployment.
+    pub fn staged(&self) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.deployment.staged)
+    }
+
+    /// Where `rollback` would go: the booted one if something newer waits, else the one behind it.
+    pub fn rollback(&self) -> Option<&Entry> {
+        let real: Vec<&Entry> = self.entries.iter().filter(|e| !e.deployment.staged).collect();
+        let at = real.iter().position(|e| e.deployment.booted).unwrap_or(0);
+        if at > 0 { real.get(at).copied() } else { real.get(1).copied() }
+    }
+}
+
+/// The stable id of a deployment.
+pub fn id_of(d: &ostree::Deployment) -> String {
+    format!("{}-{}.{}", d.osname(), d.csum(), d.deployserial())
+}
+
+/// Reads all deployments.
+pub fn read(sysroot: &ostree::Sysroot) -> Result<Snapshot> {
+    let repo = sysroot.repo();
+    let booted = sysroot.booted_deployment();
+    let mut entries = Vec::new();
+    for (index, d) in sysroot.deployments().iter().enumerate() {
+        let is_booted = booted.as_ref().is_some_and(|b| b.equal(d));
+        entries.push(entry(sysroot, &repo, d, u32::try_from(index).unwrap_or(u32::MAX), is_booted)?);
+    }
+    if let Some(first) = entries.iter_mut().find(|e| !e.deployment.staged) {
+        first.deployment.default = true;
+    }
+    Ok(Snapshot { entries, booted: booted.is_some() })
+}
+
+fn entry(sysroot: &ostree::Sysroot, repo: &ostree::Repo, d: &ostree::Deployment, index: u32, booted: bool) -> Result<Entry> {
+    let checksum = d.csum().to_string();
+    let origin = d.origin().map(|o| Origin::read(&o)).unwrap_or_default();
+    let options: Vec<String> = d
+        .bootconfig()
+        .and_then(|b| b.get("options"))
+        .map(|o| o.split_whitespace().filter(|a| !a.starts_with("ostree=")).map(str::to_owned).collect())
+        .unwrap_or_default();
+    let commit = repo.load_commit(&checksum).doing_with(|| format!("loading the commit of deployment {}", id_of(d)))?.0;
+    let meta = glib::VariantDict::new(Some(&commit.child_value(0)));
+    let base = origin.base.clone().unwrap_or_else(|| checksum.clone());
+    let text = |key: &str| meta.lookup_value(key, None).and_then(|v| v.get::<String>());
+    let deployment = Deployment {
+        id: id_of(d),
+        index,
+        stateroot: d.osname().to_string(),
+        base_checksum: base.clone(),
+        image: origin.image.clone(),
+        digest: origin.digest.clone().or_else(|| text("ostree.manifest-digest").and_then(|s| s.parse().ok())),
+        version: text("version").unwrap_or_default(),
+        timestamp: ostree::commit_get_timestamp(&commit),
+        booted,
+        staged: d.is_staged(),
+        default: false,
+        pinned: d.is_pinned(),
+        derivation: derivation(repo, &checksum, &origin, &options)?,
+        bound_images: Default::default(),
+        labels: labels(repo, &base),
+        incompatible: origin.unknown.clone(),
+        checksum,
+    };
+    let path = sysroot.deployment_dirpath(d).to_string();
+    Ok(Entry { deployment, origin, options, path, bootcsum: d.bootcsum().to_string() })
+}
+
+/// The provenance that deriving left in the commit.
+fn derivation(repo: &ostree::Repo, checksum: &str, origin: &Origin, options: &[String]) -> Result<Derivation> {
+    let owners = origin.kargs.as_deref().map(Owned::from_json).transpose()?.unwrap_or_default();
+    let owner = |arg: &String| {
+        let ours = owners.appended.iter().find(|a| a.arg == *arg);
+        ours.map_or_else(|| "local".to_owned(), |a| a.owner.clone())
+    };
+    let kargs = options.iter().map(|a| OwnedKarg { arg: a.clone(), owner: owner(a) }).collect();
+    let record = match &origin.input {
+        Some(_) => Provenance::read(&CommitTree::open(repo, checksum)?)?,
+        None => None,
+    };
+    let Some(record) = record else { return Ok(Derivation { kargs, ..Default::default() }) };
+    Ok(Derivation {
+        input_digest: Some(record.input_digest),
+        drop_ins: record.drop_ins.into_iter().map(|d| DropIn { name: d.name, digest: d.digest }).collect(),
+        packages: Vec::new(),
+        files: record.paths.into_iter().map(|(path, p)| OwnedPath { path, owner: p.drop_in }).collect(),
+        kargs,
+        kept_local: origin.kept_local.clone(),
+    })
+}
+
+fn labels(repo: &ostree::Repo, base: &str) -> BTreeMap<String, String> {
+    let config = repo.load_commit(base).ok().and_then(|(commit, _)| {
+        let meta = glib::VariantDict::new(Some(&commit.child_value(0)));
+        meta.lookup_value("ostree.container.image-config", None).and_then(|v| v.get::<String>())
+    });
+    // The image's own labels; a base that no image was pulled for has none.
+    config
+        .and_then(|c| serde_json::from_str::<serde_json::Value>(&c).ok())
+        .and_then(|c| serde_json::from_value(c["config"]["Labels"].clone()).ok())
+        .unwrap_or_default()
+}

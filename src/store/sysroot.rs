@@ -1,0 +1,61 @@
+//! Opening a sysroot, and the first errors that a person meets.
+
+use crate::model::{Context, Error, ErrorKind, Result};
+use ostree_ext::gio;
+use ostree_ext::ostree;
+use std::path::{Path, PathBuf};
+
+/// Where a host's deployments and our state lie.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The sysroot; `/` on a booted host.
+    pub sysroot: PathBuf,
+    /// The root whose `etc/osctl` is read.
+    pub config_root: PathBuf,
+    /// Our state, living and dying with the deployments.
+    pub state: PathBuf,
+}
+
+impl Layout {
+    /// The layout with the documented defaults.
+    pub fn new(sysroot: PathBuf, config_root: PathBuf, state: Option<PathBuf>) -> Layout {
+        let state = state.unwrap_or_else(|| sysroot.join("ostree/osctl"));
+        Layout { sysroot, config_root, state }
+    }
+
+    /// The repository.
+    pub fn repo(&self) -> PathBuf {
+        self.sysroot.join("ostree/repo")
+    }
+}
+
+/// Opens the sysroot for reading. Takes no lock.
+pub fn open(path: &Path) -> Result<ostree::Sysroot> {
+    if !path.join("ostree/repo").is_dir() {
+        let error = Error::new(
+            ErrorKind::Unsupported,
+            format!("{} is not an ostree host: it has no ostree/repo", path.display()),
+        );
+        return Err(error.hint(
+            "osctl manages image-based hosts; for a new sysroot run: ostree admin init-fs --modern DIR, \
+             then: osctl --direct --sysroot DIR rebase IMAGE",
+        ));
+    }
+    let sysroot = ostree::Sysroot::new(Some(&gio::File::for_path(path)));
+    if path == Path::new("/") && private_mount_namespace() {
+        // libostree then remounts /sysroot and /boot writable for this process only.
+        sysroot.set_mount_namespace_in_use();
+    }
+    sysroot.load(gio::Cancellable::NONE).doing_with(|| format!("loading the sysroot {}", path.display()))?;
+    Ok(sysroot)
+}
+
+/// Whether this process has a mount namespace of its own (`PrivateMounts=` in the unit).
+pub fn private_mount_namespace() -> bool {
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    match (of("self"), of("1")) {
+        (Some(own), Some(init)) => own != init,
+        // Without the right to look at pid 1 we are not root and cannot remount anything.
+        _ => false,
+    }
+}

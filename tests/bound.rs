@@ -1,0 +1,303 @@
+//! Bound images against a real registry, a real containers-storage and podman.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+#[path = "common/registry.rs"]
+mod registry;
+
+use cap_std_ext::cap_std::{ambient_authority, fs::Dir};
+use osctl::bound::{Skopeo, Store, collect, pull_all, resolve, verify_present};
+use osctl::engine::cx::Cx;
+use osctl::model::ErrorKind;
+use osctl::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
+use registry::{CREDENTIALS, Image, Registry};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+const SOURCE: &str = "/etc/osctl/bound-images.d/app.toml";
+
+struct Host {
+    dir: tempfile::TempDir,
+    store: Store,
+    cx: Cx,
+}
+
+impl Host {
+    fn new() -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Host::open(dir.path());
+        Host { dir, store, cx: Cx::detached() }
+    }
+
+    fn open(dir: &Path) -> Store {
+        let root = Dir::open_ambient_dir(dir, ambient_authority()).unwrap();
+        let skopeo = Skopeo::new(&root, &dir.join("ostree/osctl/tmp"), std::env::vars()).unwrap();
+        Store::open(dir, skopeo).unwrap()
+    }
+
+    async fn set(&self, specs: &[BoundSpec]) -> BoundSet {
+        let resolved =
+            resolve(&self.cx, specs, self.store.skopeo()).await.unwrap_or_else(|e| panic!("{}", e.chain()));
+        assert!(resolved.warnings.is_empty(), "{:?}", resolved.warnings);
+        BoundSet::new(resolved.images).unwrap()
+    }
+
+    async fn pull(&self, set: &BoundSet) {
+        let warnings = pull_all(&self.cx, &self.store, set).await.unwrap_or_else(|e| panic!("{}", e.chain()));
+        assert!(warnings.is_empty(), "{warnings:?}");
+        verify_present(&self.cx, &self.store, set).await.unwrap();
+    }
+
+    /// Runs podman with a scratch store of its own and ours as the additional one.
+    fn podman(&self, args: &[&str]) -> String {
+        let scratch = self.dir.path().join("podman");
+        let done = Command::new("podman")
+            .arg("--root")
+            .arg(scratch.join("root"))
+            .arg("--runroot")
+            .arg(scratch.join("run"))
+            .arg("--storage-opt")
+            .arg(format!("additionalimagestore={}", self.store.graph_root().display()))
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "podman {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
+    /// What a container of this image finds in its `/hello`, without any network.
+    fn hello(&self, image: &str) -> String {
+        let id = self.podman(&["create", "--pull=never", "--network=none", image]);
+        let mounted = self.podman(&["mount", &id]);
+        let text = std::fs::read_to_string(Path::new(&mounted).join("hello")).unwrap();
+        self.podman(&["umount", &id]);
+        self.podman(&["rm", &id]);
+        text
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // podman's overlay driver leaves a bind mount on its scratch root.
+        let scratch = self.dir.path().join("podman/root/overlay");
+        if scratch.exists() {
+            Command::new("umount").arg(scratch).output().unwrap();
+        }
+    }
+}
+
+fn spec(registry: &Registry, name: &str) -> BoundSpec {
+    BoundSpec { tls_verify: Some(false), ..BoundSpec::new(registry.name(name).parse().unwrap(), SOURCE) }
+}
+
+#[tokio::test]
+async fn two_digests_of_one_tag_live_side_by_side_and_the_tag_moves_only_when_it_is_shown() {
+    let mut registry = Registry::start();
+    let host = Host::new();
+    let name = registry.name("app:v1");
+    let a = registry.push(&Image::with_file("hello", b"one"), "app:v1");
+    let old = host.set(&[spec(&registry, "app:v1")]).await;
+    assert_eq!(old.images[0].digest, a);
+    host.pull(&old).await;
+    assert_eq!(host.hello(&name), "one");
+
+    let b = registry.push(&Image::with_file("hello", b"two"), "app:v1");
+    let new = host.set(&[spec(&registry, "app:v1")]).await;
+    assert_eq!(new.images[0].digest, b);
+    host.pull(&new).await;
+    // Pulled, but the running system's name still means what it meant.
+    assert_eq!(host.hello(&name), "one");
+
+    registry.stop();
+    assert_eq!(host.store.show(&host.cx, &new).await.unwrap(), std::slice::from_ref(&name));
+    assert_eq!(host.hello(&name), "two");
+    assert_eq!(host.hello(&registry.name(&format!("app@{a}"))), "one");
+    assert_eq!(host.hello(&registry.name(&format!("app@{b}"))), "two");
+    verify_present(&host.cx, &host.store, &old).await.unwrap();
+    // Rolled back.
+    assert_eq!(host.store.show(&host.cx, &old).await.unwrap(), std::slice::from_ref(&name));
+    assert_eq!(host.store.show(&host.cx, &old).await.unwrap(), [""; 0]);
+    assert_eq!(host.hello(&name), "one");
+    verify_present(&host.cx, &host.store, &new).await.unwrap();
+    // Read-only for podman.
+    assert!(
+        host.podman(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.ReadOnly}}"])
+            .contains(&format!("{name} true"))
+    );
+}
+
+#[tokio::test]
+async fn what_is_there_is_not_fetched_again() {
+    let registry = Registry::start();
+    let host = Host::new();
+    let base: (&str, &[u8]) = ("base", b"shared");
+    registry.push(&Image::default().layer(&[base]).layer(&[("hello", b"a")]), "a:1");
+    registry.push(&Image::default().layer(&[base]).layer(&[("hello", b"b")]), "b:1");
+    let a = host.set(&[spec(&registry, "a:1")]).await;
+    assert_eq!(registry.blobs_sent(), [""; 0], "resolving fetches manifests only");
+    host.pull(&a).await;
+    assert_eq!(registry.blobs_sent().len(), 3);
+
+    registry.clear_log();
+    host.pull(&a).await;
+    assert_eq!(registry.requests(), []);
+    // A second process finds it as well.
+    assert!(
+        Host::open(host.dir.path())
+            .has(&host.cx, &a.images[0].digest, &a.images[0].spec.reference)
+            .await
+            .unwrap()
+    );
+
+    let both = host.set(&[spec(&registry, "a:1"), spec(&registry, "b:1")]).await;
+    registry.clear_log();
+    host.pull(&both).await;
+    assert_eq!(registry.blobs_sent().len(), 2, "configuration and one layer: {:?}", registry.requests());
+}
+
+#[tokio::test]
+async fn a_killed_pull_does_not_count_and_the_next_one_succeeds() {
+    let registry = Registry::start();
+    let host = Host::new();
+    // Noise, so that it does not compress; large, so that there is a middle to be killed in.
+    let mut seed = 1u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 56) as u8
+    })
+    .take(48 << 20)
+    .collect();
+    registry.push(&Image::default().layer(&[("hello", b"small")]).layer(&[("noise", &noise)]), "big:1");
+    let set = host.set(&[spec(&registry, "big:1")]).await;
+    let mut kills = 0;
+    for delay in [60, 120, 240, 480] {
+        // Dropping the future kills skopeo's whole process group with SIGKILL.
+        let pull = pull_all(&host.cx, &host.store, &set);
+        if tokio::time::timeout(Duration::from_millis(delay), pull).await.is_err() {
+            kills += 1;
+            assert_eq!(
+                verify_present(&host.cx, &host.store, &set).await.unwrap_err().kind,
+                ErrorKind::BoundImageFailed
+            );
+        }
+    }
+    assert!(kills > 0);
+    host.pull(&set).await;
+    assert_eq!(host.hello(&registry.name("big:1")), "small");
+    assert_eq!(collect(&host.cx, &host.store, &[]).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_had_is_named_with_the_file_that_asks_for_it() {
+    let mut registry = Registry::start();
+    let host = Host::new();
+    let missing = spec(&registry, "missing:1");
+    let error = resolve(&host.cx, std::slice::from_ref(&missing), host.store.skopeo()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::BoundImageFailed);
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "bound image {}, needed by {SOURCE}, could not be resolved; the running system is unchanged, nothing was staged",
+            registry.name("missing:1")
+        )
+    );
+    assert_eq!(
+        [&error.details["image"], &error.details["source"], &error.details["cause"]],
+        [&registry.name("missing:1"), SOURCE, "ImageNotFound"]
+    );
+    assert!(error.hint.is_some());
+
+    // Prefetch only warns, at resolving and at pulling.
+    let optional = BoundSpec { mode: Mode::Prefetch, ..missing };
+    let resolved = resolve(&host.cx, &[optional], host.store.skopeo()).await.unwrap();
+    assert_eq!((resolved.images.len(), resolved.warnings.len()), (0, 1));
+
+    // It vanishes between resolving and pulling; what was finished is kept.
+    registry.push(&Image::with_file("hello", b"one"), "a:1");
+    let layer = Image::with_file("hello", b"two");
+    registry.push(&layer, "b:1");
+    let set = host.set(&[spec(&registry, "a:1"), spec(&registry, "b:1")]).await;
+    let gone = set.images.iter().find(|i| i.spec.reference.name.ends_with("b:1")).unwrap();
+    let path = registry::blob_path(&registry, &gone.digest);
+    std::fs::rename(&path, path.with_extension("away")).unwrap();
+    let error = pull_all(&host.cx, &host.store, &set).await.unwrap_err();
+    assert_eq!(
+        (error.kind, error.details["image"].as_str()),
+        (ErrorKind::BoundImageFailed, registry.name("b:1").as_str())
+    );
+    std::fs::rename(path.with_extension("away"), &path).unwrap();
+    registry.clear_log();
+    host.pull(&set).await;
+    assert_eq!(registry.blobs_sent().len(), 2, "only the image that was missing is fetched");
+
+    registry.stop();
+    let error = resolve(&host.cx, &[spec(&registry, "a:1")], host.store.skopeo()).await.unwrap_err();
+    assert_eq!(error.details["cause"], "RegistryUnavailable");
+}
+
+#[tokio::test]
+async fn a_private_registry_is_entered_with_the_images_own_credentials() {
+    let registry = Registry::with_password();
+    let host = Host::new();
+    registry.push(&Image::with_file("hello", b"secret"), "app:1");
+    let anonymous = spec(&registry, "app:1");
+    let error = resolve(&host.cx, std::slice::from_ref(&anonymous), host.store.skopeo()).await.unwrap_err();
+    assert_eq!(error.details["cause"], "AuthRequired", "{}", error.chain());
+    let auth = serde_json::json!({"auths": {registry.address.clone(): {"auth": CREDENTIALS}}}).to_string();
+    std::fs::create_dir_all(host.dir.path().join("etc/osctl")).unwrap();
+    std::fs::write(host.dir.path().join("etc/app.json"), &auth).unwrap();
+    let own = BoundSpec { auth_file: Some("/etc/app.json".into()), ..anonymous.clone() };
+    host.pull(&host.set(&[own]).await).await;
+    std::fs::write(host.dir.path().join("etc/osctl/auth.json"), &auth).unwrap();
+    host.pull(&host.set(&[anonymous]).await).await;
+}
+
+#[tokio::test]
+async fn collection_removes_what_no_set_needs_and_nothing_else() {
+    let registry = Registry::start();
+    let host = Host::new();
+    let base: (&str, &[u8]) = ("base", b"shared");
+    registry.push(&Image::default().layer(&[base]).layer(&[("hello", b"a")]), "a:1");
+    let b = Image::default().layer(&[base]).layer(&[("hello", b"b")]);
+    registry.push(&b, "b:1");
+    registry.push(&b, "twin:1");
+    let all = host.set(&[spec(&registry, "a:1"), spec(&registry, "b:1"), spec(&registry, "twin:1")]).await;
+    host.pull(&all).await;
+    let only = |names: &[&str]| BoundSet {
+        images: all
+            .images
+            .iter()
+            .filter(|i| names.iter().any(|n| i.spec.reference.name.ends_with(n)))
+            .cloned()
+            .collect::<Vec<BoundImage>>(),
+    };
+    assert_eq!(collect(&host.cx, &host.store, &[only(&["a:1"]), all.clone()]).await.unwrap(), [""; 0]);
+    // The twin is the same image under another name: it must survive the removal of the first name.
+    let gone = collect(&host.cx, &host.store, &[only(&["twin:1"])]).await.unwrap();
+    let expected: Vec<String> = only(&["a:1", "b:1"])
+        .images
+        .iter()
+        .map(|i| format!("{}@{}", i.spec.reference.repository(), i.digest))
+        .collect();
+    assert_eq!(gone, expected);
+    verify_present(&host.cx, &host.store, &only(&["twin:1"])).await.unwrap();
+    assert_eq!(host.hello(&registry.name("twin:1")), "b");
+    for name in ["a:1", "b:1"] {
+        assert!(verify_present(&host.cx, &host.store, &only(&[name])).await.is_err(), "{name}");
+    }
+    collect(&host.cx, &host.store, &[]).await.unwrap();
+    assert_eq!(host.podman(&["images", "--quiet"]), "");
+}
+
+#[tokio::test]
+async fn an_image_pinned_to_a_digest_is_found_by_it() {
+    let registry = Registry::start();
+    let host = Host::new();
+    let digest = registry.push(&Image::with_file("hello", b"pinned"), "app:1");
+    registry.push(&Image::with_file("hello", b"moved"), "app:1");
+    let set = host.set(&[spec(&registry, &format!("app:1@{digest}"))]).await;
+    assert_eq!(set.images[0].digest, digest);
+    host.pull(&set).await;
+    assert_eq!(host.hello(&registry.name(&format!("app@{digest}"))), "pinned");
+    assert_eq!(host.store.digest_of(&host.cx, &registry.name("app:1")).await.unwrap(), None);
+}

@@ -1,0 +1,231 @@
+//! A real registry on loopback, with its access log, and tiny images to put into it.
+//!
+//! Use it in a test crate with `#[path = "common/registry.rs"] mod registry;`.
+#![allow(dead_code)] // every test crate uses another part of it
+
+use flate2::{Compression, write::GzEncoder};
+use osctl::model::image::Digest;
+use serde_json::json;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A `docker-registry` on a free port; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Registry {
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    /// `127.0.0.1:PORT`
+    pub address: String,
+    password: bool,
+}
+
+/// One line of the access log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// `GET`, `HEAD`, ...
+    pub method: String,
+    /// `/v2/NAME/blobs/DIGEST`, ...
+    pub path: String,
+    /// The HTTP status.
+    pub status: u16,
+}
+
+/// `user:secret`, hashed by bcrypt with the lowest cost.
+const HTPASSWD: &str = "user:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n";
+/// base64 of `user:secret`, for auth files.
+pub const CREDENTIALS: &str = "dXNlcjpzZWNyZXQ=";
+
+impl Registry {
+    /// Starts a registry that asks for nothing.
+    pub fn start() -> Registry {
+        Registry::with(false)
+    }
+
+    /// Starts a registry that wants `user` and `secret`.
+    pub fn with_password() -> Registry {
+        Registry::with(true)
+    }
+
+    fn with(password: bool) -> Registry {
+        // The port is free when the registry starts, unless somebody is faster: tests would fail loudly.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = Registry { child: None, dir, address: format!("127.0.0.1:{port}"), password };
+        registry.resume();
+        registry
+    }
+
+    /// Starts it again after [`Registry::stop`], on the same port and with the same content.
+    pub fn resume(&mut self) {
+        let base = self.dir.path();
+        let mut config = json!({
+            "version": "0.1",
+            "log": {"accesslog": {"disabled": false}, "level": "error"},
+            "storage": {"filesystem": {"rootdirectory": base.join("data")}},
+            "http": {"addr": self.address},
+        });
+        if self.password {
+            std::fs::write(base.join("htpasswd"), HTPASSWD).unwrap();
+            config["auth"] = json!({"htpasswd": {"realm": "test", "path": base.join("htpasswd")}});
+        }
+        // JSON is YAML.
+        std::fs::write(base.join("config.yml"), config.to_string()).unwrap();
+        let log = std::fs::File::options().create(true).append(true).open(base.join("log")).unwrap();
+        let child = Command::new("docker-registry")
+            .args(["serve".as_ref(), base.join("config.yml").as_os_str()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("docker-registry is installed");
+        self.child = Some(child);
+        let start = Instant::now();
+        while TcpStream::connect(&self.address).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(30), "the registry did not start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it; the content stays.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// The name of a repository (with tag) in this registry.
+    pub fn name(&self, repository: &str) -> String {
+        format!("{}/{repository}", self.address)
+    }
+
+    fn log(&self) -> String {
+        let bytes = std::fs::read(self.dir.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Forgets the requests so far.
+    pub fn clear_log(&self) {
+        std::fs::File::options().write(true).open(self.dir.path().join("log")).unwrap().set_len(0).unwrap();
+    }
+
+    /// The requests so far, in order.
+    pub fn requests(&self) -> Vec<Request> {
+        let parse = |line: &str| {
+            let mut parts = line.split('"');
+            let (_, request, rest) = (parts.next()?, parts.next()?, parts.next()?);
+            let mut words = request.split(' ');
+            let (method, path, proto) = (words.next()?, words.next()?, words.next()?);
+            let status = rest.split_whitespace().next()?.parse().ok()?;
+            proto.starts_with("HTTP/").then(|| Request {
+                method: method.to_owned(),
+                path: path.to_owned(),
+                status,
+            })
+        };
+        self.log().lines().filter_map(parse).collect()
+    }
+
+    /// The digests of the blobs that were sent, in order.
+    pub fn blobs_sent(&self) -> Vec<String> {
+        let sent = |r: Request| {
+            let (_, digest) = r.path.split_once("/blobs/")?;
+            (r.method == "GET" && r.status == 200).then(|| digest.to_owned())
+        };
+        self.requests().into_iter().filter_map(sent).collect()
+    }
+
+    /// Pushes an image and returns its manifest digest.
+    pub fn push(&self, image: &Image, name_and_tag: &str) -> Digest {
+        let layout = tempfile::tempdir().unwrap();
+        let digest = image.write(layout.path());
+        let mut command = Command::new("skopeo");
+        command.args(["copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]);
+        if self.password {
+            command.arg("--dest-creds=user:secret");
+        }
+        let done = command
+            .arg(format!("oci:{}", layout.path().display()))
+            .arg(format!("docker://{}", self.name(name_and_tag)))
+            .output()
+            .expect("skopeo is installed");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        digest
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// An image made of layers, each of which is a list of files.
+#[derive(Debug, Default, Clone)]
+pub struct Image {
+    layers: Vec<Vec<(String, Vec<u8>)>>,
+}
+
+impl Image {
+    /// An image with one layer that holds one file.
+    pub fn with_file(path: &str, content: &[u8]) -> Image {
+        Image::default().layer(&[(path, content)])
+    }
+
+    /// The image with one more layer on top.
+    pub fn layer(mut self, files: &[(&str, &[u8])]) -> Image {
+        self.layers.push(files.iter().map(|(p, c)| ((*p).to_owned(), c.to_vec())).collect());
+        self
+    }
+
+    /// Writes an OCI layout and returns the manifest's digest. The same image gives the same digest.
+    pub fn write(&self, dir: &Path) -> Digest {
+        let blobs = dir.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).unwrap();
+        let blob = |bytes: &[u8]| -> Digest {
+            let digest = Digest::of(bytes);
+            std::fs::write(blobs.join(digest.hex()), bytes).unwrap();
+            digest
+        };
+        let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());
+        for files in &self.layers {
+            let mut tar = tar::Builder::new(Vec::new());
+            for (path, content) in files {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(content.len() as u64);
+                header.set_mode(0o755);
+                tar.append_data(&mut header, path, content.as_slice()).unwrap();
+            }
+            let tar = tar.into_inner().unwrap();
+            diff_ids.push(Digest::of(&tar));
+            let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+            std::io::Write::write_all(&mut gzip, &tar).unwrap();
+            let bytes = gzip.finish().unwrap();
+            layers.push(json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                "size": bytes.len(), "digest": blob(&bytes)}));
+        }
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let config = json!({"architecture": architecture, "os": "linux", "config": {"Cmd": ["/hello"]},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        let config = config.to_string();
+        let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                "size": config.len(), "digest": blob(config.as_bytes())},
+            "layers": layers});
+        let manifest = manifest.to_string();
+        let digest = blob(manifest.as_bytes());
+        let index = json!({"schemaVersion": 2, "manifests": [
+            {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": manifest.len()}]});
+        std::fs::write(dir.join("index.json"), index.to_string()).unwrap();
+        std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        digest
+    }
+}
+
+/// Where files of a registry's blob lie, to damage or remove them.
+pub fn blob_path(registry: &Registry, digest: &Digest) -> PathBuf {
+    let hex = digest.hex();
+    registry.dir.path().join("data/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+}

@@ -1,0 +1,99 @@
+//! Every failpoint, once as an error and once as SIGKILL of the whole process group.
+
+use crate::host::{World, text};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+fn names() -> Vec<String> {
+    let out = Command::new(env!("CARGO_BIN_EXE_osctld")).arg("--list-failpoints").output().unwrap();
+    assert!(out.status.success());
+    String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// Cuts an upgrade at each of these points: the deployments are the old set or the new set, never another,
+/// and the next run completes without fetching again what was complete.
+fn cut_at(points: &[String], action: &str) {
+    let world = World::new();
+    let (layers, app) = reference(&world);
+    for point in points {
+        let host = world.host();
+        let before = host.deployments();
+        world.declare(&host);
+        world.push_os("2");
+        world.registry.fetched_blobs();
+        let out = host.osctl_with(&format!("{point}={action}"), &["upgrade"]);
+        let what = format!("{point}={action}: {}", text(&out));
+        if action == "kill" {
+            assert_eq!(out.status.signal(), Some(9), "the point was not passed, {what}");
+        } else if !point.starts_with("cleanup.") {
+            assert_eq!(out.status.code(), Some(1), "{what}");
+            assert!(text(&out).contains(&format!("failpoint {point}")), "{what}");
+        }
+        let after = host.deployments();
+        let new_set = after.len() == 2 && after[1] == before[0];
+        assert!(after == before || new_set, "{before:?} became {after:?}, {what}");
+        if new_set {
+            assert!(host.podman_images().iter().any(|i| i.ends_with("app:1")), "staged without its image, {what}");
+        }
+        host.fsck();
+        let first = world.registry.fetched_blobs();
+        let retry = host.osctl(&["upgrade"]);
+        assert!(retry.status.success(), "{what}\nretry: {}", text(&retry));
+        let second = world.registry.fetched_blobs();
+        let final_set = host.deployments();
+        assert_eq!((final_set.len(), &final_set[1]), (2, &before[0]), "{what}");
+        host.fsck();
+        assert!(host.podman_images().iter().any(|i| i.ends_with("app:1")), "{what}");
+        let is_content = |d: &&String| layers.contains(d) || app.contains(d);
+        for digest in second.iter().filter(is_content) {
+            assert!(!first.contains(digest), "{digest} was complete and was fetched again after {what}");
+        }
+        world.push_os("1");
+    }
+}
+
+/// The layer digests of version 2 and of the app.
+fn reference(world: &World) -> (Vec<String>, Vec<String>) {
+    world.push_os("2");
+    let layers = |dir: &str| {
+        let dir = world.images.path().join(dir);
+        let json = |digest: &str| -> serde_json::Value {
+            let path = dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+        };
+        let index: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
+        let manifest = json(index["manifests"][0]["digest"].as_str().unwrap());
+        let of = |l: &serde_json::Value| l["digest"].as_str().unwrap().to_owned();
+        manifest["layers"].as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+    };
+    let digests = (layers("os-2"), layers("app"));
+    world.push_os("1");
+    digests
+}
+
+fn half(second: bool) -> Vec<String> {
+    let names = names();
+    assert!(names.len() >= 36, "{names:?}");
+    let (a, b) = names.split_at(names.len() / 2);
+    if second { b.to_vec() } else { a.to_vec() }
+}
+
+#[test]
+fn an_error_in_the_first_half_of_the_pipeline_leaves_the_old_or_the_new_set() {
+    cut_at(&half(false), "error");
+}
+
+#[test]
+fn an_error_in_the_second_half_of_the_pipeline_leaves_the_old_or_the_new_set() {
+    cut_at(&half(true), "error");
+}
+
+#[test]
+fn a_kill_in_the_first_half_of_the_pipeline_leaves_the_old_or_the_new_set() {
+    cut_at(&half(false), "kill");
+}
+
+#[test]
+fn a_kill_in_the_second_half_of_the_pipeline_leaves_the_old_or_the_new_set() {
+    cut_at(&half(true), "kill");
+}

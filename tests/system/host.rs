@@ -1,0 +1,182 @@
+//! A sysroot and an `/etc` in a temporary directory, driven by the real `osctl --direct`.
+
+use crate::image::{Layer, layout, os_layer};
+use crate::registry::Registry;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Everything one test needs: a registry with two versions of an OS and an app, and a host.
+pub struct World {
+    pub registry: Registry,
+    pub images: tempfile::TempDir,
+}
+
+impl World {
+    pub fn new() -> World {
+        let world = World { registry: Registry::start(), images: tempfile::tempdir().unwrap() };
+        world.push_os("1");
+        let app = world.images.path().join("app");
+        layout(&app, vec![Layer::new().file("app", b"#!/bin/true\n")], &[], "2026-01-01T00:00:00Z");
+        world.registry.push(&app, "app:1");
+        world
+    }
+
+    /// Moves the tag `os:stable` to this version.
+    pub fn push_os(&self, version: &str) {
+        let dir = self.images.path().join(format!("os-{version}"));
+        let created = format!("2026-01-0{version}T00:00:00Z");
+        let change = Layer::new().file("usr/lib/version", version.as_bytes());
+        layout(&dir, vec![os_layer(version), change], &[("org.opencontainers.image.version", version)], &created);
+        self.registry.push(&dir, "os:stable");
+    }
+
+    pub fn os(&self) -> String {
+        format!("{}/os:stable", self.registry.address)
+    }
+
+    /// A host that has version 1 deployed, without drop-ins.
+    pub fn host(&self) -> Host {
+        let host = self.empty_host();
+        let out = host.osctl(&["rebase", &self.os(), "--stateroot", "test", "--karg", "root=LABEL=root"]);
+        assert!(out.status.success(), "{}", text(&out));
+        host
+    }
+
+    /// A sysroot without any deployment.
+    pub fn empty_host(&self) -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host { dir, registries: self.registry.conf() };
+        std::fs::create_dir_all(host.etc().join("osctl")).unwrap();
+        std::fs::create_dir_all(host.sysroot()).unwrap();
+        host.ostree(&["admin", "init-fs", &host.sysroot().to_string_lossy()]);
+        host
+    }
+
+    /// Drop-ins and a bound image, as an administrator writes them.
+    pub fn declare(&self, host: &Host) {
+        host.drop_in(
+            "50-agent.yaml",
+            "files:\n  - path: /etc/agent.conf\n    contents: {inline: \"mode=on\\n\"}\n    mode: 0600\nunits:\n  - name: agent.service\n    enabled: true\n    contents: |\n      [Service]\n      ExecStart=/bin/true\n      [Install]\n      WantedBy=multi-user.target\n",
+        );
+        host.drop_in("60-args.yaml", "kernel-arguments: {append: [nosmt]}\n");
+        host.bind("app", &format!("image = \"{}/app:1\"\nmode = \"bind\"\ntls-verify = false\n", self.registry.address));
+    }
+}
+
+pub struct Host {
+    pub dir: tempfile::TempDir,
+    registries: PathBuf,
+}
+
+impl Host {
+    pub fn sysroot(&self) -> PathBuf {
+        self.dir.path().join("sysroot")
+    }
+
+    pub fn etc(&self) -> PathBuf {
+        self.dir.path().join("config/etc")
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.sysroot().join("ostree/osctl/storage")
+    }
+
+    pub fn drop_in(&self, name: &str, contents: &str) {
+        let dir = self.etc().join("osctl/derive.d");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(name), contents).unwrap();
+    }
+
+    pub fn bind(&self, name: &str, toml: &str) {
+        let dir = self.etc().join("osctl/bound-images.d");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(format!("{name}.toml")), toml).unwrap();
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_osctl"));
+        command
+            .arg("--direct")
+            .arg("--sysroot")
+            .arg(self.sysroot())
+            .arg("--config-root")
+            .arg(self.dir.path().join("config"))
+            .args(args)
+            .env("CONTAINERS_REGISTRIES_CONF", &self.registries)
+            // The immutable flag would outlive the test's directory.
+            .env("OSTREE_SYSROOT_DEBUG", "mutable-deployments")
+            // A group of its own, so that a kill failpoint does not take the test along.
+            .process_group(0);
+        command
+    }
+
+    pub fn osctl(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    pub fn osctl_with(&self, failpoints: &str, args: &[&str]) -> Output {
+        self.command(args).env("OSCTL_FAILPOINTS", failpoints).output().unwrap()
+    }
+
+    pub fn status(&self) -> serde_json::Value {
+        let out = self.osctl(&["status", "--json"]);
+        assert!(out.status.success(), "{}", text(&out));
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&out)))
+    }
+
+    pub fn ostree(&self, args: &[&str]) -> String {
+        let out = Command::new("ostree").args(args).env("OSTREE_SYSROOT_DEBUG", "mutable-deployments").output().unwrap();
+        assert!(out.status.success(), "ostree {args:?}: {}", text(&out));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// The deployments as `ostree admin status` names them, the default first.
+    pub fn deployments(&self) -> Vec<String> {
+        let status = self.ostree(&["admin", "status", &format!("--sysroot={}", self.sysroot().display())]);
+        let name = |l: &str| l.trim().trim_start_matches("* ").split_whitespace().nth(1).map(str::to_owned);
+        status.lines().filter(|l| l.trim_start_matches([' ', '*']).starts_with("test ")).filter_map(name).collect()
+    }
+
+    pub fn fsck(&self) {
+        self.ostree(&["fsck", "-q", &format!("--repo={}", self.sysroot().join("ostree/repo").display())]);
+    }
+
+    /// The references of the images that podman finds in the bound store.
+    pub fn podman_images(&self) -> Vec<String> {
+        let run = tempfile::tempdir().unwrap();
+        let out = Command::new("podman")
+            .arg("--root")
+            .arg(self.store())
+            .arg("--runroot")
+            .arg(run.path())
+            .args(["images", "--format", "{{.Repository}}:{{.Tag}}"])
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// The boot entry that is taken by default.
+    pub fn boot_entry(&self) -> String {
+        let dir = self.sysroot().join("boot/loader/entries");
+        let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        names.sort();
+        std::fs::read_to_string(names.last().unwrap()).unwrap()
+    }
+
+    /// The root of the default deployment.
+    pub fn deployed(&self) -> PathBuf {
+        self.sysroot().join("ostree/deploy/test/deploy").join(&self.deployments()[0])
+    }
+}
+
+/// Everything a command printed.
+pub fn text(out: &Output) -> String {
+    format!("{}\n{}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// The content of a file below a directory.
+pub fn read(root: &Path, path: &str) -> String {
+    std::fs::read_to_string(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}

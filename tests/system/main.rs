@@ -1,0 +1,11 @@
+//! The whole pipeline as its user runs it: the real binaries, a real registry, real libostree on a sysroot
+//! in a temporary directory. Judged by `ostree`, `skopeo` and `podman`, not by our own word.
+
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+mod bad_input;
+mod failpoints;
+mod host;
+mod image;
+mod pipeline;
+mod registry;
