@@ -5,6 +5,7 @@ pub mod status;
 mod time;
 
 use crate::client::Failure;
+use crate::derive::lint::{LintError, LintReport};
 use crate::model::job::JobResult;
 use crate::model::{Context, ErrorKind, Result};
 use std::io::{IsTerminal as _, Write as _};
@@ -72,27 +73,32 @@ pub fn result(result: &JobResult, reboot: bool) -> String {
     text
 }
 
-/// What `lint` found.
-pub fn lint(report: &serde_json::Value) -> String {
+/// What `lint` found: one line per error and warning, then the sum.
+pub fn lint(report: &LintReport) -> String {
     let mut text = String::new();
-    let problems = report["problems"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for p in problems {
-        let file = p["file"].as_str().unwrap_or("?");
-        let message = p["message"].as_str().unwrap_or("?");
-        match p["line"].as_u64() {
-            Some(line) if line > 0 => text.push_str(&format!("{file}:{line}: {message}\n")),
-            _ => text.push_str(&format!("{file}: {message}\n")),
-        }
-        if let Some(hint) = p["hint"].as_str().filter(|h| !h.is_empty()) {
-            text.push_str(&format!("  hint: {hint}\n"));
-        }
+    for file in &report.files {
+        text.extend(file.errors.iter().map(|e| lint_line(&file.path, "error", e)));
+        text.extend(file.warnings.iter().map(|e| lint_line(&file.path, "warning", e)));
     }
-    let files = report["files"].as_array().map_or(0, Vec::len);
-    match problems.len() {
-        0 => text.push_str(&format!("{files} files, no problems.\n")),
-        n => text.push_str(&format!("{files} files, {n} problems.\n")),
-    }
+    let errors = report.files.iter().map(|f| f.errors.len()).sum();
+    let warnings = report.files.iter().map(|f| f.warnings.len()).sum();
+    let files = counted(report.files.len(), "file");
+    text.push_str(&format!("{files}, {}, {}.\n", counted(errors, "error"), counted(warnings, "warning")));
     text
+}
+
+fn lint_line(path: &str, label: &str, e: &LintError) -> String {
+    let mut place = path.to_owned();
+    for number in [e.line, e.column].into_iter().map_while(|n| n) {
+        place.push_str(&format!(":{number}"));
+    }
+    let key = e.key.as_ref().map(|k| format!("{k}: ")).unwrap_or_default();
+    let hint = e.hint.as_ref().map(|h| format!("  hint: {h}\n")).unwrap_or_default();
+    format!("{place}: {label}: {key}{}\n{hint}", e.message)
+}
+
+fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -119,6 +125,29 @@ mod tests {
         assert_eq!(
             result(&staged, true),
             "Staged 2.0.\n  kept local: /etc/motd\n  discarded: os-abc.0\nReboot to use it: systemctl reboot\n"
+        );
+    }
+
+    #[test]
+    fn lint_names_file_line_and_key() {
+        use crate::derive::lint::{LintFile, LintKind};
+        let error = LintError {
+            line: Some(3),
+            column: Some(7),
+            key: Some("files[0].mode".into()),
+            message: "bad mode".into(),
+            hint: Some("write 0644".into()),
+        };
+        let file = LintFile {
+            path: "50-a.yaml".into(),
+            kind: LintKind::DropIn,
+            images: Vec::new(),
+            errors: vec![error],
+            warnings: Vec::new(),
+        };
+        assert_eq!(
+            lint(&LintReport { version: 1, files: vec![file] }),
+            "50-a.yaml:3:7: error: files[0].mode: bad mode\n  hint: write 0644\n1 file, 1 error, 0 warnings.\n"
         );
     }
 }
