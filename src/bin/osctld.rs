@@ -7,9 +7,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("internal-pull-worker")
-        && let Some(code) = worker::worker()
-    {
+    if let Some(code) = worker::worker() {
         return code;
     }
     let args = Args::parse();

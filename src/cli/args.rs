@@ -52,11 +52,14 @@ impl Place {
             (None, false, false) => Ok(Target::System),
             (Some(address), false, false) => Ok(Target::Bus(address.clone())),
             (None, true, false) => Ok(Target::Session),
-            (None, false, true) => Ok(Target::Direct(Roots {
+            (None, false, true) => Ok(Target::Direct(
+                Roots {
                 sysroot: self.sysroot.clone().unwrap_or_else(|| "/".into()),
                 config_root: self.config_root.clone().unwrap_or_else(|| "/".into()),
                 state_dir: self.state_dir.clone(),
-            })),
+                },
+                Default::default(),
+            )),
             _ => Err("only one of --bus, --session and --direct can be used"),
         }
     }

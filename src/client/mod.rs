@@ -48,7 +48,17 @@ pub enum Target {
     /// On the bus at this address.
     Bus(String),
     /// Nowhere: run the engine in this process.
-    Direct(Roots),
+    Direct(Roots, Failpoints),
+}
+
+impl Target {
+    /// The same, with failpoints for an engine in this process. A daemon has its own.
+    pub fn armed(self, failpoints: Failpoints) -> Target {
+        match self {
+            Target::Direct(roots, _) => Target::Direct(roots, failpoints),
+            Target::System | Target::Session | Target::Bus(_) => self,
+        }
+    }
 }
 
 /// A connection to a daemon.
@@ -67,7 +77,7 @@ impl Client {
             Target::System => zbus::connection::Builder::system(),
             Target::Session => zbus::connection::Builder::session(),
             Target::Bus(address) => zbus::connection::Builder::address(address.as_str()),
-            Target::Direct(roots) => return Client::direct(roots.engine(Failpoints::default()), label).await,
+            Target::Direct(roots, points) => return Client::direct(roots.engine(points.clone()), label).await,
         };
         let connection = match builder {
             Ok(builder) => builder.build().await,
@@ -77,7 +87,7 @@ impl Client {
             let what = match target {
                 Target::Bus(address) => format!("cannot reach the bus at {address}"),
                 Target::Session => "cannot reach the session bus".into(),
-                Target::System | Target::Direct(_) => "cannot reach the system bus".into(),
+                Target::System | Target::Direct(..) => "cannot reach the system bus".into(),
             };
             Failure::NoDaemon(
                 Error::new(ErrorKind::Internal, what)

@@ -4,6 +4,7 @@ pub mod progress;
 pub mod status;
 mod time;
 
+use crate::derive::lint::LintReport;
 use crate::client::Failure;
 use crate::model::job::JobResult;
 use crate::model::{Context, ErrorKind, Result};
@@ -73,24 +74,28 @@ pub fn result(result: &JobResult, reboot: bool) -> String {
 }
 
 /// What `lint` found.
-pub fn lint(report: &serde_json::Value) -> String {
+pub fn lint(report: &LintReport) -> String {
     let mut text = String::new();
-    let problems = report["problems"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for p in problems {
-        let file = p["file"].as_str().unwrap_or("?");
-        let message = p["message"].as_str().unwrap_or("?");
-        match p["line"].as_u64() {
-            Some(line) if line > 0 => text.push_str(&format!("{file}:{line}: {message}\n")),
-            _ => text.push_str(&format!("{file}: {message}\n")),
-        }
-        if let Some(hint) = p["hint"].as_str().filter(|h| !h.is_empty()) {
-            text.push_str(&format!("  hint: {hint}\n"));
+    let mut errors = 0;
+    for file in &report.files {
+        errors += file.errors.len();
+        let warnings = file.warnings.iter().map(|w| ("warning: ", w));
+        for (what, problem) in file.errors.iter().map(|e| ("", e)).chain(warnings) {
+            let place = match (problem.line, problem.column) {
+                (Some(line), Some(column)) => format!("{}:{line}:{column}", file.path),
+                (Some(line), None) => format!("{}:{line}", file.path),
+                (None, _) => file.path.clone(),
+            };
+            text.push_str(&format!("{place}: {what}{}\n", problem.message));
+            if let Some(hint) = &problem.hint {
+                text.push_str(&format!("  hint: {hint}\n"));
+            }
         }
     }
-    let files = report["files"].as_array().map_or(0, Vec::len);
-    match problems.len() {
-        0 => text.push_str(&format!("{files} files, no problems.\n")),
-        n => text.push_str(&format!("{files} files, {n} problems.\n")),
+    let files = report.files.len();
+    match errors {
+        0 => text.push_str(&format!("{files} files, no errors.\n")),
+        n => text.push_str(&format!("{files} files, {n} errors.\n")),
     }
     text
 }
