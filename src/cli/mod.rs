@@ -27,7 +27,7 @@ pub struct Session {
 /// Runs the command line and returns its exit code.
 ///
 /// `failpoints` are for `--direct`, which runs the engine in this process.
-pub fn main(argv: Vec<OsString>, color: bool, failpoints: Result<Failpoints, Error>) -> ExitCode {
+pub fn main(argv: Vec<OsString>, color: bool, failpoints: crate::model::Result<Failpoints>) -> ExitCode {
     let terminal = Terminal::detect(color);
     let osctl = Osctl::parse_from(&argv);
     let target = match osctl.place.target() {
