@@ -52,12 +52,15 @@ impl Place {
             (None, false, false) => Ok(Target::System),
             (Some(address), false, false) => Ok(Target::Bus(address.clone())),
             (None, true, false) => Ok(Target::Session),
-            (None, false, true) => Ok(Target::Direct(Roots {
-                sysroot: self.sysroot.clone().unwrap_or_else(|| "/".into()),
-                config_root: self.config_root.clone().unwrap_or_else(|| "/".into()),
-                state_dir: self.state_dir.clone(),
-                environment,
-            })),
+            (None, false, true) => Ok(Target::Direct(
+                Roots {
+                    sysroot: self.sysroot.clone().unwrap_or_else(|| "/".into()),
+                    config_root: self.config_root.clone().unwrap_or_else(|| "/".into()),
+                    state_dir: self.state_dir.clone(),
+                    environment,
+                },
+                Default::default(),
+            )),
             _ => Err("only one of --bus, --session and --direct can be used"),
         }
     }
@@ -124,7 +127,7 @@ mod tests {
         let target = |words: &[&str]| Osctl::parse_from(words).place.target(Vec::new());
         assert!(matches!(target(&["osctl", "status"]), Ok(Target::System)));
         let both = ["osctl", "--direct", "status", "--sysroot", "/x"];
-        assert!(matches!(target(&both), Ok(Target::Direct(r)) if r.sysroot.as_os_str() == "/x"));
+        assert!(matches!(target(&both), Ok(Target::Direct(r, _)) if r.sysroot.as_os_str() == "/x"));
         assert!(target(&["osctl", "status", "--sysroot", "/x"]).is_err());
         assert!(target(&["osctl", "--session", "status", "--bus", "x"]).is_err());
     }

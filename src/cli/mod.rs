@@ -7,6 +7,7 @@ mod follow;
 pub mod render;
 
 use crate::client::{Client, Failure, Result, Target};
+use crate::engine::failpoint::Failpoints;
 use crate::model::{Context, Error, ErrorKind};
 use args::{Osctl, Verb};
 use clap::{CommandFactory as _, Parser as _};
@@ -24,14 +25,22 @@ pub struct Session {
 }
 
 /// Runs the command line and returns its exit code.
-pub fn main(argv: Vec<OsString>, environment: Vec<(String, String)>, color: bool) -> ExitCode {
+///
+/// `failpoints` are for `--direct`, which runs the engine in this process with this `environment`.
+pub fn main(
+    argv: Vec<OsString>,
+    environment: Vec<(String, String)>,
+    color: bool,
+    failpoints: crate::model::Result<Failpoints>,
+) -> ExitCode {
     let terminal = Terminal::detect(color);
     let osctl = Osctl::parse_from(&argv);
     let target = match osctl.place.target(environment) {
         Ok(target) => target,
         Err(text) => Osctl::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit(),
     };
-    let code = run(osctl.verb, &target, &terminal, &argv).unwrap_or_else(|failure| {
+    let run = || run(osctl.verb, &target.armed(failpoints?), &terminal, &argv);
+    let code = run().unwrap_or_else(|failure| {
         render::failure(&terminal, &failure);
         exit::of(&failure)
     });
@@ -45,7 +54,7 @@ fn run(verb: Verb, target: &Target, terminal: &Terminal, argv: &[OsString]) -> R
         Verb::InternalDocs(args) => return cmd::docs::run(&args),
         _ => {}
     }
-    if matches!(target, Target::Direct(_)) && !rustix::process::geteuid().is_root() {
+    if matches!(target, Target::Direct(..)) && !rustix::process::geteuid().is_root() {
         let words: Vec<_> = argv.iter().skip(1).map(|a| a.to_string_lossy()).collect();
         return Err(Error::new(ErrorKind::NotAuthorized, "--direct changes the host itself and needs root")
             .hint(format!("sudo osctl {}", words.join(" ")))

@@ -50,7 +50,17 @@ pub enum Target {
     /// On the bus at this address.
     Bus(String),
     /// Nowhere: run the engine in this process.
-    Direct(Roots),
+    Direct(Roots, Failpoints),
+}
+
+impl Target {
+    /// The same, with failpoints for an engine in this process. A daemon has its own.
+    pub fn armed(self, failpoints: Failpoints) -> Target {
+        match self {
+            Target::Direct(roots, _) => Target::Direct(roots, failpoints),
+            Target::System | Target::Session | Target::Bus(_) => self,
+        }
+    }
 }
 
 /// A connection to a daemon.
@@ -58,7 +68,7 @@ pub enum Target {
 pub struct Client {
     connection: zbus::Connection,
     /// The other end of the socket pair, which serves.
-    direct: Option<(zbus::Connection, Handle)>,
+    direct: Option<(Service, Handle)>,
     label: String,
 }
 
@@ -69,7 +79,9 @@ impl Client {
             Target::System => zbus::connection::Builder::system(),
             Target::Session => zbus::connection::Builder::session(),
             Target::Bus(address) => zbus::connection::Builder::address(address.as_str()),
-            Target::Direct(roots) => return Client::direct(roots.engine(Failpoints::default()), label).await,
+            Target::Direct(roots, points) => {
+                return Client::direct(roots.engine(points.clone()), label).await;
+            }
         };
         let connection = match builder {
             Ok(builder) => builder.build().await,
@@ -79,7 +91,7 @@ impl Client {
             let what = match target {
                 Target::Bus(address) => format!("cannot reach the bus at {address}"),
                 Target::Session => "cannot reach the session bus".into(),
-                Target::System | Target::Direct(_) => "cannot reach the system bus".into(),
+                Target::System | Target::Direct(..) => "cannot reach the system bus".into(),
             };
             Failure::NoDaemon(
                 Error::new(ErrorKind::Internal, what)
@@ -96,11 +108,11 @@ impl Client {
         let guid = zbus::Guid::generate();
         let server = zbus::connection::Builder::unix_stream(theirs).server(guid).doing("making a server")?;
         let client = zbus::connection::Builder::unix_stream(ours).p2p();
-        let (server, connection) =
-            tokio::try_join!(server.p2p().build(), client.build()).doing("connecting to ourselves")?;
-        let service = Service::serve(&server, Authority::Peer).await?;
+        let server = Service::connect(server.p2p(), Authority::Peer);
+        let (service, connection) =
+            tokio::try_join!(server, client.build()).doing("connecting to ourselves")?;
         service.attach(handle.clone());
-        Ok(Client { connection, direct: Some((server, handle)), label: label.to_owned() })
+        Ok(Client { connection, direct: Some((service, handle)), label: label.to_owned() })
     }
 
     /// Whether jobs end with this process.
@@ -110,7 +122,7 @@ impl Client {
 
     /// Ends an engine of our own; a daemon is left alone.
     pub async fn close(self) {
-        if let Some((_server, handle)) = self.direct
+        if let Some((_service, handle)) = self.direct
             && let Err(error) = handle.drain().await
         {
             tracing::debug!(error = %error.chain(), "draining");

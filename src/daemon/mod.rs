@@ -94,10 +94,10 @@ pub async fn run(args: Args, failpoints: Failpoints) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).doing("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).doing("listening for SIGINT")?;
 
-    let (connection, authority) = connect(&args).await?;
+    let service = connect(&args).await?;
+    let connection = service.connection().clone();
     // From here on every message of the bus is seen: the stream also tells when the bus goes away.
     let mut messages = zbus::MessageStream::from(&connection);
-    let service = Service::serve(&connection, authority).await?;
     own_name(&connection).await?;
     // Only the owner of the name touches the disk.
     let handle = args.roots.engine(failpoints);
@@ -130,7 +130,7 @@ pub async fn run(args: Args, failpoints: Failpoints) -> Result<()> {
     leave(&end, &connection, &service, &handle).await
 }
 
-async fn connect(args: &Args) -> Result<(zbus::Connection, Authority)> {
+async fn connect(args: &Args) -> Result<Service> {
     let (builder, authority, what) = match (&args.bus, args.session) {
         (Some(address), _) => {
             let builder = zbus::connection::Builder::address(address.as_str());
@@ -143,11 +143,11 @@ async fn connect(args: &Args) -> Result<(zbus::Connection, Authority)> {
             (zbus::connection::Builder::system(), Authority::Polkit, "connecting to the system bus".into())
         }
     };
-    let connection = match builder {
-        Ok(builder) => builder.build().await,
+    match builder {
+        Ok(builder) => Service::connect(builder, authority).await,
         Err(error) => Err(error),
-    };
-    Ok((connection.doing(what)?, authority))
+    }
+    .doing(what)
 }
 
 async fn own_name(connection: &zbus::Connection) -> Result<()> {

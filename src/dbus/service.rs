@@ -6,10 +6,11 @@ use crate::engine::Handle;
 use crate::model::job::Initiator;
 use crate::model::request::Request;
 use crate::model::status::Status;
-use crate::model::{Context, Error, ErrorKind, Result};
+use crate::model::{Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use zbus::connection::Builder;
 use zbus::message::Header;
 
 /// How long a reply may wait for its job's object to appear. The publisher needs milliseconds.
@@ -93,19 +94,27 @@ pub struct Service {
 }
 
 impl Service {
-    /// Serves the Manager in state `initializing`. Calls that need the engine wait for [`Service::attach`].
-    pub async fn serve(connection: &zbus::Connection, authority: Authority) -> Result<Service> {
+    /// Connects, and serves the Manager in state `initializing`. Calls that need the engine wait for
+    /// [`Service::attach`].
+    ///
+    /// The objects go in through the builder: zbus starts its object server in a task of its own, and only
+    /// the builder waits for that task before it reads the first message. A call that comes earlier would
+    /// never be answered.
+    pub async fn connect(builder: Builder<'_>, authority: Authority) -> zbus::Result<Service> {
         let status = Arc::new(Status::initializing());
         let shared = Arc::new(Shared {
             authority,
             engine: watch::Sender::new(None),
             published: watch::Sender::new(Published { status, generation: 0 }),
         });
-        let server = connection.object_server();
-        // ObjectManager first: it announces what is added after it.
-        server.at(path::ROOT, zbus::fdo::ObjectManager).await.doing("serving the object manager")?;
-        server.at(path::ROOT, Manager::new(shared.clone())).await.doing("serving the manager")?;
-        Ok(Service { connection: connection.clone(), shared })
+        let builder = builder.serve_at(path::ROOT, zbus::fdo::ObjectManager)?;
+        let connection = builder.serve_at(path::ROOT, Manager::new(shared.clone()))?.build().await?;
+        Ok(Service { connection, shared })
+    }
+
+    /// The connection that we serve on.
+    pub fn connection(&self) -> &zbus::Connection {
+        &self.connection
     }
 
     /// Connects the engine: what it publishes appears on the bus until it ends.

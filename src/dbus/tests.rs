@@ -143,8 +143,9 @@ impl Engine {
     }
 
     async fn serve(&self, bus: &Bus) -> zbus::Connection {
-        let connection = bus.connect().await;
-        let service = Service::serve(&connection, Authority::OwnUid).await.unwrap();
+        let builder = zbus::connection::Builder::address(bus.address.as_str()).unwrap();
+        let service = Service::connect(builder, Authority::OwnUid).await.unwrap();
+        let connection = service.connection().clone();
         connection.request_name(NAME).await.unwrap();
         service.attach(self.handle.clone());
         connection

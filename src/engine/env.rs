@@ -92,6 +92,16 @@ impl Env {
             tracing::warn!(job = intent.job, published = there, "an interrupted job left an intent: settling it");
             settle(&journal, &intent, there)?;
         }
+        let key = locked
+            .run(cx, |s, _| {
+                let booted = snapshot::read(s)?.entries.into_iter().find(|e| e.deployment.booted);
+                Ok(booted.and_then(|e| e.origin.bound_set))
+            })
+            .await?;
+        if let Some(set) = key.map(|k| bound::recorded(journal.dir(), &k)).transpose()?.flatten() {
+            // After a boot, also into a rolled back deployment, the tags mean what it was staged with.
+            self.bound_store()?.show(cx, &set).await?;
+        }
         journal.jobs(now)
     }
 

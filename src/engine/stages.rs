@@ -104,6 +104,11 @@ impl Ready {
         &self.derived.manifest
     }
 
+    /// The images that are bound.
+    pub fn bound(&self) -> &BoundSet {
+        &self.bound.set
+    }
+
     /// How many images are bound.
     pub fn bound_count(&self) -> usize {
         self.bound.set.images.len()

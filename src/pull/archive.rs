@@ -366,6 +366,9 @@ mod tests {
         header.set_path("sparse").unwrap();
         header.set_entry_type(tar::EntryType::GNUSparse);
         header.set_size(6);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mode(0o644);
         let gnu = header.as_gnu_mut().unwrap();
         gnu.set_real_size(20);
         for (piece, (offset, length)) in gnu.sparse.iter_mut().zip([(2_u64, 3_u64), (10, 3)]) {
@@ -390,7 +393,8 @@ mod tests {
         let mut header = tar::Header::new_gnu();
         header.set_size(1000);
         header.set_mode(0o644);
-        (header.set_uid(0), header.set_gid(0));
+        header.set_uid(0);
+        header.set_gid(0);
         builder.append_data(&mut header, "a", &[7_u8; 1000][..]).unwrap();
         let whole = builder.into_inner().unwrap();
         for length in [100, 512, 700] {

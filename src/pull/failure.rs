@@ -133,7 +133,7 @@ pub(super) fn from_skopeo(doing: &str, error: impl Into<crate::model::error::Box
         text.push_str(&c.to_string());
         cause = c.source();
     }
-    if text.contains("skopeo spawn error") {
+    if text.contains("skopeo spawn error") || text.starts_with("No such file or directory") {
         return Error::new(
             ErrorKind::Unsupported,
             "skopeo cannot be started; the running system is unchanged",

@@ -79,8 +79,8 @@ impl Tar {
         self.entry(tar::EntryType::Symlink, path, 0o777, target, b"")
     }
 
-    pub(super) fn hardlink(self, path: &str, target: &str) -> Tar {
-        self.entry(tar::EntryType::Link, path, 0o644, target, b"")
+    pub(super) fn hardlink(self, path: &str, mode: u32, target: &str) -> Tar {
+        self.entry(tar::EntryType::Link, path, mode, target, b"")
     }
 
     pub(super) fn special(self, kind: tar::EntryType, path: &str) -> Tar {
@@ -289,6 +289,17 @@ impl Scratch {
         into
     }
 
+    /// The text of a file in a commit.
+    pub(super) fn read(&self, commit: &str, path: &str) -> String {
+        let (root, _) = self.repo.read_commit(commit, gio::Cancellable::NONE).unwrap();
+        let file = root.resolve_relative_path(path).downcast::<ostree::RepoFile>().unwrap();
+        file.ensure_resolved().unwrap();
+        let (content, _, _) = self.repo.load_file(&file.checksum(), gio::Cancellable::NONE).unwrap();
+        let mut text = String::new();
+        content.unwrap().into_read().read_to_string(&mut text).unwrap();
+        text
+    }
+
     fn walk(&self, dir: &gio::File, path: &str, into: &mut BTreeMap<String, String>) {
         let children = dir
             .enumerate_children(
@@ -326,7 +337,10 @@ impl Scratch {
                 }
                 _ => {
                     let mut bytes = Vec::new();
-                    child.read(gio::Cancellable::NONE).unwrap().into_read().read_to_end(&mut bytes).unwrap();
+                    // gio::File::read asserts a GFileInputStream, which a RepoFile does not give.
+                    let (content, _, _) =
+                        self.repo.load_file(&file.checksum(), gio::Cancellable::NONE).unwrap();
+                    content.unwrap().into_read().read_to_end(&mut bytes).unwrap();
                     let text = match String::from_utf8(bytes) {
                         Ok(text) if text.len() < 200 => text,
                         Ok(text) => format!("{} bytes", text.len()),

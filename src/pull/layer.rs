@@ -12,7 +12,7 @@
 
 use super::archive::{Archive, Entry, Kind};
 use super::refs;
-use super::tree::{Dir, Found, write_dirmeta, xattrs_variant};
+use super::tree::{Dir, Found, Xattrs, write_dirmeta, xattrs_variant};
 use super::types::Layer;
 use crate::model::image::Digest;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -171,7 +171,8 @@ struct Builder<'a> {
     implied: BTreeSet<String>,
     links: BTreeMap<String, String>,
     symlinks: BTreeSet<String>,
-    metas: HashMap<glib::Variant, String>,
+    /// Metadata objects by owner, group, mode and attributes: most directories share a few.
+    metas: HashMap<(u32, u32, u32, Xattrs), String>,
     notes: Vec<String>,
 }
 
@@ -251,8 +252,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn directory(&mut self, path: &str, entry: &Entry, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()> {
-        let key = (entry.uid, entry.gid, entry.mode, xattrs_variant(xattrs)).to_variant();
+    fn directory(&mut self, path: &str, entry: &Entry, xattrs: &Xattrs) -> Result<()> {
+        let key = (entry.uid, entry.gid, entry.mode, xattrs.clone());
         let meta = match self.metas.get(&key) {
             Some(meta) => meta.clone(),
             None => {
@@ -449,7 +450,7 @@ fn mapped(raw: &[u8]) -> Result<String> {
 
 /// The extended attributes that belong to the content. Labels come from the target's policy, and overlayfs' own
 /// notes mean nothing outside the machine that built the image.
-fn kept_xattrs(entry: &Entry) -> BTreeMap<Vec<u8>, Vec<u8>> {
+fn kept_xattrs(entry: &Entry) -> Xattrs {
     let dropped = |name: &[u8]| {
         name == b"security.selinux"
             || name.starts_with(b"trusted.overlay.")

@@ -30,6 +30,7 @@ mod refs;
 mod resolve;
 mod source;
 mod tree;
+mod trust;
 mod types;
 mod worker;
 

@@ -1,6 +1,7 @@
 //! What an image reference stands for now. Transfers the manifest and the configuration.
 
 use super::source::Source;
+use super::trust;
 use super::types::{FetchOptions, ImageKind, Layer, Resolved};
 use crate::model::image::{Digest, ImageRef, Transport};
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -56,6 +57,7 @@ pub async fn resolve_in_process(image: &ImageRef, opts: &FetchOptions) -> Result
     } else {
         source.rendered_config().await?
     };
+    trust::check(&image.pinned(&digest), opts).await?;
     describe(image.clone(), digest, manifest, manifest_text, config)
 }
 
@@ -72,6 +74,7 @@ fn describe(
     };
     let config_text =
         String::from_utf8(config).map_err(|_| unsupported("has no readable configuration".into()))?;
+    let config_text = with_history(config_text);
     let config: ImageConfiguration = serde_json::from_str(&config_text)
         .map_err(|e| unsupported("has no readable configuration".into()).source(e))?;
     if *config.architecture() != oci::Arch::default() {
@@ -131,6 +134,18 @@ fn describe(
         labels,
         layers,
     })
+}
+
+/// The history is optional in the specification, and skopeo leaves out an empty one. Readers of the commit's
+/// metadata (ostree-ext, zincati) cannot do without.
+fn with_history(text: String) -> String {
+    match serde_json::from_str::<serde_json::Value>(&text) {
+        Ok(serde_json::Value::Object(mut config)) if !config.contains_key("history") => {
+            config.insert("history".to_owned(), serde_json::json!([]));
+            serde_json::Value::Object(config).to_string()
+        }
+        _ => text,
+    }
 }
 
 /// Decides as ostree-ext does: by the label that names the commit's last layer.

@@ -2,6 +2,7 @@
 
 use crate::cli::{exit, render};
 use crate::client::Result;
+use crate::derive::lint::lint;
 use crate::model::{Context, ErrorKind};
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<u8> {
-    let report = crate::derive::lint::lint(&args.path, &crate::bound::lint_path)?;
+    let report = lint(&args.path, &crate::bound::lint_path)?;
     if args.json {
         let text = serde_json::to_string(&report).kind(ErrorKind::Internal, "writing the report as JSON")?;
         render::print(&format!("{text}\n"))?;

@@ -6,7 +6,7 @@ use crate::engine::env::{self, etc_dirs};
 use crate::engine::journal::{Intent, Journal};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Ready};
-use crate::engine::steps::bind::Wanted;
+use crate::engine::steps::bind::{self, Wanted};
 use crate::model::job::{JobResult, Step};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
@@ -92,6 +92,10 @@ pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Stage
             return Err(error);
         }
     };
+    if !job.before.booted {
+        // Nothing runs from this sysroot: the tags follow at once. On a booted host they follow the boot.
+        bind::show(job, ready.bound()).await?;
+    }
     drop(scope);
     let version = ready.base().version.clone().unwrap_or_else(|| ready.base().digest.to_string());
     let verb = if job.before.booted { "Staged" } else { "Deployed" };

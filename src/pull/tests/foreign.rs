@@ -1,1 +1,353 @@
-//! What foreign tools think of the result.
+//! What foreign tools think of the result, and images that they made.
+
+use crate::model::ErrorKind;
+use crate::model::image::Digest;
+use crate::pull::fixture::{Layout, Pack, Scratch, Tar, bootable, pack};
+use crate::pull::types::{Base, ImageKind};
+use ostree_ext::container::store::{self, ImageImporter, PrepareResult};
+use ostree_ext::container::{ImageReference, OstreeImageReference, SignatureSource};
+use ostree_ext::gio::prelude::*;
+use ostree_ext::{gio, ostree};
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}{errors}");
+    text
+}
+
+#[tokio::test]
+async fn the_reference_tools_read_what_was_pulled() {
+    let scratch = Scratch::new();
+    let layout = Layout::write(&scratch.path("oci"), &[(bootable().finish(), Pack::Gzip)]);
+    let base = scratch.pull(&layout.image()).await.unwrap();
+    assert_eq!(store::list_images(&scratch.repo).unwrap(), [layout.image().to_string()]);
+    let imgref = ImageReference::try_from(layout.image().to_string().as_str()).unwrap();
+    let state = store::query_image(&scratch.repo, &imgref).unwrap().unwrap();
+    assert_eq!(state.merge_commit, base.commit);
+    assert_eq!(state.manifest_digest.to_string(), base.digest.as_str());
+    assert_eq!(state.version(), Some("1.2"));
+    assert_eq!(store::image_filtered_content_warning(&scratch.repo, &imgref).unwrap(), None);
+    let repo = scratch.path("repo").display().to_string();
+    run("ostree", &["fsck", "--repo", &repo]);
+    assert!(run("ostree", &["show", "--repo", &repo, &base.commit]).contains("Version: 1.2"));
+}
+
+#[tokio::test]
+async fn libostree_deploys_a_plain_image() {
+    let scratch = Scratch::new();
+    let release = Tar::new().file("usr/lib/os-release", 0o644, b"NAME=Test\nID=test\nPRETTY_NAME=Test\n");
+    let base = scratch.pull_layers(vec![release]).await.unwrap();
+    let sysroot = scratch.path("sysroot").display().to_string();
+    std::fs::create_dir(&sysroot).unwrap();
+    run("ostree", &["admin", "init-fs", &sysroot]);
+    run("ostree", &["admin", "os-init", "--sysroot", &sysroot, "test"]);
+    let repo = scratch.path("repo").display().to_string();
+    run("ostree", &["pull-local", "--repo", &format!("{sysroot}/ostree/repo"), &repo, &base.commit]);
+    run("ostree", &["admin", "deploy", "--sysroot", &sysroot, "--os=test", &base.commit]);
+    let root = format!("{sysroot}/ostree/deploy/test/deploy/{}.0", base.commit);
+    let passwd = std::fs::read_to_string(format!("{root}/etc/passwd"));
+    let home = std::fs::read_link(format!("{root}/root"));
+    // libostree makes the root immutable.
+    run("chattr", &["-i", &root]);
+    assert!(passwd.unwrap().starts_with("root:"));
+    assert_eq!(home.unwrap(), Path::new("var/roothome"));
+}
+
+/// Path, mode, owner, attributes and content of everything below a directory of the file system.
+fn on_disk(root: &Path, at: &str, into: &mut BTreeMap<String, String>) {
+    for entry in std::fs::read_dir(root.join(at)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{at}/{}", entry.file_name().to_str().unwrap());
+        let full = root.join(&path);
+        let meta = full.symlink_metadata().unwrap();
+        let mut names = vec![0; 4096];
+        let length = rustix::fs::llistxattr(&full, &mut names[..]).unwrap();
+        let mut names: Vec<_> = names[..length].split_inclusive(|b| *b == 0).map(<[u8]>::to_vec).collect();
+        names.sort();
+        let attributes: String = names
+            .iter()
+            .map(|name| {
+                let name = std::str::from_utf8(name).unwrap().trim_end_matches('\0');
+                let mut value = vec![0; 4096];
+                let length = rustix::fs::lgetxattr(&full, name, &mut value[..]).unwrap();
+                format!(" {name}={}", hex::encode(&value[..length]))
+            })
+            .collect();
+        let content = if meta.is_symlink() {
+            std::fs::read_link(&full).unwrap().display().to_string()
+        } else if meta.is_file() {
+            Digest::of(&std::fs::read(&full).unwrap()).to_string()
+        } else {
+            on_disk(root, &path, into);
+            "directory".to_owned()
+        };
+        into.insert(
+            path,
+            format!("{:o} {}:{}{attributes} {content}", meta.permissions().mode(), meta.uid(), meta.gid()),
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_tree_is_the_one_that_podman_mounts() {
+    let scratch = Scratch::new();
+    let capability: &[u8] = &[1, 0, 0, 2, 0, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let low = Tar::new()
+        .file("usr/bin/su", 0o4755, b"setuid")
+        .pax(&[("SCHILY.xattr.security.capability", capability)])
+        .file("usr/bin/ping", 0o755, b"capable")
+        .dir("usr/share", 0o755)
+        .owner(7, 9)
+        .dir("usr/share/gone", 0o755)
+        .file("usr/share/gone/f", 0o640, b"g")
+        .dir("usr/share/opaque", 0o755)
+        .file("usr/share/opaque/old", 0o640, b"o")
+        .dir("usr/share/chmod", 0o700)
+        .file("usr/share/chmod/kept", 0o600, b"k")
+        .owner(0, 0)
+        .file("usr/share/becomes-dir", 0o644, b"file")
+        .dir("usr/share/becomes-file", 0o755)
+        .file("usr/share/becomes-file/f", 0o644, b"x")
+        .hardlink("usr/share/hard", 0o4755, "usr/bin/su")
+        .symlink("usr/share/link", "../bin/su")
+        .file("etc/conf", 0o600, b"one");
+    let high = Tar::new()
+        .dir("etc", 0o755)
+        .file("etc/conf", 0o640, b"two")
+        .file("usr/share/.wh.gone", 0, b"")
+        .dir("usr/share/opaque", 0o750)
+        .file("usr/share/opaque/.wh..wh..opq", 0, b"")
+        .file("usr/share/opaque/new", 0o644, b"n")
+        .owner(3, 4)
+        .dir("usr/share/chmod", 0o2755)
+        .owner(0, 0)
+        .dir("usr/share/becomes-dir", 0o755)
+        .file("usr/share/becomes-dir/f", 0o644, b"y")
+        .file("usr/share/becomes-file", 0o644, b"z")
+        .pax(&[("SCHILY.xattr.user.note", b"a\nb")])
+        .file("usr/share/attr", 0o644, b"attr");
+    let layers = [(bootable().finish(), Pack::Gzip), (low.finish(), Pack::Gzip), (high.finish(), Pack::Gzip)];
+    let layout = Layout::write(&scratch.path("oci"), &layers);
+    let base = scratch.pull(&layout.image()).await.unwrap();
+    let (storage, rundir) = (scratch.path("storage"), scratch.path("run"));
+    let podman = |arguments: &[&str]| {
+        let mut all = vec!["--root", storage.to_str().unwrap(), "--runroot", rundir.to_str().unwrap()];
+        all.extend(["--storage-driver", "vfs", "--events-backend", "none"]);
+        all.extend(arguments);
+        run("podman", &all).trim().to_owned()
+    };
+    // podman pull wants a name in lower case and takes the layout's path for one.
+    let stored = format!("containers-storage:[vfs@{}+{}]localhost/os:1", storage.display(), rundir.display());
+    run("skopeo", &["copy", "--quiet", &layout.image().to_string(), &stored]);
+    let mounted = podman(&["image", "mount", "localhost/os:1"]);
+    let mut theirs = BTreeMap::new();
+    on_disk(Path::new(&mounted), "usr", &mut theirs);
+    let mut etc = BTreeMap::new();
+    on_disk(Path::new(&mounted), "etc", &mut etc);
+    theirs.extend(etc.into_iter().map(|(path, text)| (format!("usr/{path}"), text)));
+    podman(&["image", "umount", "localhost/os:1"]);
+    let checkout = scratch.path("checkout");
+    let repo = scratch.path("repo").display().to_string();
+    run("ostree", &["checkout", "--repo", &repo, "-H", &base.commit, checkout.to_str().unwrap()]);
+    let mut ours = BTreeMap::new();
+    on_disk(&checkout, "usr", &mut ours);
+    // The mapping: /etc moves, and the state directories become tmpfiles.d lines.
+    for added in ["usr/etc", "usr/lib/tmpfiles.d", "usr/lib/tmpfiles.d/osctl-var.conf"] {
+        assert!(ours.remove(added).is_some(), "{added}");
+    }
+    assert!(theirs.len() >= 20, "{theirs:#?}");
+    assert_eq!(ours, theirs);
+}
+
+/// An ostree commit in OCI clothes, made by the reference tool, and the commit's root.
+async fn encapsulate(scratch: &Scratch, content: &str, opts: &[(&str, &str)]) -> (Layout, String) {
+    let repo = ostree::Repo::new_for_path(scratch.path("build"));
+    repo.create(ostree::RepoMode::Bare, gio::Cancellable::NONE).unwrap();
+    let tree = scratch.path("tree");
+    for dir in ["usr/lib/modules/6.1", "usr/etc", "usr/bin", "usr/share/d", "sysroot", "var"] {
+        std::fs::create_dir_all(tree.join(dir)).unwrap();
+    }
+    for (file, text) in [
+        ("usr/lib/modules/6.1/vmlinuz", "kernel"),
+        ("usr/lib/modules/6.1/initramfs.img", "initramfs"),
+        ("usr/etc/conf", content),
+        ("usr/share/removed", "1"),
+        ("usr/share/d/f", "1"),
+    ] {
+        std::fs::write(tree.join(file), text).unwrap();
+    }
+    std::os::unix::fs::symlink("/nowhere", tree.join("usr/share/absolute")).unwrap();
+    let (path, tree) =
+        (scratch.path("build").display().to_string(), format!("--tree=dir={}", tree.display()));
+    run(
+        "ostree",
+        &[
+            "commit",
+            "--repo",
+            &path,
+            "-b",
+            "os",
+            "--bootable",
+            &tree,
+            "--owner-uid=0",
+            "--owner-gid=0",
+            "--add-metadata-string=version=7",
+        ],
+    );
+    let dest =
+        ImageReference::try_from(format!("oci:{}:latest", scratch.path("enc").display()).as_str()).unwrap();
+    let config = ostree_ext::container::Config {
+        labels: Some(opts.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()),
+        cmd: None,
+    };
+    ostree_ext::container::encapsulate(&repo, "os", &config, None, &dest).await.unwrap();
+    let layout = read_layout(&scratch.path("enc"));
+    let root = contents(&repo, "os");
+    (layout, root)
+}
+
+fn read_layout(dir: &Path) -> Layout {
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
+    let manifest = index["manifests"][0]["digest"].as_str().unwrap().parse().unwrap();
+    Layout { dir: dir.to_owned(), manifest, manifest_size: 0, layers: Vec::new() }
+}
+
+/// Puts a layer on top of an image.
+fn on_top(layout: &mut Layout, tar: &[u8]) {
+    let read = |digest: &Digest| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(layout.path(digest)).unwrap()).unwrap()
+    };
+    let mut manifest = read(&layout.manifest);
+    let mut config = read(&manifest["config"]["digest"].as_str().unwrap().parse().unwrap());
+    config["rootfs"]["diff_ids"].as_array_mut().unwrap().push(Digest::of(tar).to_string().into());
+    let (blob, media_type) = pack(tar, Pack::Gzip);
+    manifest["layers"]
+        .as_array_mut()
+        .unwrap()
+        .push(serde_json::json!({"mediaType": media_type, "digest": layout.blob(&blob), "size": blob.len()}));
+    let config = serde_json::to_vec(&config).unwrap();
+    manifest["config"]["digest"] = layout.blob(&config).to_string().into();
+    manifest["config"]["size"] = config.len().into();
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    layout.manifest = layout.blob(&manifest);
+    layout.manifest_size = manifest.len();
+    layout.index(&[layout.descriptor()]);
+}
+
+/// The checksums of a tree's root: contents and metadata.
+fn contents(repo: &ostree::Repo, rev: &str) -> String {
+    let (root, _) = repo.read_commit(rev, gio::Cancellable::NONE).unwrap();
+    let root = root.downcast::<ostree::RepoFile>().unwrap();
+    root.ensure_resolved().unwrap();
+    format!("{} {}", root.tree_get_contents_checksum().unwrap(), root.tree_get_metadata_checksum().unwrap())
+}
+
+/// What the reference importer makes of an image.
+async fn reference(scratch: &Scratch, layout: &Layout) -> (ostree::Repo, String) {
+    let repo = ostree::Repo::new_for_path(scratch.path("reference"));
+    repo.create(ostree::RepoMode::Bare, gio::Cancellable::NONE).unwrap();
+    let imgref = OstreeImageReference {
+        sigverify: SignatureSource::ContainerPolicyAllowInsecure,
+        imgref: ImageReference::try_from(layout.image().to_string().as_str()).unwrap(),
+    };
+    let mut importer = ImageImporter::new(&repo, &imgref, Default::default()).await.unwrap();
+    let PrepareResult::Ready(prepared) = importer.prepare().await.unwrap() else { panic!("it is new") };
+    let state = importer.import(prepared).await.unwrap();
+    (repo, state.merge_commit)
+}
+
+#[tokio::test]
+async fn an_encapsulated_commit_comes_back_as_it_was() {
+    let scratch = Scratch::new();
+    let (layout, root) = encapsulate(&scratch, "1", &[("containers.bootc", "1")]).await;
+    let base = scratch.pull(&layout.image()).await.unwrap();
+    assert_eq!((base.kind, base.version.as_deref()), (ImageKind::Encapsulated, Some("7")));
+    assert_eq!(contents(&scratch.repo, &base.commit), root);
+    // Again: nothing to do. In another repository: the same commit, whatever that run's hash seeds were.
+    scratch.reports.lock().unwrap().clear();
+    assert_eq!(scratch.pull(&layout.image()).await.unwrap(), base);
+    assert_eq!(*scratch.reports.lock().unwrap(), []);
+    let other = Scratch::new();
+    assert_eq!(other.pull(&layout.image()).await.unwrap(), base);
+    let imgref = ImageReference::try_from(layout.image().to_string().as_str()).unwrap();
+    let state = store::query_image(&scratch.repo, &imgref).unwrap().unwrap();
+    assert_eq!((state.get_commit(), state.version()), (base.commit.as_str(), Some("7")));
+}
+
+#[tokio::test]
+async fn layers_on_top_of_a_commit_give_the_reference_importers_tree() {
+    let scratch = Scratch::new();
+    let (mut layout, _) = encapsulate(&scratch, "1", &[]).await;
+    let first: Base = scratch.pull(&layout.image()).await.unwrap();
+    on_top(
+        &mut layout,
+        &Tar::new()
+            .file("etc/conf", 0o600, b"2")
+            .file("usr/share/.wh.removed", 0, b"")
+            .dir("usr/share/d", 0o700)
+            .file("usr/share/d/g", 0o4755, b"2")
+            .dir("var/lib/x", 0o755)
+            .file("var/lib/x/f", 0o644, b"v")
+            .hardlink("usr/share/hard", 0o4755, "usr/share/d/g")
+            .symlink("sbin", "usr/sbin")
+            .dir("nix", 0o755)
+            .finish(),
+    );
+    on_top(&mut layout, &Tar::new().file("usr/share/last", 0o644, b"3").finish());
+    let base = scratch.pull(&layout.image()).await.unwrap();
+    assert_ne!(base.commit, first.commit);
+    let tree = scratch.tree(&base.commit);
+    assert_eq!(tree["/usr/etc/conf"], "600 2");
+    assert!(!tree.contains_key("/usr/share/removed"));
+    let (repo, merged) = reference(&scratch, &layout).await;
+    let theirs = Scratch { dir: tempfile::tempdir().unwrap(), repo, reports: Default::default() };
+    assert_eq!(tree, theirs.tree(&merged));
+    assert_eq!(contents(&scratch.repo, &base.commit), contents(&theirs.repo, &merged));
+}
+
+#[tokio::test]
+async fn a_layer_that_reaches_through_an_absolute_link_is_refused() {
+    let scratch = Scratch::new();
+    let (mut layout, _) = encapsulate(&scratch, "1", &[]).await;
+    on_top(
+        &mut layout,
+        &Tar::new().dir("usr/share/absolute", 0o755).file("usr/share/absolute/f", 0o644, b"").finish(),
+    );
+    let error = scratch.pull(&layout.image()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported, "{}", error.chain());
+    assert!(
+        error.to_string().contains("/usr/share/absolute") && error.to_string().contains("/nowhere"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_tree_with_a_policy_is_labelled_by_it() {
+    let scratch = Scratch::new();
+    let contexts = "/.*	system_u:object_r:default_t:s0\n/usr/bin/.*	--	system_u:object_r:bin_t:s0\n";
+    let policy = |contexts: &str| {
+        Tar::new()
+            .file("etc/selinux/config", 0o644, b"SELINUX=enforcing\nSELINUXTYPE=test\n")
+            .file("etc/selinux/test/contexts/files/file_contexts", 0o644, contexts.as_bytes())
+            .file("etc/selinux/test/policy/policy.33", 0o644, b"policy")
+            .pax(&[("SCHILY.xattr.security.selinux", b"stale")])
+            .file("usr/bin/tool", 0o755, b"tool")
+            .dir("usr/share", 0o755)
+    };
+    let base = scratch.pull_layers(vec![policy(contexts)]).await.unwrap();
+    let tree = scratch.tree(&base.commit);
+    let label =
+        |name: &str| format!("security.selinux={}", hex::encode(format!("system_u:object_r:{name}:s0\0")));
+    assert_eq!(tree["/usr/bin/tool"], format!("755 {} tool", label("bin_t")));
+    assert_eq!(tree["/usr/share"], format!("dir 755 {}", label("default_t")));
+    run("ostree", &["fsck", "--repo", &scratch.path("repo").display().to_string()]);
+    // The same labels in another repository.
+    assert_eq!(Scratch::new().pull_layers(vec![policy(contexts)]).await.unwrap().commit, base.commit);
+}

@@ -153,8 +153,8 @@ async fn entries_keep_their_modes_owners_and_attributes() {
                 .file("short", 0o640, b"p")
                 .file(&long, 0o600, b"l")
                 .symlink("usr/x/link", &target)
-                .hardlink("usr/x/hard", "./usr/x/setuid")
-                .hardlink("usr/x/hardlink-to-link", "/usr/x/link")
+                .hardlink("usr/x/hard", 0o4755, "./usr/x/setuid")
+                .hardlink("usr/x/hardlink-to-link", 0o644, "/usr/x/link")
                 .file("./usr//x/./norm", 0o644, b"n")
                 .file("/usr/x/twice", 0o644, b"1")
                 .file("usr/x/twice", 0o600, b"2"),
@@ -182,25 +182,31 @@ async fn large_files_are_streamed_and_hard_links_reach_lower_layers() {
         "links",
         vec![
             x().file("usr/x/large", 0o644, &large).file("etc/conf", 0o644, b"etc"),
-            Tar::new().hardlink("usr/x/new/large", "usr/x/large").hardlink("usr/x/conf", "etc/conf").file(
-                "usr/x/.wh.large",
-                0,
-                b"",
-            ),
+            Tar::new()
+                .hardlink("usr/x/new/large", 0o644, "usr/x/large")
+                .hardlink("usr/x/conf", 0o644, "etc/conf")
+                .file("usr/x/.wh.large", 0, b""),
         ],
         &[("conf", "644 etc"), ("new", "dir 755"), ("new/large", "644 3145728 bytes")],
     )
     .await;
-    refused("nowhere", vec![x().hardlink("usr/x/a", "usr/none")], ErrorKind::Unsupported, "/usr/none").await;
-    refused("to a directory", vec![x().hardlink("usr/x/a", "usr/x")], ErrorKind::Unsupported, "directory")
+    refused("nowhere", vec![x().hardlink("usr/x/a", 0o644, "usr/none")], ErrorKind::Unsupported, "/usr/none")
         .await;
+    refused(
+        "to a directory",
+        vec![x().hardlink("usr/x/a", 0o644, "usr/x")],
+        ErrorKind::Unsupported,
+        "directory",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn entries_that_leave_the_tree_are_refused() {
     let unsupported = ErrorKind::Unsupported;
     refused("dot dot", vec![x().file("usr/x/../../../a", 0o644, b"")], unsupported, "climbs").await;
-    refused("link to dot dot", vec![x().hardlink("usr/x/a", "../etc/shadow")], unsupported, "climbs").await;
+    refused("link to dot dot", vec![x().hardlink("usr/x/a", 0o644, "../etc/shadow")], unsupported, "climbs")
+        .await;
     refused(
         "through a link of the same layer",
         vec![x().symlink("usr/x/l", "/tmp").file("usr/x/l/f", 0o644, b"")],
@@ -303,15 +309,8 @@ async fn the_top_level_is_that_of_an_ostree_host() {
         assert_eq!(below(&tree, empty), [], "{empty}");
     }
     assert_eq!(tree["/usr/etc/passwd"], "644 root:x:0:0::/root:/bin/sh\n");
-    let (text, _) = {
-        use ostree_ext::gio::prelude::*;
-        let (root, _) = scratch.repo.read_commit(&base.commit, ostree_ext::gio::Cancellable::NONE).unwrap();
-        root.resolve_relative_path("usr/lib/tmpfiles.d/osctl-var.conf")
-            .load_bytes(ostree_ext::gio::Cancellable::NONE)
-            .unwrap()
-    };
     assert_eq!(
-        std::str::from_utf8(&text).unwrap(),
+        scratch.read(&base.commit, "usr/lib/tmpfiles.d/osctl-var.conf"),
         "# Made by osctl of the directories and links that the image has in /var.\n\
          d /var/home 0755 0 0 - -\n\
          d /var/home/core 0700 1000 1000 - -\n\
