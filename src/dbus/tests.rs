@@ -524,3 +524,12 @@ async fn an_idle_daemon_leaves_when_its_last_client_has_left() {
     tokio::time::timeout(Duration::from_secs(10), daemon).await.unwrap().unwrap().unwrap();
     owned(&bus, false).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_call_is_answered_however_early_it_comes() {
+    for _ in 0..200 {
+        let client = Client::direct(Engine::start().handle, "test").await.unwrap();
+        let described = tokio::time::timeout(Duration::from_secs(5), client.describe()).await;
+        described.expect("an answer").unwrap();
+    }
+}
