@@ -121,7 +121,11 @@ struct Actor {
 }
 
 impl Actor {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, mut events: mpsc::UnboundedReceiver<(String, Event)>) {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Command>,
+        mut events: mpsc::UnboundedReceiver<(String, Event)>,
+    ) {
         self.load().await;
         let mut tick = tokio::time::interval(PUBLISH_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -147,7 +151,9 @@ impl Actor {
                 _ = look.tick(), if self.running.is_none() && self.env.changed() => self.refresh().await,
             }
             self.start_next();
-            if self.running.is_none() && let Some(done) = self.draining.take() {
+            if self.running.is_none()
+                && let Some(done) = self.draining.take()
+            {
                 // The asker may be gone; we end anyway.
                 let _ = done.send(());
                 return;
@@ -216,13 +222,24 @@ impl Actor {
             }
             Command::Drain { reply } => {
                 for waiting in std::mem::take(&mut self.queue) {
-                    let error = Error::new(ErrorKind::Cancelled, "osctld is stopping; the running system is unchanged");
-                    self.event(&waiting.id, &Event::Finished { at: now(), outcome: Err(Failure::from(&error)) }).await;
+                    let error = Error::new(
+                        ErrorKind::Cancelled,
+                        "osctld is stopping; the running system is unchanged",
+                    );
+                    self.event(
+                        &waiting.id,
+                        &Event::Finished { at: now(), outcome: Err(Failure::from(&error)) },
+                    )
+                    .await;
                 }
                 if let Some(id) = self.running.as_ref().map(|r| r.id.clone())
                     && let Err(error) = self.cancel(&id).await
                 {
-                    tracing::info!(job = id, error = error.chain(), "waiting for the running job instead of cancelling it");
+                    tracing::info!(
+                        job = id,
+                        error = error.chain(),
+                        "waiting for the running job instead of cancelling it"
+                    );
                 }
                 self.draining = Some(reply);
             }
@@ -234,7 +251,9 @@ impl Actor {
             return Err(error_of(fatal));
         }
         if self.draining.is_some() {
-            return Err(Error::new(ErrorKind::Interrupted, "osctld is stopping").hint("try again in a few seconds"));
+            return Err(
+                Error::new(ErrorKind::Interrupted, "osctld is stopping").hint("try again in a few seconds")
+            );
         }
         let same = self.running.iter().filter(|r| r.request == request).map(|r| &r.id);
         let same = same.chain(self.queue.iter().filter(|w| w.request == request).map(|w| &w.id)).next();
@@ -270,15 +289,19 @@ impl Actor {
         match (job, &self.running) {
             (Some(job), Some(running)) if running.id == id => {
                 if job.point_of_no_return {
-                    return Err(Error::new(ErrorKind::TooLate, "the job is publishing its deployment and cannot be cancelled")
-                        .hint("wait for it, then undo it with: osctl rollback"));
+                    return Err(Error::new(
+                        ErrorKind::TooLate,
+                        "the job is publishing its deployment and cannot be cancelled",
+                    )
+                    .hint("wait for it, then undo it with: osctl rollback"));
                 }
                 running.token.cancel();
                 self.event(id, &Event::Cancelling).await;
                 Ok(())
             }
             (Some(_), _) => Err(Error::new(ErrorKind::WrongState, format!("job {id} has already ended"))),
-            (None, _) => Err(Error::new(ErrorKind::InvalidArgument, format!("there is no job {id}")).hint("see: osctl jobs")),
+            (None, _) => Err(Error::new(ErrorKind::InvalidArgument, format!("there is no job {id}"))
+                .hint("see: osctl jobs")),
         }
     }
 
@@ -320,14 +343,18 @@ impl Actor {
             // A thread of its own: libostree's handles may not move between threads at an await, and a panic below
             // must end the job, not the actor.
             let runtime = tokio::runtime::Handle::current();
-            let work = tokio::task::spawn_blocking(move || runtime.block_on(pipeline::run(&cx, &env, &job, request)));
+            let work = tokio::task::spawn_blocking(move || {
+                runtime.block_on(pipeline::run(&cx, &env, &job, request))
+            });
             let outcome = match work.await {
                 Ok(Ok(result)) => Ok(result),
                 Ok(Err(error)) => {
                     tracing::warn!(error = error.chain(), "job failed");
                     Err(Failure::from(&error))
                 }
-                Err(panic) => Err(Failure::from(&Error::new(ErrorKind::Internal, "the job crashed; this is a bug").source(panic))),
+                Err(panic) => Err(Failure::from(
+                    &Error::new(ErrorKind::Internal, "the job crashed; this is a bug").source(panic),
+                )),
             };
             send(Event::Finished { at: now(), outcome });
         });
@@ -346,7 +373,11 @@ impl Actor {
 }
 
 fn reason(failure: &Failure) -> String {
-    if failure.hint.is_empty() { failure.message.clone() } else { format!("{}; {}", failure.message, failure.hint) }
+    if failure.hint.is_empty() {
+        failure.message.clone()
+    } else {
+        format!("{}; {}", failure.message, failure.hint)
+    }
 }
 
 fn error_of(failure: &Failure) -> Error {

@@ -16,8 +16,12 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 /// Units of other updaters that would write deployments behind our back.
-const RIVALS: [&str; 4] =
-    ["rpm-ostreed-automatic.timer", "bootc-fetch-apply-updates.timer", "zincati.service", "eos-updater.timer"];
+const RIVALS: [&str; 4] = [
+    "rpm-ostreed-automatic.timer",
+    "bootc-fetch-apply-updates.timer",
+    "zincati.service",
+    "eos-updater.timer",
+];
 
 /// The engine's surroundings.
 #[derive(Debug)]
@@ -36,7 +40,11 @@ impl Env {
 
     /// How skopeo is called for bound images.
     pub fn skopeo(&self) -> Result<bound::Skopeo> {
-        bound::Skopeo::new(&self.config_root()?, &self.layout.state.join("tmp"), self.environment.iter().cloned())
+        bound::Skopeo::new(
+            &self.config_root()?,
+            &self.layout.state.join("tmp"),
+            self.environment.iter().cloned(),
+        )
     }
 
     /// The store of bound images.
@@ -51,19 +59,25 @@ impl Env {
             std::fs::create_dir_all(path)?;
             Dir::open_ambient_dir(path, ambient_authority())
         };
-        let dir = create().kind(ErrorKind::ReadOnly, format!("opening the state directory {}", path.display()))?;
+        let dir =
+            create().kind(ErrorKind::ReadOnly, format!("opening the state directory {}", path.display()))?;
         Ok(Journal::new(dir))
     }
 
     /// The root whose `etc/osctl` is read.
     pub fn config_root(&self) -> Result<Dir> {
         let path = &self.layout.config_root;
-        Dir::open_ambient_dir(path, ambient_authority()).doing_with(|| format!("opening the configuration root {}", path.display()))
+        Dir::open_ambient_dir(path, ambient_authority())
+            .doing_with(|| format!("opening the configuration root {}", path.display()))
     }
 
     /// The root of a deployment; `/` for the booted one, whose `/etc` is writable there.
     pub fn deployment_root(&self, entry: &Entry) -> PathBuf {
-        if entry.deployment.booted { self.layout.sysroot.clone() } else { self.layout.sysroot.join(&entry.path) }
+        if entry.deployment.booted {
+            self.layout.sysroot.clone()
+        } else {
+            self.layout.sysroot.join(&entry.path)
+        }
     }
 
     /// Whether somebody wrote deployments since they were last read. libostree touches the directory.
@@ -88,8 +102,16 @@ impl Env {
         let journal = self.journal()?;
         if let Some(intent) = journal.intent()? {
             let wanted = intent.checksum.clone();
-            let there = locked.run(cx, move |s, _| Ok(snapshot::read(s)?.entries.iter().any(|e| e.deployment.checksum == wanted))).await?;
-            tracing::warn!(job = intent.job, published = there, "an interrupted job left an intent: settling it");
+            let there = locked
+                .run(cx, move |s, _| {
+                    Ok(snapshot::read(s)?.entries.iter().any(|e| e.deployment.checksum == wanted))
+                })
+                .await?;
+            tracing::warn!(
+                job = intent.job,
+                published = there,
+                "an interrupted job left an intent: settling it"
+            );
             settle(&journal, &intent, there)?;
         }
         let key = locked
@@ -116,7 +138,9 @@ impl Env {
             let snapshot = snapshot::read(&sysroot)?;
             let mut status = assemble(&snapshot, &journal)?;
             if let Some(booted) = snapshot.entries.iter().find(|e| e.deployment.booted) {
-                status.last_outcome = journal.judge_boot(&boot_id(), &booted.deployment.checksum, finalize_failure())?.or(had_outcome);
+                status.last_outcome = journal
+                    .judge_boot(&boot_id(), &booted.deployment.checksum, finalize_failure())?
+                    .or(had_outcome);
             }
             let config = Dir::open_ambient_dir(&layout.config_root, ambient_authority())
                 .doing_with(|| format!("opening the configuration root {}", layout.config_root.display()))?;
@@ -170,12 +194,27 @@ pub fn etc_dirs(root: &Path) -> Result<(Dir, Dir)> {
 
 /// The kernel's id of this boot; the same for every process until the next boot.
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|s| s.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// An intent for this boot.
-pub fn intent(job: &str, checksum: &str, digest: Option<crate::model::image::Digest>, staged: bool) -> Intent {
-    Intent { job: job.to_owned(), checksum: checksum.to_owned(), digest, boot_id: boot_id(), staged, takes: Vec::new(), etc_root: None }
+pub fn intent(
+    job: &str,
+    checksum: &str,
+    digest: Option<crate::model::image::Digest>,
+    staged: bool,
+) -> Intent {
+    Intent {
+        job: job.to_owned(),
+        checksum: checksum.to_owned(),
+        digest,
+        boot_id: boot_id(),
+        staged,
+        takes: Vec::new(),
+        etc_root: None,
+    }
 }
 
 /// What libostree left about a failed finalization (ostree-finalize-staged writes it, ostree-boot-complete removes it).

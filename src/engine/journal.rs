@@ -82,10 +82,14 @@ impl Journal {
 
     fn load<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let Some(bytes) = read_optional(&self.dir, name)? else { return Ok(None) };
-        let file: Versioned<T> = serde_json::from_slice(&bytes).kind(ErrorKind::Corrupt, format!("decoding {name} of the state directory"))?;
+        let file: Versioned<T> = serde_json::from_slice(&bytes)
+            .kind(ErrorKind::Corrupt, format!("decoding {name} of the state directory"))?;
         if file.version != 1 {
-            return Err(crate::model::Error::new(ErrorKind::Unsupported, format!("{name} has version {}, this osctld knows 1", file.version))
-                .hint("run the newer osctld that wrote it"));
+            return Err(crate::model::Error::new(
+                ErrorKind::Unsupported,
+                format!("{name} has version {}, this osctld knows 1", file.version),
+            )
+            .hint("run the newer osctld that wrote it"));
         }
         Ok(Some(file.value))
     }
@@ -125,7 +129,12 @@ impl Journal {
     }
 
     /// Compares what was to boot with what did, once per boot.
-    pub fn judge_boot(&self, boot_id: &str, booted: &str, finalize_failure: Option<String>) -> Result<Option<Outcome>> {
+    pub fn judge_boot(
+        &self,
+        boot_id: &str,
+        booted: &str,
+        finalize_failure: Option<String>,
+    ) -> Result<Option<Outcome>> {
         let Some(pending) = self.load::<Intent>(PENDING)? else { return self.load(OUTCOME) };
         if pending.boot_id == boot_id {
             return self.load(OUTCOME);
@@ -166,7 +175,9 @@ impl Journal {
     pub fn jobs(&self, now: u64) -> Result<Vec<Job>> {
         let mut jobs: Vec<Job> = Vec::new();
         let names: Vec<String> = match self.dir.read_dir("jobs") {
-            Ok(entries) => entries.filter_map(|e| e.ok()).map(|e| e.file_name().to_string_lossy().into_owned()).collect(),
+            Ok(entries) => {
+                entries.filter_map(|e| e.ok()).map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(e).doing("listing kept jobs"),
         };
@@ -175,7 +186,9 @@ impl Journal {
                 Ok(Some(job)) => jobs.push(job),
                 Ok(None) => {}
                 // A damaged history entry must not keep the daemon from starting.
-                Err(error) => tracing::warn!(name, error = error.chain(), "leaving out a kept job that cannot be read"),
+                Err(error) => {
+                    tracing::warn!(name, error = error.chain(), "leaving out a kept job that cannot be read")
+                }
             }
         }
         jobs.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
@@ -183,7 +196,10 @@ impl Journal {
             job.apply(&Event::Finished { at: now, outcome: Err(interrupted()) });
             self.keep(job)?;
         }
-        let old = jobs.iter().enumerate().filter(|(i, j)| *i >= KEEP_JOBS || now.saturating_sub(j.created) > KEEP_SECONDS);
+        let old = jobs
+            .iter()
+            .enumerate()
+            .filter(|(i, j)| *i >= KEEP_JOBS || now.saturating_sub(j.created) > KEEP_SECONDS);
         let old: Vec<String> = old.map(|(_, j)| j.id.clone()).collect();
         for id in &old {
             remove_durably(&self.dir, format!("jobs/{id}.json"))?;
@@ -196,7 +212,8 @@ impl Journal {
 fn interrupted() -> Failure {
     Failure {
         kind: ErrorKind::Interrupted,
-        message: "osctld ended while this job ran; the deployments are as they were before it, or complete".into(),
+        message: "osctld ended while this job ran; the deployments are as they were before it, or complete"
+            .into(),
         hint: "run the same command again: finished work is kept".into(),
         details: Default::default(),
     }
@@ -212,7 +229,13 @@ fn judge(pending: &Intent, booted: &str, finalize_failure: Option<String>) -> Ou
             "another deployment was booted than the one that was staged; see: journalctl -b -1 -u ostree-finalize-staged.service".to_owned(),
         ),
     };
-    Outcome { ok, checksum: pending.checksum.clone(), digest: pending.digest.clone(), phase: phase.into(), message }
+    Outcome {
+        ok,
+        checksum: pending.checksum.clone(),
+        digest: pending.digest.clone(),
+        phase: phase.into(),
+        message,
+    }
 }
 
 #[cfg(test)]
@@ -227,7 +250,15 @@ mod tests {
     }
 
     fn intent() -> Intent {
-        Intent { job: "j".into(), checksum: "new".into(), digest: None, boot_id: "1".into(), staged: true, takes: Vec::new(), etc_root: None }
+        Intent {
+            job: "j".into(),
+            checksum: "new".into(),
+            digest: None,
+            boot_id: "1".into(),
+            staged: true,
+            takes: Vec::new(),
+            etc_root: None,
+        }
     }
 
     #[test]
@@ -279,7 +310,8 @@ mod tests {
     #[test]
     fn a_rejected_input_is_kept_once_and_can_be_accepted() {
         let (_dir, journal) = journal();
-        let entry = Rejected { digest: Some(Digest::of(b"a")), input_digest: None, reason: "rolled back".into() };
+        let entry =
+            Rejected { digest: Some(Digest::of(b"a")), input_digest: None, reason: "rolled back".into() };
         journal.reject(entry.clone()).unwrap();
         journal.reject(entry.clone()).unwrap();
         assert_eq!(journal.rejected().unwrap(), [entry]);
@@ -290,7 +322,13 @@ mod tests {
     #[test]
     fn state_of_a_newer_version_is_refused() {
         let (_dir, journal) = journal();
-        write_atomic(journal.dir(), "intent.json", br#"{"version":2,"job":"x","checksum":"y","digest":null,"boot-id":"","staged":true}"#, 0o600).unwrap();
+        write_atomic(
+            journal.dir(),
+            "intent.json",
+            br#"{"version":2,"job":"x","checksum":"y","digest":null,"boot-id":"","staged":true}"#,
+            0o600,
+        )
+        .unwrap();
         assert_eq!(journal.intent().unwrap_err().kind, ErrorKind::Unsupported);
     }
 }

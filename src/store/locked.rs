@@ -83,8 +83,9 @@ impl Locked {
 
 fn lock(cx: &Cx, path: &std::path::Path) -> Result<ostree::Sysroot> {
     if path == std::path::Path::new("/") && !sysroot::private_mount_namespace() {
-        return Err(Error::new(ErrorKind::WrongState, "osctld runs in the host's own mount namespace")
-            .hint("start it with: systemctl start osctld.service, or run: unshare --mount osctl --direct ..."));
+        return Err(Error::new(ErrorKind::WrongState, "osctld runs in the host's own mount namespace").hint(
+            "start it with: systemctl start osctld.service, or run: unshare --mount osctl --direct ...",
+        ));
     }
     let sysroot = sysroot::open(path)?;
     let mut said = false;

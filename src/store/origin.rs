@@ -63,7 +63,11 @@ impl Origin {
             if group == "libostree-transient" || group == OURS {
                 continue;
             }
-            for key in file.keys(&group).map(|k| k.iter().map(|k| k.to_string()).collect::<Vec<_>>()).unwrap_or_default() {
+            for key in file
+                .keys(&group)
+                .map(|k| k.iter().map(|k| k.to_string()).collect::<Vec<_>>())
+                .unwrap_or_default()
+            {
                 let known = (group == ORIGIN && (key == IMAGE || key == UNCONFIGURED && managed))
                     || (group == RPMOSTREE && key == MANAGED);
                 if !known {
@@ -78,7 +82,9 @@ impl Origin {
             input: ours("input-digest").and_then(|d| d.parse().ok()),
             kargs: ours("kargs"),
             bound_set: ours("bound-set"),
-            kept_local: ours("kept-local").map(|p| p.split(':').map(str::to_owned).collect()).unwrap_or_default(),
+            kept_local: ours("kept-local")
+                .map(|p| p.split(':').map(str::to_owned).collect())
+                .unwrap_or_default(),
             unknown,
         }
     }
@@ -146,11 +152,17 @@ mod tests {
         assert_eq!(parse(layered).unknown, ["origin/baserefspec", "packages/requested"]);
         let plain = "[origin]\ncontainer-image-reference=ostree-unverified-registry:quay.io/os:1\n[libostree-transient]\npinned=true\n";
         let origin = parse(plain);
-        assert_eq!((origin.unknown.len(), origin.image.unwrap().to_string()), (0, "docker://quay.io/os:1".into()));
+        assert_eq!(
+            (origin.unknown.len(), origin.image.unwrap().to_string()),
+            (0, "docker://quay.io/os:1".into())
+        );
     }
 
     #[test]
     fn an_unconfigured_state_that_is_not_ours_is_foreign() {
-        assert_eq!(parse("[origin]\nunconfigured-state=register first\n").unknown, ["origin/unconfigured-state"]);
+        assert_eq!(
+            parse("[origin]\nunconfigured-state=register first\n").unknown,
+            ["origin/unconfigured-state"]
+        );
     }
 }

@@ -27,7 +27,8 @@ pub fn prune(sysroot: &ostree::Sysroot, cancellable: &gio::Cancellable) -> Resul
         .doing("listing derived commits")?;
     for (name, commit) in derived {
         if !commits.contains(commit.as_str()) {
-            repo.set_ref_immediate(None, &name, None, Some(cancellable)).doing_with(|| format!("dropping {name}"))?;
+            repo.set_ref_immediate(None, &name, None, Some(cancellable))
+                .doing_with(|| format!("dropping {name}"))?;
         }
     }
     let bases = snapshot.entries.iter().map(|e| e.deployment.base_checksum.clone()).collect();

@@ -23,7 +23,11 @@ pub struct NewDeployment {
 /// Stages the deployment on a booted host; writes it at once to a sysroot that is not booted.
 ///
 /// Returns the new deployment's id. The deployment that was the default stays for rollback, pinned ones stay.
-pub fn publish(sysroot: &ostree::Sysroot, new: &NewDeployment, cancellable: &gio::Cancellable) -> Result<String> {
+pub fn publish(
+    sysroot: &ostree::Sysroot,
+    new: &NewDeployment,
+    cancellable: &gio::Cancellable,
+) -> Result<String> {
     let before = snapshot::read(sysroot)?;
     let origin = new.origin.write()?;
     let kargs: Vec<&str> = new.kargs.iter().map(String::as_str).collect();
@@ -32,18 +36,32 @@ pub fn publish(sysroot: &ostree::Sysroot, new: &NewDeployment, cancellable: &gio
         let booted = sysroot.booted_deployment();
         let osname = booted.as_ref().map(|b| b.osname());
         sysroot
-            .stage_tree_with_options(osname.as_deref(), &new.commit, Some(&origin), booted.as_ref(), &opts, Some(cancellable))
+            .stage_tree_with_options(
+                osname.as_deref(),
+                &new.commit,
+                Some(&origin),
+                booted.as_ref(),
+                &opts,
+                Some(cancellable),
+            )
             .doing("staging the new deployment")?;
         sysroot.load(gio::Cancellable::NONE).doing("reading the staged deployment back")?;
-        let staged = sysroot
-            .staged_deployment()
-            .ok_or_else(|| Error::new(ErrorKind::Internal, "libostree staged nothing; the running system is unchanged"))?;
+        let staged = sysroot.staged_deployment().ok_or_else(|| {
+            Error::new(ErrorKind::Internal, "libostree staged nothing; the running system is unchanged")
+        })?;
         return Ok(snapshot::id_of(&staged));
     }
     let osname = stateroot(sysroot, &before, new, cancellable)?;
     let merge = sysroot.merge_deployment(Some(&osname));
     let deployment = sysroot
-        .deploy_tree_with_options(Some(&osname), &new.commit, Some(&origin), merge.as_ref(), Some(&opts), Some(cancellable))
+        .deploy_tree_with_options(
+            Some(&osname),
+            &new.commit,
+            Some(&origin),
+            merge.as_ref(),
+            Some(&opts),
+            Some(cancellable),
+        )
         .doing("writing the new deployment")?;
     let mut list = vec![deployment];
     // The default becomes the rollback; whatever else is pinned or of another stateroot stays.
@@ -57,7 +75,11 @@ pub fn publish(sysroot: &ostree::Sysroot, new: &NewDeployment, cancellable: &gio
 }
 
 /// Puts the deployment with this id first. Returns the ids of staged deployments that this discarded.
-pub fn make_default(sysroot: &ostree::Sysroot, id: &str, cancellable: &gio::Cancellable) -> Result<Vec<String>> {
+pub fn make_default(
+    sysroot: &ostree::Sysroot,
+    id: &str,
+    cancellable: &gio::Cancellable,
+) -> Result<Vec<String>> {
     let (staged, mut list): (Vec<_>, Vec<_>) = sysroot.deployments().into_iter().partition(|d| d.is_staged());
     let at = list
         .iter()
@@ -77,27 +99,42 @@ pub fn set_pinned(sysroot: &ostree::Sysroot, id: &str, pinned: bool) -> Result<(
         .find(|d| snapshot::id_of(d) == id)
         .ok_or_else(|| Error::new(ErrorKind::InvalidArgument, format!("there is no deployment {id}")))?;
     if deployment.is_staged() {
-        return Err(Error::new(ErrorKind::WrongState, "a staged deployment cannot be pinned before it has booted")
-            .hint("reboot first: systemctl reboot"));
+        return Err(Error::new(
+            ErrorKind::WrongState,
+            "a staged deployment cannot be pinned before it has booted",
+        )
+        .hint("reboot first: systemctl reboot"));
     }
     sysroot.deployment_set_pinned(&deployment, pinned).doing("pinning the deployment")
 }
 
-fn write(sysroot: &ostree::Sysroot, list: &[ostree::Deployment], cancellable: &gio::Cancellable) -> Result<()> {
+fn write(
+    sysroot: &ostree::Sysroot,
+    list: &[ostree::Deployment],
+    cancellable: &gio::Cancellable,
+) -> Result<()> {
     // Cleaning up is a step of its own: a failure there must not look like a failure to publish.
     let opts = ostree::SysrootWriteDeploymentsOpts { do_postclean: false };
     sysroot.write_deployments_with_options(list, &opts, Some(cancellable)).doing("writing the boot entries")
 }
 
-fn stateroot(sysroot: &ostree::Sysroot, before: &Snapshot, new: &NewDeployment, cancellable: &gio::Cancellable) -> Result<String> {
+fn stateroot(
+    sysroot: &ostree::Sysroot,
+    before: &Snapshot,
+    new: &NewDeployment,
+    cancellable: &gio::Cancellable,
+) -> Result<String> {
     if let Some(merge) = before.merge() {
         return Ok(merge.deployment.stateroot.clone());
     }
     let name = new.stateroot.clone().unwrap_or_else(|| "default".into());
     let path = sysroot.path();
-    let dir = ostree_ext::gio::prelude::FileExt::path(&path).unwrap_or_default().join("ostree/deploy").join(&name);
+    let dir =
+        ostree_ext::gio::prelude::FileExt::path(&path).unwrap_or_default().join("ostree/deploy").join(&name);
     if !dir.is_dir() {
-        sysroot.init_osname(&name, Some(cancellable)).doing_with(|| format!("making the stateroot {name}"))?;
+        sysroot
+            .init_osname(&name, Some(cancellable))
+            .doing_with(|| format!("making the stateroot {name}"))?;
     }
     Ok(name)
 }

@@ -36,7 +36,10 @@ pub struct Snapshot {
 impl Snapshot {
     /// The deployment that new ones are made from: the booted one, or the default of an unbooted sysroot.
     pub fn merge(&self) -> Option<&Entry> {
-        self.entries.iter().find(|e| e.deployment.booted).or_else(|| if self.booted { None } else { self.entries.first() })
+        self.entries
+            .iter()
+            .find(|e| e.deployment.booted)
+            .or_else(|| if self.booted { None } else { self.entries.first() })
     }
 
     /// The deployment that the next boot takes.
@@ -77,7 +80,13 @@ pub fn read(sysroot: &ostree::Sysroot) -> Result<Snapshot> {
     Ok(Snapshot { entries, booted: booted.is_some() })
 }
 
-fn entry(sysroot: &ostree::Sysroot, repo: &ostree::Repo, d: &ostree::Deployment, index: u32, booted: bool) -> Result<Entry> {
+fn entry(
+    sysroot: &ostree::Sysroot,
+    repo: &ostree::Repo,
+    d: &ostree::Deployment,
+    index: u32,
+    booted: bool,
+) -> Result<Entry> {
     let checksum = d.csum().to_string();
     let origin = d.origin().map(|o| Origin::read(&o)).unwrap_or_default();
     let options: Vec<String> = d
@@ -85,7 +94,10 @@ fn entry(sysroot: &ostree::Sysroot, repo: &ostree::Repo, d: &ostree::Deployment,
         .and_then(|b| b.get("options"))
         .map(|o| o.split_whitespace().filter(|a| !a.starts_with("ostree=")).map(str::to_owned).collect())
         .unwrap_or_default();
-    let commit = repo.load_commit(&checksum).doing_with(|| format!("loading the commit of deployment {}", id_of(d)))?.0;
+    let commit = repo
+        .load_commit(&checksum)
+        .doing_with(|| format!("loading the commit of deployment {}", id_of(d)))?
+        .0;
     let meta = glib::VariantDict::new(Some(&commit.child_value(0)));
     let base = origin.base.clone().unwrap_or_else(|| checksum.clone());
     let text = |key: &str| meta.lookup_value(key, None).and_then(|v| v.get::<String>());
@@ -113,7 +125,12 @@ fn entry(sysroot: &ostree::Sysroot, repo: &ostree::Repo, d: &ostree::Deployment,
 }
 
 /// The provenance that deriving left in the commit.
-fn derivation(repo: &ostree::Repo, checksum: &str, origin: &Origin, options: &[String]) -> Result<Derivation> {
+fn derivation(
+    repo: &ostree::Repo,
+    checksum: &str,
+    origin: &Origin,
+    options: &[String],
+) -> Result<Derivation> {
     let owners = origin.kargs.as_deref().map(Owned::from_json).transpose()?.unwrap_or_default();
     let owner = |arg: &String| {
         let ours = owners.appended.iter().find(|a| a.arg == *arg);

@@ -57,6 +57,7 @@ fn sync_parent(dir: &Dir, path: &Path) -> Result<()> {
 
 /// The bytes that root can still write to the file system of this path.
 pub fn free_bytes(path: &Path) -> Result<u64> {
-    let stat = rustix::fs::statvfs(path).doing_with(|| format!("asking for the free space of {}", path.display()))?;
+    let stat = rustix::fs::statvfs(path)
+        .doing_with(|| format!("asking for the free space of {}", path.display()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

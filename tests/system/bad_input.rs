@@ -21,7 +21,10 @@ fn bad_images_are_refused_by_name_and_change_nothing() {
     std::fs::write(&archive, &[0u8; 700]).unwrap();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let table = [
-        (push("noboot", vec![Layer::new().dir("usr").dir("usr/bin").dir("etc").file("usr/bin/x", b"x")]), vec!["nothing was staged", "kernel", "merged"]),
+        (
+            push("noboot", vec![Layer::new().dir("usr").dir("usr/bin").dir("etc").file("usr/bin/x", b"x")]),
+            vec!["nothing was staged", "kernel", "merged"],
+        ),
         (push("var", vec![os_layer("9").dir("var/lib").file("var/lib/db", b"x")]), vec!["/var/lib/db"]),
         (push("top", vec![os_layer("9").dir("nix")]), vec!["nix"]),
         (format!("{}/none:1", world.registry.address), vec!["none"]),

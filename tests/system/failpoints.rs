@@ -33,7 +33,10 @@ fn cut_at(points: &[String], action: &str) {
         let new_set = after.len() == 2 && after[1] == before[0];
         assert!(after == before || new_set, "{before:?} became {after:?}, {what}");
         if new_set {
-            assert!(host.podman_images().iter().any(|i| i.ends_with("app:1")), "staged without its image, {what}");
+            assert!(
+                host.podman_images().iter().any(|i| i.ends_with("app:1")),
+                "staged without its image, {what}"
+            );
         }
         host.fsck();
         let first = world.registry.fetched_blobs();
@@ -61,7 +64,8 @@ fn reference(world: &World) -> (Vec<String>, Vec<String>) {
             let path = dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
             serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
         };
-        let index: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
+        let index: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
         let manifest = json(index["manifests"][0]["digest"].as_str().unwrap());
         let of = |l: &serde_json::Value| l["digest"].as_str().unwrap().to_owned();
         manifest["layers"].as_array().unwrap().iter().map(of).collect::<Vec<_>>()

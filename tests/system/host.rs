@@ -27,7 +27,12 @@ impl World {
         let dir = self.images.path().join(format!("os-{version}"));
         let created = format!("2026-01-0{version}T00:00:00Z");
         let change = Layer::new().file("usr/lib/version", version.as_bytes());
-        layout(&dir, vec![os_layer(version), change], &[("org.opencontainers.image.version", version)], &created);
+        layout(
+            &dir,
+            vec![os_layer(version), change],
+            &[("org.opencontainers.image.version", version)],
+            &created,
+        );
         self.registry.push(&dir, "os:stable");
     }
 
@@ -60,7 +65,10 @@ impl World {
             "files:\n  - path: /etc/agent.conf\n    contents: {inline: \"mode=on\\n\"}\n    mode: 0600\nunits:\n  - name: agent.service\n    enabled: true\n    contents: |\n      [Service]\n      ExecStart=/bin/true\n      [Install]\n      WantedBy=multi-user.target\n",
         );
         host.drop_in("60-args.yaml", "kernel-arguments: {append: [nosmt]}\n");
-        host.bind("app", &format!("image = \"{}/app:1\"\nmode = \"bind\"\ntls-verify = false\n", self.registry.address));
+        host.bind(
+            "app",
+            &format!("image = \"{}/app:1\"\nmode = \"bind\"\ntls-verify = false\n", self.registry.address),
+        );
     }
 }
 
@@ -126,7 +134,11 @@ impl Host {
     }
 
     pub fn ostree(&self, args: &[&str]) -> String {
-        let out = Command::new("ostree").args(args).env("OSTREE_SYSROOT_DEBUG", "mutable-deployments").output().unwrap();
+        let out = Command::new("ostree")
+            .args(args)
+            .env("OSTREE_SYSROOT_DEBUG", "mutable-deployments")
+            .output()
+            .unwrap();
         assert!(out.status.success(), "ostree {args:?}: {}", text(&out));
         String::from_utf8(out.stdout).unwrap()
     }
@@ -135,7 +147,11 @@ impl Host {
     pub fn deployments(&self) -> Vec<String> {
         let status = self.ostree(&["admin", "status", &format!("--sysroot={}", self.sysroot().display())]);
         let name = |l: &str| l.trim().trim_start_matches("* ").split_whitespace().nth(1).map(str::to_owned);
-        status.lines().filter(|l| l.trim_start_matches([' ', '*']).starts_with("test ")).filter_map(name).collect()
+        status
+            .lines()
+            .filter(|l| l.trim_start_matches([' ', '*']).starts_with("test "))
+            .filter_map(name)
+            .collect()
     }
 
     pub fn fsck(&self) {
@@ -173,7 +189,12 @@ impl Host {
 
 /// Everything a command printed.
 pub fn text(out: &Output) -> String {
-    format!("{}\n{}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    format!(
+        "{}\n{}{}",
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
 }
 
 /// The content of a file below a directory.

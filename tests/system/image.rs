@@ -51,7 +51,22 @@ impl Layer {
 /// The smallest tree that libostree deploys: kernel, initramfs, os-release, merged /usr.
 pub fn os_layer(version: &str) -> Layer {
     let mut layer = Layer::new();
-    for dir in ["usr", "usr/bin", "usr/lib", "usr/lib/modules", "usr/lib/modules/6.1", "usr/lib/systemd", "usr/lib/systemd/system", "etc", "var", "proc", "sys", "dev", "run", "tmp"] {
+    for dir in [
+        "usr",
+        "usr/bin",
+        "usr/lib",
+        "usr/lib/modules",
+        "usr/lib/modules/6.1",
+        "usr/lib/systemd",
+        "usr/lib/systemd/system",
+        "etc",
+        "var",
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+    ] {
         layer = layer.dir(dir);
     }
     layer
@@ -61,10 +76,16 @@ pub fn os_layer(version: &str) -> Layer {
         .dir("usr/sbin")
         .file("usr/lib/modules/6.1/vmlinuz", format!("kernel of {version}").as_bytes())
         .file("usr/lib/modules/6.1/initramfs.img", b"initramfs")
-        .file("usr/lib/os-release", format!("NAME=Test\nID=test\nVERSION_ID={version}\nPRETTY_NAME=\"Test {version}\"\n").as_bytes())
+        .file(
+            "usr/lib/os-release",
+            format!("NAME=Test\nID=test\nVERSION_ID={version}\nPRETTY_NAME=\"Test {version}\"\n").as_bytes(),
+        )
         .link("etc/os-release", "../usr/lib/os-release")
         .file("etc/default.conf", format!("default of {version}\n").as_bytes())
-        .file("usr/lib/systemd/system/base.service", b"[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n")
+        .file(
+            "usr/lib/systemd/system/base.service",
+            b"[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n",
+        )
 }
 
 /// Writes an OCI layout with these layers and labels.

@@ -86,7 +86,11 @@ fn after_a_rollback_the_same_input_is_refused_until_a_person_overrides_it() {
     let out = host.osctl(&["rollback"]);
     assert!(out.status.success(), "{}", text(&out));
     assert_eq!(host.deployments()[0], v1[0]);
-    assert_eq!(read(&host.etc(), "osctl/derive.d/50-agent.yaml"), drop_ins, "rollback never touches /etc/osctl");
+    assert_eq!(
+        read(&host.etc(), "osctl/derive.d/50-agent.yaml"),
+        drop_ins,
+        "rollback never touches /etc/osctl"
+    );
     let refused = host.osctl(&["upgrade"]);
     assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
     assert!(text(&refused).contains("--allow-rejected"), "{}", text(&refused));
@@ -100,7 +104,11 @@ fn after_a_rollback_the_same_input_is_refused_until_a_person_overrides_it() {
 fn a_local_change_of_a_declared_file_is_a_conflict_unless_the_drop_in_says_otherwise() {
     let world = World::new();
     let host = world.host();
-    let file = |on: &str| format!("files:\n  - path: /etc/default.conf\n    contents: {{inline: \"declared\\n\"}}\n    overwrite: true\n{on}");
+    let file = |on: &str| {
+        format!(
+            "files:\n  - path: /etc/default.conf\n    contents: {{inline: \"declared\\n\"}}\n    overwrite: true\n{on}"
+        )
+    };
     std::fs::write(host.deployed().join("etc/default.conf"), "by hand\n").unwrap();
     host.drop_in("50-a.yaml", &file(""));
     let before = host.deployments();
@@ -130,7 +138,12 @@ fn a_pinned_deployment_stays_and_what_no_deployment_needs_goes() {
     assert_eq!(all.len(), 3, "default, rollback and the pinned one: {all:?}");
     assert!(all.contains(&v1));
     host.fsck();
-    let refs = host.ostree(&["refs", &format!("--repo={}", host.sysroot().join("ostree/repo").display()), "--list", "ostree/container/baseimage"]);
+    let refs = host.ostree(&[
+        "refs",
+        &format!("--repo={}", host.sysroot().join("ostree/repo").display()),
+        "--list",
+        "ostree/container/baseimage",
+    ]);
     assert_eq!(refs.lines().count(), 3, "{refs}");
 }
 

@@ -37,7 +37,9 @@ impl Registry {
                 .expect("docker-registry is installed by make test");
             let log = Arc::new(Mutex::new(Vec::new()));
             let (lines, sink) = (BufReader::new(child.stdout.take().unwrap()), log.clone());
-            std::thread::spawn(move || lines.lines().map_while(Result::ok).for_each(|l| sink.lock().unwrap().push(l)));
+            std::thread::spawn(move || {
+                lines.lines().map_while(Result::ok).for_each(|l| sink.lock().unwrap().push(l))
+            });
             for _ in 0..100 {
                 if std::net::TcpStream::connect(&address).is_ok() {
                     return Registry { child, dir, address, log };
@@ -53,7 +55,8 @@ impl Registry {
     /// A registries.conf(5) that reaches this registry without TLS.
     pub fn conf(&self) -> PathBuf {
         let path = self.dir.path().join("registries.conf");
-        std::fs::write(&path, format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", self.address)).unwrap();
+        std::fs::write(&path, format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", self.address))
+            .unwrap();
         path
     }
 
@@ -61,7 +64,13 @@ impl Registry {
     pub fn push(&self, layout: &Path, name: &str) -> String {
         let reference = format!("{}/{name}", self.address);
         let out = Command::new("skopeo")
-            .args(["copy", "-q", "--dest-tls-verify=false", &format!("oci:{}", layout.display()), &format!("docker://{reference}")])
+            .args([
+                "copy",
+                "-q",
+                "--dest-tls-verify=false",
+                &format!("oci:{}", layout.display()),
+                &format!("docker://{reference}"),
+            ])
             .output()
             .unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -83,7 +92,10 @@ impl Registry {
 
     /// Removes a repository, as an administrator's mistake would.
     pub fn lose(&self, repository: &str) {
-        std::fs::remove_dir_all(self.dir.path().join("data/docker/registry/v2/repositories").join(repository)).unwrap();
+        std::fs::remove_dir_all(
+            self.dir.path().join("data/docker/registry/v2/repositories").join(repository),
+        )
+        .unwrap();
     }
 }
 

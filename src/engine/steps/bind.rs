@@ -3,11 +3,11 @@
 use crate::bound;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{CompleteSet, Derived};
-use crate::model::{Error, Result};
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
 use crate::model::image::Digest;
 use crate::model::job::Step;
 use crate::model::request::Request;
+use crate::model::{Error, Result};
 use crate::store::tree::CommitTree;
 
 /// The images that a derived commit asks for, with their digests.
@@ -39,9 +39,11 @@ pub async fn discover(job: &Job<'_>, derived: &Derived) -> Result<Wanted> {
     let (commit, config) = (derived.commit.clone(), job.env.config_root()?);
     let specs = job
         .cx
-        .step(Step::BindDiscover, job.store.run(job.cx, move |s, _| {
-            bound::discover(&CommitTree::open(&s.repo(), &commit)?, &config)
-        }))
+        .step(
+            Step::BindDiscover,
+            job.store
+                .run(job.cx, move |s, _| bound::discover(&CommitTree::open(&s.repo(), &commit)?, &config)),
+        )
         .await?;
     let recorded = if job.keeps_digests { recorded(job)? } else { BoundSet::default() };
     let (known, new): (Vec<BoundSpec>, Vec<BoundSpec>) =

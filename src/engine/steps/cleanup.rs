@@ -13,7 +13,9 @@ pub async fn cleanup(job: &Job<'_>, staged: Staged) -> Result<JobResult> {
     if let Err(error) = run(job).await {
         // The deployment stands; the next job cleans up again.
         tracing::warn!(job = job.id, error = error.chain(), "cleaning up");
-        result.notes.push(format!("cleaning up failed and is tried again by the next job: {}", error.chain()));
+        result
+            .notes
+            .push(format!("cleaning up failed and is tried again by the next job: {}", error.chain()));
     }
     Ok(result)
 }
@@ -24,7 +26,8 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
         job.cx.message(format!("freed {} MiB of old deployments", pruned.freed >> 20));
     }
     let journal = job.env.journal()?;
-    let keep: Vec<String> = pruned.snapshot.entries.iter().filter_map(|e| e.origin.bound_set.clone()).collect();
+    let keep: Vec<String> =
+        pruned.snapshot.entries.iter().filter_map(|e| e.origin.bound_set.clone()).collect();
     let mut sets = Vec::new();
     for key in &keep {
         sets.extend(bound::recorded(journal.dir(), key)?);

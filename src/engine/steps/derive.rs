@@ -24,10 +24,13 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled) -> Result<Derived> {
     let base = pulled.base.commit.clone();
     let manifest = job
         .cx
-        .step(Step::DeriveRead, job.store.run(job.cx, move |s, _| {
-            let tree = CommitTree::open(&s.repo(), &base)?;
-            read::read(&config, Some(&tree))
-        }))
+        .step(
+            Step::DeriveRead,
+            job.store.run(job.cx, move |s, _| {
+                let tree = CommitTree::open(&s.repo(), &base)?;
+                read::read(&config, Some(&tree))
+            }),
+        )
         .await?;
     refuse_rejected(job, &pulled, &manifest)?;
     let (base, digest, wanted) = (pulled.base.commit.clone(), pulled.base.digest.clone(), manifest.clone());
@@ -35,16 +38,19 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled) -> Result<Derived> {
     let first = job.options.kargs.clone();
     let (commit, computed) = job
         .cx
-        .step(Step::DeriveCommit, job.store.run(job.cx, move |s, c| {
-            let repo = s.repo();
-            let hooks = apply::Hooks { install_links, sysusers: sysusers_conf };
-            let derived = apply::commit(&repo, &base, &digest, &wanted, hooks, Some(c))?;
-            let (mut current, previous) = merge.unwrap_or_default();
-            current.extend(first);
-            let previous = previous.map(|p| Owned::from_json(&p)).transpose()?.unwrap_or_default();
-            let vendor = vendor_kargs(&CommitTree::open(&repo, &derived.commit)?)?;
-            Ok((derived.commit, kargs::compute(&current, &previous, &vendor, &wanted)?))
-        }))
+        .step(
+            Step::DeriveCommit,
+            job.store.run(job.cx, move |s, c| {
+                let repo = s.repo();
+                let hooks = apply::Hooks { install_links, sysusers: sysusers_conf };
+                let derived = apply::commit(&repo, &base, &digest, &wanted, hooks, Some(c))?;
+                let (mut current, previous) = merge.unwrap_or_default();
+                current.extend(first);
+                let previous = previous.map(|p| Owned::from_json(&p)).transpose()?.unwrap_or_default();
+                let vendor = vendor_kargs(&CommitTree::open(&repo, &derived.commit)?)?;
+                Ok((derived.commit, kargs::compute(&current, &previous, &vendor, &wanted)?))
+            }),
+        )
         .await?;
     Ok(Derived { pulled, commit, manifest, kargs: computed.args, owned_kargs: computed.owned.to_json() })
 }
@@ -81,24 +87,36 @@ pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir) -> Vec<St
     compare().unwrap_or_else(|error| vec![format!("the drop-ins cannot be applied: {}", error.chain())])
 }
 
-fn changes(repo: &ostree::Repo, commit: &str, manifest: &crate::model::manifest::Manifest) -> Result<Vec<String>> {
+fn changes(
+    repo: &ostree::Repo,
+    commit: &str,
+    manifest: &crate::model::manifest::Manifest,
+) -> Result<Vec<String>> {
     Ok(diff::compare(&CommitTree::open(repo, commit)?, manifest)?.lines())
 }
 
 /// A pair of base and input that somebody rolled back from is not taken again by itself.
-fn refuse_rejected(job: &Job<'_>, pulled: &Pulled, manifest: &crate::model::manifest::Manifest) -> Result<()> {
+fn refuse_rejected(
+    job: &Job<'_>,
+    pulled: &Pulled,
+    manifest: &crate::model::manifest::Manifest,
+) -> Result<()> {
     let input = (!manifest.is_empty()).then(|| manifest.input_digest());
     let journal = job.env.journal()?;
     let digest = Some(&pulled.base.digest);
     if job.options.allow_rejected {
         return journal.accept(digest, input.as_ref());
     }
-    let hit = journal.rejected()?.into_iter().find(|r| r.digest.as_ref() == digest && r.input_digest == input);
+    let hit =
+        journal.rejected()?.into_iter().find(|r| r.digest.as_ref() == digest && r.input_digest == input);
     match hit {
         None => Ok(()),
         Some(r) => Err(Error::new(
             ErrorKind::Rejected,
-            format!("{} with these drop-ins was rejected before ({}); nothing was staged", pulled.base.digest, r.reason),
+            format!(
+                "{} with these drop-ins was rejected before ({}); nothing was staged",
+                pulled.base.digest, r.reason
+            ),
         )
         .hint("take it all the same with: osctl upgrade --allow-rejected")),
     }
@@ -110,7 +128,8 @@ fn vendor_kargs(tree: &CommitTree) -> Result<Vec<kargs::VendorKarg>> {
         for name in tree.list(dir)?.iter().filter(|n| n.ends_with(".toml")) {
             let path = format!("{dir}/{name}");
             let Some(bytes) = tree.read(&path, KARGS_LIMIT)? else { continue };
-            let text = String::from_utf8(bytes).kind(ErrorKind::InvalidArgument, format!("{path} is not UTF-8"))?;
+            let text =
+                String::from_utf8(bytes).kind(ErrorKind::InvalidArgument, format!("{path} is not UTF-8"))?;
             all.extend(kargs::parse_vendor(&path, &text, std::env::consts::ARCH)?);
         }
     }

@@ -14,10 +14,8 @@ pub async fn pull(job: &Job<'_>, planned: Planned) -> Result<Pulled> {
         Target::Image(resolved) => {
             let options = fetch_options(job.env, &job.options)?;
             let repo = job.env.layout.repo();
-            let base = job
-                .cx
-                .step(Step::PullLayers, crate::pull::pull(job.cx, &repo, &resolved, &options))
-                .await?;
+            let base =
+                job.cx.step(Step::PullLayers, crate::pull::pull(job.cx, &repo, &resolved, &options)).await?;
             (base, Some(resolved.image.clone()))
         }
     };

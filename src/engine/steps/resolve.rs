@@ -89,8 +89,12 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
 /// A handle to the repository, for reading.
 pub fn open_repo(env: &Env) -> Result<ostree_ext::ostree::Repo> {
     let path = env.layout.repo();
-    ostree_ext::ostree::Repo::open_at(rustix::fs::CWD.as_raw(), &path.to_string_lossy(), ostree_ext::gio::Cancellable::NONE)
-        .doing_with(|| format!("opening the repository {}", path.display()))
+    ostree_ext::ostree::Repo::open_at(
+        rustix::fs::CWD.as_raw(),
+        &path.to_string_lossy(),
+        ostree_ext::gio::Cancellable::NONE,
+    )
+    .doing_with(|| format!("opening the repository {}", path.display()))
 }
 
 trait AsRaw {
@@ -106,13 +110,17 @@ impl AsRaw for rustix::fd::BorrowedFd<'_> {
 fn tracked_image(before: &Snapshot) -> Result<ImageRef> {
     let next = before.next().ok_or_else(no_deployment)?;
     next.deployment.image.clone().ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, format!("deployment {} tracks no container image", next.deployment.id))
-            .hint("name one: osctl rebase IMAGE")
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("deployment {} tracks no container image", next.deployment.id),
+        )
+        .hint("name one: osctl rebase IMAGE")
     })
 }
 
 fn no_deployment() -> Error {
-    Error::new(ErrorKind::WrongState, "there is no deployment yet").hint("make the first one: osctl rebase IMAGE")
+    Error::new(ErrorKind::WrongState, "there is no deployment yet")
+        .hint("make the first one: osctl rebase IMAGE")
 }
 
 /// Refuses hosts and deployments that another tool owns.
@@ -120,7 +128,8 @@ fn owned(before: &Snapshot, options: &Options) -> Result<()> {
     let foreign = |e: &&Entry| !e.deployment.incompatible.is_empty();
     if let Some(entry) = before.merge().filter(foreign) {
         let keys = entry.deployment.incompatible.join(", ");
-        let layered = keys.contains("packages/") || keys.contains("rpmostree") || keys.contains("baserefspec");
+        let layered =
+            keys.contains("packages/") || keys.contains("rpmostree") || keys.contains("baserefspec");
         let hint = if layered {
             "it belongs to rpm-ostree: remove its layers first with: rpm-ostree reset, or go on using rpm-ostree"
         } else {
@@ -128,7 +137,10 @@ fn owned(before: &Snapshot, options: &Options) -> Result<()> {
         };
         return Err(Error::new(
             ErrorKind::Conflict,
-            format!("the origin of {} has keys that osctl does not know and will not rewrite: {keys}", entry.deployment.id),
+            format!(
+                "the origin of {} has keys that osctl does not know and will not rewrite: {keys}",
+                entry.deployment.id
+            ),
         )
         .hint(hint)
         .detail("keys", keys));

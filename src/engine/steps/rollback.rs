@@ -10,8 +10,11 @@ use crate::store::{publish, snapshot};
 /// Makes the previous deployment the next boot's. Never touches `/etc/osctl`.
 pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
     let target = job.before.rollback().ok_or_else(|| {
-        Error::new(ErrorKind::WrongState, "there is no previous deployment to roll back to; nothing was changed")
-            .hint("see: osctl status")
+        Error::new(
+            ErrorKind::WrongState,
+            "there is no previous deployment to roll back to; nothing was changed",
+        )
+        .hint("see: osctl status")
     })?;
     let from = job.before.next().map(|e| e.deployment.clone());
     let journal = job.env.journal()?;
@@ -23,7 +26,8 @@ pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
         .cx
         .step(Step::StagePublish, job.store.run(job.cx, move |s, c| publish::make_default(s, &id, c)))
         .await?;
-    let mut notes: Vec<String> = discarded.iter().map(|d| format!("discarded the staged deployment {d}")).collect();
+    let mut notes: Vec<String> =
+        discarded.iter().map(|d| format!("discarded the staged deployment {d}")).collect();
     job.cx
         .step(Step::StageRecord, async {
             if let (true, Some(from)) = (reject, &from) {
@@ -54,7 +58,11 @@ pub async fn pin(job: &Job<'_>, id: String, pinned: bool) -> Result<JobResult> {
     let wanted = id.clone();
     let entry = job.before.entries.iter().find(|e| e.deployment.id == id);
     if entry.is_some_and(|e| e.deployment.pinned == pinned) {
-        return Ok(JobResult { summary: "Nothing to do.".into(), deployment: Some(id), ..Default::default() });
+        return Ok(JobResult {
+            summary: "Nothing to do.".into(),
+            deployment: Some(id),
+            ..Default::default()
+        });
     }
     job.store.run(job.cx, move |s, _| publish::set_pinned(s, &wanted, pinned)).await?;
     let summary = format!("{} {id}", if pinned { "Pinned" } else { "Unpinned" });

@@ -9,9 +9,9 @@ use crate::engine::stages::{Derived, Ready};
 use crate::engine::steps::bind::{self, Wanted};
 use crate::model::job::{JobResult, Step};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::store::publish::NewDeployment;
 use crate::store::tree::CommitTree;
 use crate::store::{publish, snapshot};
-use crate::store::publish::NewDeployment;
 use ostree_ext::ostree;
 use std::path::{Path, PathBuf};
 
@@ -62,7 +62,9 @@ pub async fn preflight(job: &Job<'_>, ready: &Ready) -> Result<EtcChanges> {
     let (commit, manifest) = (ready.commit().to_owned(), ready.manifest().clone());
     let work = job.store.run(job.cx, move |s, _| {
         let tree = CommitTree::open(&s.repo(), &commit)?;
-        let Some(root) = root else { return Ok(EtcChanges { plan: etc::plan(None, &tree, &manifest)?, ..Default::default() }) };
+        let Some(root) = root else {
+            return Ok(EtcChanges { plan: etc::plan(None, &tree, &manifest)?, ..Default::default() });
+        };
         let (live, defaults) = etc_dirs(&root)?;
         let plan = etc::plan(Some(etc::Previous { live: &live, defaults: &defaults }), &tree, &manifest)?;
         let takes = take::prepare(&live, plan.to_take().map(|p| p.path.as_str()))?;
@@ -74,7 +76,8 @@ pub async fn preflight(job: &Job<'_>, ready: &Ready) -> Result<EtcChanges> {
 /// Publishes. From the intent to the record it cannot be cancelled.
 pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Staged> {
     let journal = job.env.journal()?;
-    let mut intent = env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), job.before.booted);
+    let mut intent =
+        env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), job.before.booted);
     intent.takes.clone_from(&etc.takes);
     intent.etc_root = etc.root.clone();
     let discarded: Vec<String> = job.before.staged().iter().map(|e| e.deployment.id.clone()).collect();
