@@ -20,7 +20,7 @@ const ENVIRONMENT: [&str; 11] = [
     "http_proxy",
     "https_proxy",
     "no_proxy",
-    "CONTAINERS_REGISTRIES_CONF",
+    auth::REGISTRIES_CONF,
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 ];
@@ -45,6 +45,10 @@ impl Skopeo {
         })
     }
 
+    fn registries(&self) -> Option<&str> {
+        self.env.iter().find(|(name, _)| name == auth::REGISTRIES_CONF).map(|(_, value)| value.as_str())
+    }
+
     pub(super) fn tmp(&self) -> &Path {
         &self.tmp
     }
@@ -58,12 +62,8 @@ impl Skopeo {
         std::fs::create_dir_all(&self.tmp).doing_with(|| format!("creating {}", self.tmp.display()))?;
         let mut command = Command::new("skopeo");
         command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", &self.tmp);
-        // The signature policy of the configured root, where it has one, else that of the running system.
-        let policy = "etc/containers/policy.json";
-        if self.config_root.exists(policy) {
-            command.arg("--policy").arg(auth::host_path(&self.config_root).join(policy));
-        }
-        command.args(args);
+        let policy = auth::policy(&self.config_root);
+        command.args(process::skopeo_options(policy.as_deref(), self.registries().map(Path::new))).args(args);
         let output = process::run(cx, command).await?;
         if output.success { Ok(output.stdout) } else { Err(reason(&output.stderr)) }
     }

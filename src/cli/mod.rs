@@ -61,13 +61,17 @@ fn run(verb: Verb, target: &Target, terminal: &Terminal, argv: &[OsString]) -> R
             .into());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.doing("starting the runtime")?.block_on(async {
+    let runtime = runtime.doing("starting the runtime")?;
+    let code = runtime.block_on(async {
         let client = Client::connect(target, "osctl").await?;
         let session = Session { client, terminal: terminal.clone() };
         let code = dispatch(verb, &session).await;
         session.client.close().await;
         code
-    })
+    });
+    // The engine has drained, the answer is known: nothing that is left may keep the person waiting.
+    runtime.shutdown_background();
+    code
 }
 
 async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {

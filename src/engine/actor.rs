@@ -131,13 +131,13 @@ impl Actor {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(WATCH_SYSROOT);
         let mut dirty = false;
-        loop {
+        let mut asked = true;
+        while asked || self.running.is_some() || !self.queue.is_empty() {
             tokio::select! {
-                command = inbox.recv() => match command {
+                command = inbox.recv(), if asked => match command {
                     Some(command) => self.command(command).await,
-                    // Every handle is gone: nobody can ask for anything any more.
-                    None if self.running.is_none() && self.queue.is_empty() => return,
-                    None => {}
+                    // Every handle is gone: nobody can ask for anything any more. What was asked for is still done.
+                    None => asked = false,
                 },
                 Some((id, event)) = events.recv() => {
                     let urgent = !matches!(event, Event::Bytes { .. } | Event::Items { .. });

@@ -38,6 +38,11 @@ impl Env {
         Env { layout, environment, seen: Mutex::new(None) }
     }
 
+    /// A variable of the environment that the binary was started with.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
     /// How skopeo is called for bound images.
     pub fn skopeo(&self) -> Result<bound::Skopeo> {
         bound::Skopeo::new(

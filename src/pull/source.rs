@@ -4,6 +4,7 @@ use super::failure::from_skopeo;
 use super::types::FetchOptions;
 use crate::model::Result;
 use crate::model::image::{Digest, ImageRef};
+use crate::sys::process;
 use ostree_ext::containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
 use ostree_ext::oci_spec::image as oci;
 use std::future::Future;
@@ -19,9 +20,7 @@ const MAX_CONFIG: u64 = 8 << 20;
 /// ostree-ext's replaces the user. Skopeo ends when its socket closes, and with our process group.
 pub(super) fn proxy_config(opts: &FetchOptions) -> ImageProxyConfig {
     let mut skopeo = Command::new("skopeo");
-    if let Some(policy) = &opts.policy {
-        skopeo.arg("--policy").arg(policy);
-    }
+    skopeo.args(process::skopeo_options(opts.policy.as_deref(), opts.registries.as_deref()));
     ImageProxyConfig {
         authfile: opts.auth_file.clone(),
         auth_anonymous: opts.auth_file.is_none(),

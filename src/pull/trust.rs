@@ -9,6 +9,7 @@ use super::failure::from_skopeo;
 use super::types::FetchOptions;
 use crate::model::image::ImageRef;
 use crate::model::{Context, Result};
+use crate::sys::process;
 use std::path::Path;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -28,7 +29,7 @@ pub(super) async fn check(image: &ImageRef, opts: &FetchOptions) -> Result<()> {
     let doing = format!("checking {image} against {}", policy.display());
     let scratch = tempfile::tempdir().doing_with(|| doing.clone())?;
     let mut command = Command::new("skopeo");
-    command.arg("--policy").arg(policy).arg("copy");
+    command.args(process::skopeo_options(Some(policy), opts.registries.as_deref())).arg("copy");
     match &opts.auth_file {
         Some(file) => command.arg("--src-authfile").arg(file),
         None => command.arg("--src-no-creds"),

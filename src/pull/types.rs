@@ -17,6 +17,8 @@ pub struct FetchOptions {
     pub insecure: bool,
     /// A containers-policy.json(5) in place of the system's.
     pub policy: Option<PathBuf>,
+    /// A containers-registries.conf(5) in place of the system's.
+    pub registries: Option<PathBuf>,
     /// Accept a plain image with files in `/var`, and leave them out.
     pub drop_var: bool,
     /// Where the work is done.

@@ -1,4 +1,4 @@
-//! Where registry credentials lie. Only paths leave this module, never contents.
+//! Where registry credentials, the signature policy and the registries' configuration lie. Only paths leave this module, never contents.
 
 use cap_std_ext::cap_std::fs::Dir;
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,6 +13,17 @@ pub const SEARCH: [&str; 6] = [
     "run/containers/0/auth.json",
     "etc/containers/auth.json",
 ];
+
+/// The variable that names a containers-registries.conf(5) in place of the system's.
+///
+/// Podman reads it. skopeo 1.9.3 does not (seen), and has an option for it: [`super::process::skopeo_options`].
+pub const REGISTRIES_CONF: &str = "CONTAINERS_REGISTRIES_CONF";
+
+/// The signature policy of the configured root, where it has one; otherwise programs use that of the running system.
+pub fn policy(config_root: &Dir) -> Option<PathBuf> {
+    let path = "etc/containers/policy.json";
+    config_root.exists(path).then(|| host_path(config_root).join(path))
+}
 
 /// The credentials file to use: the image's own, else the first that exists; `None` means anonymous.
 ///

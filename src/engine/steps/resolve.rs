@@ -11,6 +11,7 @@ use crate::model::{Context, Error, ErrorKind, Result};
 use crate::pull::{FetchOptions, Resolved};
 use crate::store::snapshot::{self, Entry, Snapshot};
 use crate::store::sysroot;
+use crate::sys::auth;
 
 /// The newest image of the reference that the host tracks.
 pub async fn tracked(job: &Job<'_>) -> Result<Target> {
@@ -82,8 +83,14 @@ pub async fn check(cx: &Cx, env: &Env, options: &Options) -> Result<JobResult> {
 
 /// How images are fetched on this host.
 pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
-    let auth_file = crate::sys::auth::find_auth(&env.config_root()?, None);
-    Ok(FetchOptions { auth_file, drop_var: options.drop_var, ..Default::default() })
+    let config_root = env.config_root()?;
+    Ok(FetchOptions {
+        auth_file: auth::find_auth(&config_root, None),
+        policy: auth::policy(&config_root),
+        registries: env.variable(auth::REGISTRIES_CONF).map(Into::into),
+        drop_var: options.drop_var,
+        ..Default::default()
+    })
 }
 
 /// A handle to the repository, for reading.
