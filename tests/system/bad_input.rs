@@ -22,8 +22,12 @@ fn bad_images_are_refused_by_name_and_change_nothing() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let table = [
         (
-            push("noboot", vec![Layer::new().dir("usr").dir("usr/bin").dir("etc").file("usr/bin/x", b"x")]),
-            vec!["nothing was staged", "kernel", "merged"],
+            push("unmerged", vec![Layer::new().dir("usr").dir("usr/bin").dir("etc").file("usr/bin/x", b"x")]),
+            vec!["no /bin, which must be a link to usr/bin"],
+        ),
+        (
+            push("kernel", vec![os_layer("9"), Layer::new().file("usr/lib/modules/.wh.6.1", b"")]),
+            vec!["kernel"],
         ),
         (push("var", vec![os_layer("9").dir("var/lib").file("var/lib/db", b"x")]), vec!["/var/lib/db"]),
         (push("top", vec![os_layer("9").dir("nix")]), vec!["nix"]),

@@ -158,14 +158,16 @@ impl Host {
         self.ostree(&["fsck", "-q", &format!("--repo={}", self.sysroot().join("ostree/repo").display())]);
     }
 
-    /// The references of the images that podman finds in the bound store.
+    /// The references of the images that podman finds in the bound store, an additional one as on a host.
     pub fn podman_images(&self) -> Vec<String> {
-        let run = tempfile::tempdir().unwrap();
+        let own = tempfile::tempdir().unwrap();
         let out = Command::new("podman")
             .arg("--root")
-            .arg(self.store())
+            .arg(own.path().join("root"))
             .arg("--runroot")
-            .arg(run.path())
+            .arg(own.path().join("run"))
+            .arg("--storage-opt")
+            .arg(format!("additionalimagestore={}", self.store().display()))
             .args(["images", "--format", "{{.Repository}}:{{.Tag}}"])
             .output()
             .unwrap();
