@@ -18,7 +18,7 @@ fn bad_images_are_refused_by_name_and_change_nothing() {
         format!("{}/{name}:1", world.registry.address)
     };
     let archive = world.images.path().join("cut.tar");
-    std::fs::write(&archive, &[0u8; 700]).unwrap();
+    std::fs::write(&archive, [0u8; 700]).unwrap();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let table = [
         (

@@ -101,7 +101,9 @@ fn whatever_is_wrong_in_the_tree_names_its_file() {
     const Q: &str = "/usr/share/containers/systemd";
     let at = |name: &str| format!("{B}/{name}");
     let big = format!("[Container]\nImage=quay.io/x/a:1\n{}", "# x\n".repeat(300_000));
-    let table: Vec<(&str, Vec<(String, Put)>, &str)> = vec![
+    /// What it is about, what is in the tree, and what is said.
+    type Row<'a> = (&'a str, Vec<(String, Put<'a>)>, &'a str);
+    let table: Vec<Row> = vec![
         ("a file", vec![(at("a.container"), File(OK))], "a.container: is not a link"),
         (
             "a TOML for bootc",

@@ -21,7 +21,7 @@ pub async fn cleanup(job: &Job<'_>, staged: Staged) -> Result<JobResult> {
 }
 
 async fn run(job: &Job<'_>) -> Result<(), Error> {
-    let pruned = job.cx.step(Step::CleanupPrune, job.store.run(job.cx, |s, c| prune::prune(s, c))).await?;
+    let pruned = job.cx.step(Step::CleanupPrune, job.store.run(job.cx, prune::prune)).await?;
     if pruned.freed > 0 {
         job.cx.message(format!("freed {} MiB of old deployments", pruned.freed >> 20));
     }
