@@ -1,6 +1,7 @@
 #!/bin/bash
 # deps.sh TARGET...: installs what `make TARGET` needs and is not there. Groups: build, image, demo, test, vm-test, bench, lint.
-# Debian: apt. Fedora: dnf. Anywhere else: prints what is missing and fails. Nothing is ever removed.
+# Debian: apt. Fedora: dnf. Anywhere else: prints what is missing and fails.
+# Nothing is removed, unless DEPS_MAY_REMOVE=1, which is for machines that are thrown away.
 # shellcheck disable=SC2034  # the NEED_ lists are read by name
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -85,8 +86,10 @@ install_debian() {
   before=$(apt-get install -s --no-install-recommends "$@") ||
     die "apt cannot install: $*. Its own words are above; try apt-get update, or install them by hand."
   after=$(printf '%s\n' "$before" | sed -n 's/^Remv \([^ ]*\).*/\1/p' | tr '\n' ' ')
-  if [ -n "$after" ]; then
-    die "installing ($*) would remove: $after. Nothing was changed. Install by hand in versions that agree (for qemu-utils: the version of qemu-system-x86), or remove them yourself if you do not need them."
+  if [ -n "$after" ] && [ "${DEPS_MAY_REMOVE:-}" = 1 ]; then
+    note "removing, as DEPS_MAY_REMOVE=1 allows: $after"
+  elif [ -n "$after" ]; then
+    die "installing ($*) would remove: $after. Nothing was changed. Install by hand in versions that agree (for qemu-utils: the version of qemu-system-x86), or, if you do not need them, allow it: DEPS_MAY_REMOVE=1."
   fi
   DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
 }
