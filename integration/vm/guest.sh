@@ -83,7 +83,10 @@ status_names_the_new_digest() { osctl status --json | grep -q "$V2_DIGEST"; }
 version_2_is_booted() { ostree admin status; [ "$(os_version)" = 2 ]; }
 status_says_the_new_digest_is_booted() {
   osctl status --json
-  osctl status --json | tr -d ' \n' | grep -o '"booted":{.*' | grep -q "$V2_DIGEST"
+  osctl status --json | tr -d ' \n' | grep -q "\"digest\":\"$V2_DIGEST\"[^{]*\"booted\":true"
+}
+the_outcome_of_the_update_is_told() {
+  osctl status --json | tr -d ' \n' | grep -o '"last-outcome":{"ok":true[^}]*}' | grep "$V2_DIGEST"
 }
 a_file_that_version_2_deletes_is_gone() { [ ! -e /usr/share/only-in-1 ]; }
 an_untouched_etc_file_takes_the_new_default() { grep -x 'default of version 2' /etc/rig-default.conf; }
@@ -184,6 +187,7 @@ case $PHASE in
     check version_2_is_booted
     check the_host_reaches_state_running
     check status_says_the_new_digest_is_booted
+    check the_outcome_of_the_update_is_told
     check a_file_that_version_2_deletes_is_gone
     check an_untouched_etc_file_takes_the_new_default
     check a_locally_changed_etc_file_is_kept

@@ -106,12 +106,8 @@ impl Env {
         let locked = Locked::acquire(cx, &self.layout).await?;
         let journal = self.journal()?;
         if let Some(intent) = journal.intent()? {
-            let wanted = intent.checksum.clone();
-            let there = locked
-                .run(cx, move |s, _| {
-                    Ok(snapshot::read(s)?.entries.iter().any(|e| e.deployment.checksum == wanted))
-                })
-                .await?;
+            let expected = intent.clone();
+            let there = locked.run(cx, move |s, _| Ok(published(&snapshot::read(s)?, &expected))).await?;
             tracing::warn!(
                 job = intent.job,
                 published = there,
@@ -177,6 +173,17 @@ fn assemble(snapshot: &Snapshot, journal: &Journal) -> Result<Status> {
     Ok(status)
 }
 
+/// Whether the deployments are as the intent wanted them.
+pub fn published(now: &Snapshot, intent: &Intent) -> bool {
+    match &intent.rollback {
+        Some(rollback) => now.next().is_some_and(|e| e.deployment.id == rollback.to),
+        None => now
+            .entries
+            .iter()
+            .any(|e| e.deployment.checksum == intent.checksum && !intent.before.contains(&e.deployment.id)),
+    }
+}
+
 /// Makes the journal and `/etc` true to whether the intent's deployment is there.
 pub fn settle(journal: &Journal, intent: &Intent, published: bool) -> Result<()> {
     if published {
@@ -209,14 +216,16 @@ pub fn intent(
     job: &str,
     checksum: &str,
     digest: Option<crate::model::image::Digest>,
-    staged: bool,
+    before: &Snapshot,
 ) -> Intent {
     Intent {
         job: job.to_owned(),
         checksum: checksum.to_owned(),
         digest,
         boot_id: boot_id(),
-        staged,
+        before: before.entries.iter().map(|e| e.deployment.id.clone()).collect(),
+        rollback: None,
+        staged: before.booted,
         takes: Vec::new(),
         etc_root: None,
     }

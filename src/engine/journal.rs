@@ -41,6 +41,12 @@ pub struct Intent {
     pub digest: Option<Digest>,
     /// The boot in which this happens.
     pub boot_id: String,
+    /// The ids of the deployments before it.
+    #[serde(default)]
+    pub before: Vec<String>,
+    /// Set for a rollback, which makes no new deployment.
+    #[serde(default)]
+    pub rollback: Option<Rollback>,
     /// Whether the sysroot is booted, so that the deployment is staged.
     pub staged: bool,
     /// Local copies in `/etc` that give way, to be put back if nothing is published.
@@ -49,6 +55,16 @@ pub struct Intent {
     /// The root of the deployment whose `/etc` that is.
     #[serde(default)]
     pub etc_root: Option<PathBuf>,
+}
+
+/// What a rollback is about to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rollback {
+    /// The id of the deployment that becomes the default.
+    pub to: String,
+    /// What automatic jobs refuse from then on.
+    pub reject: Option<Rejected>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -111,8 +127,14 @@ impl Journal {
 
     /// Records that the intent was carried out: what the next boot should come up with.
     pub fn done(&self, intent: &Intent) -> Result<()> {
-        if intent.staged {
-            // Before the intent goes: a crash between the two repeats this write.
+        // All of it before the intent goes: a crash in between repeats it.
+        if let Some(rollback) = &intent.rollback {
+            if let Some(entry) = &rollback.reject {
+                self.reject(entry.clone())?;
+            }
+            // What was staged is discarded with a rollback: nothing is expected of the next boot any more.
+            remove_durably(&self.dir, PENDING)?;
+        } else if intent.staged {
             self.save(PENDING, intent)?;
         }
         remove_durably(&self.dir, INTENT)
@@ -123,11 +145,6 @@ impl Journal {
         remove_durably(&self.dir, INTENT)
     }
 
-    /// Nothing is expected of the next boot any more (a rollback replaced it).
-    pub fn forget_pending(&self) -> Result<()> {
-        remove_durably(&self.dir, PENDING)
-    }
-
     /// Compares what was to boot with what did, once per boot.
     pub fn judge_boot(
         &self,
@@ -136,7 +153,8 @@ impl Journal {
         finalize_failure: Option<String>,
     ) -> Result<Option<Outcome>> {
         let Some(pending) = self.load::<Intent>(PENDING)? else { return self.load(OUTCOME) };
-        if pending.boot_id == boot_id {
+        // What was staged can only run after a boot, even where the kernel's id of a boot outlives it (containers).
+        if pending.boot_id == boot_id && pending.checksum != booted {
             return self.load(OUTCOME);
         }
         let outcome = judge(&pending, booted, finalize_failure);
@@ -255,6 +273,8 @@ mod tests {
             checksum: "new".into(),
             digest: None,
             boot_id: "1".into(),
+            before: Vec::new(),
+            rollback: None,
             staged: true,
             takes: Vec::new(),
             etc_root: None,

@@ -101,3 +101,35 @@ fn a_kill_in_the_first_half_of_the_pipeline_leaves_the_old_or_the_new_set() {
 fn a_kill_in_the_second_half_of_the_pipeline_leaves_the_old_or_the_new_set() {
     cut_at(&half(true), "kill");
 }
+
+/// Cuts a rollback at each of its points: either nothing happened, or all of it, the rejection included.
+fn cut_rollback_at(action: &str) {
+    let world = World::new();
+    for point in names().iter().filter(|n| n.starts_with("stage.")) {
+        let host = world.host();
+        let v1 = host.deployments()[0].clone();
+        world.push_os("2");
+        assert!(host.osctl(&["upgrade"]).status.success());
+        let before = host.deployments();
+        let out = host.osctl_with(&format!("{point}={action}"), &["rollback"]);
+        let what = format!("{point}={action}: {}", text(&out));
+        assert!(!out.status.success(), "{what}");
+        let rolled_back = host.deployments()[0] == v1;
+        assert_eq!(host.deployments().len(), before.len(), "{what}");
+        // Reading the status starts an engine, which recovers.
+        let rejected = host.status()["rejected"].as_array().unwrap().len();
+        assert_eq!(rejected, usize::from(rolled_back), "{what}");
+        if !rolled_back {
+            assert!(host.osctl(&["rollback"]).status.success(), "{what}");
+            assert_eq!(host.deployments()[0], v1, "{what}");
+        }
+        host.fsck();
+        world.push_os("1");
+    }
+}
+
+#[test]
+fn a_rollback_that_is_cut_off_happened_with_its_rejection_or_not_at_all() {
+    cut_rollback_at("error");
+    cut_rollback_at("kill");
+}

@@ -1,7 +1,7 @@
 //! The progress of a job: bars on a terminal, lines elsewhere, JSON lines for programs.
 
 use super::Terminal;
-use crate::model::job::Job;
+use crate::model::job::{Job, State};
 use crate::model::{Context, ErrorKind, Result};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::Write;
@@ -103,24 +103,35 @@ fn detail(job: &Job) -> String {
     text
 }
 
-/// One line per step and message, so that a log stays short.
+/// One line per step, quarter of a transfer and message, so that a log stays short.
 #[derive(Debug, Default)]
 struct Plain {
     step: String,
-    queued: bool,
+    queued: u32,
+    quarter: u64,
     said: usize,
 }
 
 impl Plain {
     fn lines(&mut self, job: &Job) -> Vec<String> {
         let mut lines = Vec::new();
-        if job.state == crate::model::job::State::Queued && !self.queued {
-            self.queued = true;
-            lines.push(format!("{}: waiting for other jobs", job.kind));
+        if job.state == State::Queued {
+            // Every job is queued when it is first seen; one that is still queued later waits.
+            self.queued += 1;
+            if self.queued == 2 {
+                lines.push(format!("{}: waiting for other jobs", job.kind));
+            }
         }
         if job.step != self.step {
             self.step.clone_from(&job.step);
+            self.quarter = 0;
             lines.push(format!("{}: {}", job.kind, job.step));
+        }
+        let quarter = (job.bytes_done * 4).checked_div(job.bytes_total).unwrap_or(0);
+        if quarter > self.quarter {
+            self.quarter = quarter;
+            let (done, total) = (HumanBytes(job.bytes_done), HumanBytes(job.bytes_total));
+            lines.push(format!("{}: {} {done} of {total}", job.kind, job.step));
         }
         lines.extend(job.messages.iter().skip(self.said).map(|m| format!("{}: {m}", job.kind)));
         self.said = job.messages.len();
@@ -170,10 +181,12 @@ mod tests {
     use crate::model::job::{Event, Initiator, JobResult, Step};
 
     #[test]
-    fn plain_progress_has_one_line_per_step_and_message() {
+    fn plain_progress_has_one_line_per_step_quarter_and_message() {
         let mut job = Job::new("1".into(), "upgrade", Initiator::default(), 1);
         let mut plain = Plain::default();
         let mut lines = plain.lines(&job);
+        assert!(lines.is_empty(), "a job that starts at once does not wait");
+        lines.extend(plain.lines(&job));
         for event in [
             Event::Started { at: 2 },
             Event::Step(Step::ResolveImage),
@@ -193,7 +206,9 @@ mod tests {
                 "upgrade: waiting for other jobs",
                 "upgrade: resolve.image",
                 "upgrade: pull.layers",
+                "upgrade: pull.layers 5 B of 10 B",
                 "upgrade: layer 1 was here already",
+                "upgrade: pull.layers 10 B of 10 B",
                 "upgrade: stage.publish",
             ]
         );

@@ -1,11 +1,14 @@
 //! rollback and pin: no new deployment is made.
 
 use crate::engine::env;
+use crate::engine::journal::{Intent, Journal, Rollback};
 use crate::engine::pipeline::Job;
+use crate::engine::steps::stage;
 use crate::model::job::{JobResult, Step};
-use crate::model::status::Rejected;
+use crate::model::status::{Deployment, Rejected};
 use crate::model::{Error, ErrorKind, Result};
-use crate::store::{publish, snapshot};
+use crate::store::publish as store_publish;
+use crate::store::snapshot;
 
 /// Makes the previous deployment the next boot's. Never touches `/etc/osctl`.
 pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
@@ -18,29 +21,28 @@ pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
     })?;
     let from = job.before.next().map(|e| e.deployment.clone());
     let journal = job.env.journal()?;
-    let intent = env::intent(job.id, &target.deployment.checksum, target.deployment.digest.clone(), false);
-    job.cx.step(Step::StageIntent, async { journal.begin(&intent) }).await?;
+    let rejected = |from: &Deployment| Rejected {
+        digest: from.digest.clone(),
+        input_digest: from.derivation.input_digest.clone(),
+        reason: format!("rolled back from {}", from.id),
+    };
+    let intent = Intent {
+        rollback: Some(Rollback {
+            to: target.deployment.id.clone(),
+            reject: from.as_ref().filter(|_| reject).map(rejected),
+        }),
+        ..env::intent(job.id, &target.deployment.checksum, target.deployment.digest.clone(), &job.before)
+    };
     let scope = job.cx.commit_scope()?;
-    let id = target.deployment.id.clone();
-    let discarded = job
-        .cx
-        .step(Step::StagePublish, job.store.run(job.cx, move |s, c| publish::make_default(s, &id, c)))
-        .await?;
+    let discarded = match publish(job, &journal, &intent, target.deployment.id.clone()).await {
+        Ok(discarded) => discarded,
+        Err(error) => {
+            stage::settle(job, &journal, &intent).await?;
+            return Err(error);
+        }
+    };
     let mut notes: Vec<String> =
         discarded.iter().map(|d| format!("discarded the staged deployment {d}")).collect();
-    job.cx
-        .step(Step::StageRecord, async {
-            if let (true, Some(from)) = (reject, &from) {
-                journal.reject(Rejected {
-                    digest: from.digest.clone(),
-                    input_digest: from.derivation.input_digest.clone(),
-                    reason: format!("rolled back from {}", from.id),
-                })?;
-            }
-            journal.forget_pending()?;
-            journal.done(&intent)
-        })
-        .await?;
     drop(scope);
     notes.extend(pending(job).await?);
     Ok(JobResult {
@@ -51,6 +53,14 @@ pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
         discarded,
         notes,
     })
+}
+
+async fn publish(job: &Job<'_>, journal: &Journal, intent: &Intent, to: String) -> Result<Vec<String>> {
+    job.cx.step(Step::StageIntent, async { journal.begin(intent) }).await?;
+    let work = job.store.run(job.cx, move |s, c| store_publish::make_default(s, &to, c));
+    let discarded = job.cx.step(Step::StagePublish, work).await?;
+    job.cx.step(Step::StageRecord, async { journal.done(intent) }).await?;
+    Ok(discarded)
 }
 
 /// Keeps a deployment from being removed, or stops doing so.
@@ -64,7 +74,7 @@ pub async fn pin(job: &Job<'_>, id: String, pinned: bool) -> Result<JobResult> {
             ..Default::default()
         });
     }
-    job.store.run(job.cx, move |s, _| publish::set_pinned(s, &wanted, pinned)).await?;
+    job.store.run(job.cx, move |s, _| store_publish::set_pinned(s, &wanted, pinned)).await?;
     let summary = format!("{} {id}", if pinned { "Pinned" } else { "Unpinned" });
     Ok(JobResult { changed: true, summary, deployment: Some(id), ..Default::default() })
 }

@@ -76,16 +76,17 @@ pub async fn preflight(job: &Job<'_>, ready: &Ready) -> Result<EtcChanges> {
 /// Publishes. From the intent to the record it cannot be cancelled.
 pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Staged> {
     let journal = job.env.journal()?;
-    let mut intent =
-        env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), job.before.booted);
+    let mut intent = env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), &job.before);
     intent.takes.clone_from(&etc.takes);
     intent.etc_root = etc.root.clone();
     let discarded: Vec<String> = job.before.staged().iter().map(|e| e.deployment.id.clone()).collect();
     let kept: Vec<String> = etc.plan.kept_local().map(|p| p.path.clone()).collect();
     let mut notes: Vec<String> = kept.iter().map(|p| format!("kept the local version of {p}")).collect();
     notes.extend(etc.takes.iter().map(|t| format!("took the declared version of /etc/{}", t.path)));
-    if ready.bound_count() > 0 {
-        notes.push(format!("{} bound images are in the store", ready.bound_count()));
+    match ready.bound_count() {
+        0 => {}
+        1 => notes.push("1 bound image is in the store".into()),
+        n => notes.push(format!("{n} bound images are in the store")),
     }
     let scope = job.cx.commit_scope()?;
     let id = match publish(job, &journal, &intent, ready.deployment(kept)).await {
@@ -128,13 +129,13 @@ async fn publish(job: &Job<'_>, journal: &Journal, intent: &Intent, new: NewDepl
 }
 
 /// A publish that failed half-way may still have published: look, and keep the journal and `/etc` true to it.
-async fn settle(job: &Job<'_>, journal: &Journal, intent: &Intent) -> Result<()> {
-    let wanted = intent.checksum.clone();
+pub(super) async fn settle(job: &Job<'_>, journal: &Journal, intent: &Intent) -> Result<()> {
+    let expected = intent.clone();
     let there = job
         .store
         .run(job.cx, move |s, _| {
             s.load(ostree_ext::gio::Cancellable::NONE).doing("reading the deployments back")?;
-            Ok(snapshot::read(s)?.entries.iter().any(|e| e.deployment.checksum == wanted))
+            Ok(env::published(&snapshot::read(s)?, &expected))
         })
         .await?;
     env::settle(journal, intent, there)
