@@ -124,7 +124,7 @@ version_1_has_its_own_etc_again() {
 the_drop_ins_file_went_with_version_2() { [ ! -e /etc/agent.conf ]; }
 the_drop_ins_unit_went_with_version_2() { ! systemctl is-active agent.service; }
 version_1_was_booted_without_the_argument() { cat /proc/cmdline; ! grep -q 'rig\.karg=1' /proc/cmdline; }
-status_still_lists_version_2_for_going_forward() { osctl status --json | grep -q "$V2_DIGEST"; }
+status_still_lists_version_2_for_going_forward() { osctl status --json >"$STATE/status"; cat "$STATE/status"; grep -q "$V2_DIGEST" "$STATE/status"; }
 
 write_dropins() {
   mkdir -p /etc/osctl/derive.d /etc/osctl/bound-images.d

@@ -17,8 +17,11 @@ use zbus::zvariant::Value;
 
 /// A job is read again at least this often, whatever signals say or miss.
 const REREAD: Duration = Duration::from_secs(2);
-/// How long a daemon that has just started may need before we show that it is still loading.
-const LOADING: Duration = Duration::from_secs(3);
+/// How long a daemon that has just started may need before we show that it is still loading. As long as the bus waits
+/// for an activated service: a host that is still booting can take seconds for what else takes milliseconds.
+const LOADING: Duration = Duration::from_secs(25);
+/// How often a daemon that is loading is asked again.
+const LOOK_AGAIN: Duration = Duration::from_millis(30);
 /// How long a restarting daemon may be away while we follow a job.
 const RESTART: Duration = Duration::from_secs(30);
 
@@ -178,7 +181,7 @@ impl Client {
             if head.state != "initializing" || start.elapsed() > LOADING {
                 return Ok(text);
             }
-            tokio::time::sleep(LOADING / 100).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 

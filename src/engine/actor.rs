@@ -88,6 +88,7 @@ impl Engine {
             events,
             status: Status::initializing(),
             fatal: None,
+            loading: false,
             queue: VecDeque::new(),
             running: None,
             draining: None,
@@ -115,6 +116,7 @@ struct Actor {
     events: mpsc::UnboundedSender<(String, Event)>,
     status: Status,
     fatal: Option<Failure>,
+    loading: bool,
     queue: VecDeque<Waiting>,
     running: Option<Running>,
     draining: Option<oneshot::Sender<()>>,
@@ -161,8 +163,12 @@ impl Actor {
         }
     }
 
-    /// Recovers from a crash, then reads everything.
+    /// Reads everything for those who only look, recovers from a crash, which may have to wait for the sysroot's
+    /// lock, and reads again.
     async fn load(&mut self) {
+        self.loading = true;
+        self.refresh().await;
+        self.loading = false;
         let now = now();
         let env = self.env.clone();
         match env.recover(&Cx::detached(), now).await {
@@ -364,6 +370,7 @@ impl Actor {
     fn publish(&mut self) {
         let busy = self.running.is_some() || !self.queue.is_empty();
         match (self.status.state.as_str(), busy) {
+            ("idle", _) if self.loading => self.status.state = "initializing".into(),
             ("idle", true) => self.status.state = "busy".into(),
             ("busy", false) => self.status.state = "idle".into(),
             _ => {}

@@ -119,6 +119,7 @@ impl State {
 
 /// Who asked for a job.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Initiator {
     /// What the client calls itself. A label for people.
     pub client_id: String,
