@@ -1,9 +1,10 @@
-//! How skopeo is called, and what its messages mean.
+//! How skopeo is called for bound images.
 
 use crate::engine::cx::Cx;
 use crate::model::bound::BoundSpec;
 use crate::model::image::Digest;
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::skopeo::{options, reason};
 use crate::sys::{auth, process};
 use cap_std_ext::cap_std::fs::Dir;
 use std::ffi::OsStr;
@@ -63,7 +64,7 @@ impl Skopeo {
         let mut command = Command::new("skopeo");
         command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", &self.tmp);
         let policy = auth::policy(&self.config_root);
-        command.args(process::skopeo_options(policy.as_deref(), self.registries().map(Path::new))).args(args);
+        command.args(options(policy.as_deref(), self.registries().map(Path::new))).args(args);
         let output = process::run(cx, command).await?;
         if output.success { Ok(output.stdout) } else { Err(reason(&output.stderr)) }
     }
@@ -91,98 +92,6 @@ impl Skopeo {
         };
         args.push(reference.to_string());
         self.run(cx, args).await
-    }
-}
-
-/// What skopeo's messages mean. The first row of which a part occurs in the (lower-case) message wins.
-///
-/// The texts come from containers/image, Go's net and crypto/x509, and the error codes of the distribution
-/// specification; a message in no row is `Internal`.
-const REASONS: [(&[&str], ErrorKind, &str); 8] = [
-    (&["no space left on device", "disk quota exceeded"], ErrorKind::NoSpace, "make room and try again"),
-    (
-        &["toomanyrequests", "too many requests", "rate limit"],
-        ErrorKind::RateLimited,
-        "try again later, or with credentials: osctl config explain-auth REF",
-    ),
-    (
-        &[
-            "unauthorized",
-            "authentication required",
-            "denied",
-            "invalid username/password",
-            "no such file or directory: authfile",
-            "403 (forbidden)",
-        ],
-        ErrorKind::AuthRequired,
-        "check the credentials with: osctl config explain-auth REF",
-    ),
-    (
-        &[
-            "manifest unknown",
-            "name unknown",
-            "repository name not known",
-            "name_unknown",
-            "404 (not found)",
-            "statuscode: 404",
-        ],
-        ErrorKind::ImageNotFound,
-        "check the name and the tag; push the image, or remove the file that asks for it",
-    ),
-    (
-        &["source image rejected", "signature", "running image docker"],
-        ErrorKind::SignatureRejected,
-        "check /etc/containers/policy.json and the image's signature",
-    ),
-    (
-        &["does not match", "did not match", "mismatch", "digest invalid"],
-        ErrorKind::DigestMismatch,
-        "the registry or a proxy serves damaged content; try again",
-    ),
-    (
-        &["server gave http response to https client", "x509:", "tls:", "certificate"],
-        ErrorKind::RegistryUnavailable,
-        "add the registry's certificate to /etc/containers/certs.d, or for a test registry set tls-verify = false",
-    ),
-    (
-        &[
-            "connection refused",
-            "no such host",
-            "i/o timeout",
-            "timeout",
-            "connection reset",
-            "network is unreachable",
-            "no route to host",
-            "unexpected eof",
-            ": eof",
-            "server misbehaving",
-            "received unexpected http status: 5",
-            "invalid status code from registry 5",
-            "pinging container registry",
-        ],
-        ErrorKind::RegistryUnavailable,
-        "check the network and the registry, then try again",
-    ),
-];
-
-/// skopeo's reason as an error with the fitting kind and hint.
-pub(super) fn reason(stderr: &str) -> Error {
-    let text = message(stderr);
-    let lower = text.to_lowercase();
-    match REASONS.iter().find(|(parts, ..)| parts.iter().any(|p| lower.contains(p))) {
-        Some((_, kind, hint)) => Error::new(*kind, text).hint(*hint),
-        None => Error::new(ErrorKind::Internal, text),
-    }
-}
-
-/// The text of the last `level=fatal msg="..."` line, or all there is.
-fn message(stderr: &str) -> String {
-    let fatal = stderr.lines().rev().find_map(|l| l.split_once("level=fatal msg=").map(|(_, m)| m));
-    let text = fatal.unwrap_or_else(|| stderr.trim()).trim();
-    match text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
-        Some(quoted) => quoted.replace("\\\"", "\"").replace("\\\\", "\\"),
-        None if text.is_empty() => "skopeo failed without a message".to_owned(),
-        None => text.to_owned(),
     }
 }
 
@@ -272,54 +181,6 @@ pub(super) fn architecture() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn skopeos_messages_have_kinds() {
-        use ErrorKind::*;
-        for (stderr, kind, text) in [
-            (
-                "time=\"2026-11-21T14:47:26Z\" level=fatal msg=\"Error parsing image name \\\"docker://x\\\": reading manifest nope in 127.0.0.1:5977/app: manifest unknown: manifest unknown\"",
-                ImageNotFound,
-                "Error parsing image name \"docker://x\": reading manifest nope in 127.0.0.1:5977/app: manifest unknown: manifest unknown",
-            ),
-            (
-                "level=fatal msg=\"dial tcp 127.0.0.1:1: connect: connection refused\"",
-                RegistryUnavailable,
-                "dial tcp 127.0.0.1:1: connect: connection refused",
-            ),
-            (
-                "level=fatal msg=\"http: server gave HTTP response to HTTPS client\"",
-                RegistryUnavailable,
-                "http: server gave HTTP response to HTTPS client",
-            ),
-            (
-                "reading manifest: unauthorized: authentication required",
-                AuthRequired,
-                "reading manifest: unauthorized: authentication required",
-            ),
-            ("write /x: no space left on device", NoSpace, "write /x: no space left on device"),
-            ("toomanyrequests: slow down", RateLimited, "toomanyrequests: slow down"),
-            (
-                "Source image rejected: Running image docker://x is rejected by policy.",
-                SignatureRejected,
-                "Source image rejected: Running image docker://x is rejected by policy.",
-            ),
-            (
-                "Digest did not match, expected sha256:1, got sha256:2",
-                DigestMismatch,
-                "Digest did not match, expected sha256:1, got sha256:2",
-            ),
-            (
-                "received unexpected HTTP status: 503 Service Unavailable",
-                RegistryUnavailable,
-                "received unexpected HTTP status: 503 Service Unavailable",
-            ),
-            ("", Internal, "skopeo failed without a message"),
-        ] {
-            let error = reason(stderr);
-            assert_eq!((error.kind, error.to_string().as_str()), (kind, text));
-        }
-    }
 
     #[test]
     fn the_instance_of_a_list_is_chosen_by_platform() {

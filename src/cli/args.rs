@@ -93,6 +93,8 @@ pub enum Verb {
     Unpin(cmd::pin::Args),
     /// Check drop-ins and bound-image files, offline and without root.
     Lint(cmd::lint::Args),
+    /// Explain the configuration.
+    Config(cmd::config::Args),
     /// Write manual pages and shell completions.
     #[command(hide = true)]
     InternalDocs(cmd::docs::Args),

@@ -13,6 +13,7 @@ use args::{Osctl, Verb};
 use clap::{CommandFactory as _, Parser as _};
 use render::Terminal;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// What a verb needs besides its own arguments.
@@ -35,11 +36,12 @@ pub fn main(
 ) -> ExitCode {
     let terminal = Terminal::detect(color);
     let osctl = Osctl::parse_from(&argv);
+    let config_root = osctl.place.config_root.clone().unwrap_or_else(|| "/".into());
     let target = match osctl.place.target(environment) {
         Ok(target) => target,
         Err(text) => Osctl::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit(),
     };
-    let run = || run(osctl.verb, &target.armed(failpoints?), &terminal, &argv);
+    let run = || run(osctl.verb, &target.armed(failpoints?), &config_root, &terminal, &argv);
     let code = run().unwrap_or_else(|failure| {
         render::failure(&terminal, &failure);
         exit::of(&failure)
@@ -47,11 +49,18 @@ pub fn main(
     ExitCode::from(code)
 }
 
-fn run(verb: Verb, target: &Target, terminal: &Terminal, argv: &[OsString]) -> Result<u8> {
+fn run(
+    verb: Verb,
+    target: &Target,
+    config_root: &Path,
+    terminal: &Terminal,
+    argv: &[OsString],
+) -> Result<u8> {
     // These need no daemon.
-    match verb {
-        Verb::Lint(args) => return cmd::lint::run(&args),
-        Verb::InternalDocs(args) => return cmd::docs::run(&args),
+    match &verb {
+        Verb::Lint(args) => return cmd::lint::run(args),
+        Verb::Config(args) => return cmd::config::run(args, config_root),
+        Verb::InternalDocs(args) => return cmd::docs::run(args),
         _ => {}
     }
     if matches!(target, Target::Direct(..)) && !rustix::process::geteuid().is_root() {
@@ -86,7 +95,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
         Verb::Wait(args) => cmd::wait::run(&args, session).await,
         Verb::Pin(args) => cmd::pin::run(&args, true, session).await,
         Verb::Unpin(args) => cmd::pin::run(&args, false, session).await,
-        Verb::Lint(_) | Verb::InternalDocs(_) => {
+        Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => {
             Err(Failure::Refused(Error::new(ErrorKind::Internal, "this verb needs no daemon")))
         }
     }

@@ -154,6 +154,27 @@ impl Error {
         self
     }
 
+    /// What to type next: our own hint, else that of the nearest cause that has one, else what fits the kind.
+    pub fn advice(&self) -> Option<&str> {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(e) = cause {
+            if let Some(hint) = e.downcast_ref::<Error>().and_then(|ours| ours.hint.as_deref()) {
+                return Some(hint);
+            }
+            cause = e.source();
+        }
+        match self.kind {
+            ErrorKind::NoSpace => {
+                Some("free some space and try again; osctl unpin ID gives up a kept deployment")
+            }
+            ErrorKind::Corrupt => Some("see what is damaged with: ostree fsck"),
+            ErrorKind::Internal => {
+                Some("journalctl -u osctld.service may say more; if it does not, this is a bug")
+            }
+            _ => None,
+        }
+    }
+
     /// The message with its whole chain of causes, on one line.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -229,6 +250,15 @@ mod tests {
             assert_eq!(ErrorKind::from_name(kind.name()), Some(*kind));
         }
         assert_eq!(ErrorKind::ALL.len(), 34);
+    }
+
+    #[test]
+    fn the_advice_is_the_nearest_hint_or_that_of_the_kind() {
+        let inner = || Error::new(ErrorKind::NoSpace, "writing").hint("inner");
+        assert_eq!(Error::new(ErrorKind::NoSpace, "x").source(inner()).hint("own").advice(), Some("own"));
+        assert_eq!(Error::new(ErrorKind::NoSpace, "x").source(inner()).advice(), Some("inner"));
+        assert!(Error::new(ErrorKind::NoSpace, "x").advice().unwrap().contains("free some space"));
+        assert_eq!(Error::new(ErrorKind::Busy, "x").advice(), None);
     }
 
     #[test]

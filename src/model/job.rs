@@ -147,7 +147,7 @@ impl From<&super::error::Error> for Failure {
         Failure {
             kind: e.kind,
             message: e.chain(),
-            hint: e.hint.clone().unwrap_or_default().into_owned(),
+            hint: e.advice().unwrap_or_default().to_owned(),
             details: e.details.clone(),
         }
     }

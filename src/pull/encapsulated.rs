@@ -6,7 +6,6 @@
 //! because its merge commit differs from run to run.
 
 use super::commit::{self, Labels};
-use super::failure::from_skopeo;
 use super::import::{Fetch, blocking, merge_layers};
 use super::layer::Stored;
 use super::merge::Directories;
@@ -16,6 +15,7 @@ use super::source::proxy_config;
 use super::tree::{Dir, write_dirmeta};
 use super::types::{FetchOptions, Layer, Report, Reporter, Resolved};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::skopeo::from_skopeo;
 use ostree_ext::container::store::{ImageImporter, ImportProgress, PrepareResult};
 use ostree_ext::container::{ImageReference, OstreeImageReference, SignatureSource};
 use ostree_ext::{gio, ostree};

@@ -107,8 +107,10 @@ pub(super) fn import_uncompressed(
 }
 
 fn in_layer(layer: &Layer, error: Error) -> Error {
-    let mut outer =
-        Error::new(error.kind, format!("layer {}; the running system is unchanged", layer.digest));
+    let mut outer = Error::new(
+        error.kind,
+        format!("layer {} cannot be imported; the running system is unchanged", layer.digest),
+    );
     outer.hint = error.hint.clone();
     outer.details = error.details.clone();
     outer.source(error)

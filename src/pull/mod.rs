@@ -21,7 +21,6 @@
 mod archive;
 mod commit;
 mod encapsulated;
-mod failure;
 mod import;
 mod layer;
 mod merge;

@@ -1,10 +1,9 @@
 //! One image, opened through skopeo's image proxy.
 
-use super::failure::from_skopeo;
 use super::types::FetchOptions;
 use crate::model::Result;
 use crate::model::image::{Digest, ImageRef};
-use crate::sys::process;
+use crate::sys::skopeo::{self, from_skopeo};
 use ostree_ext::containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
 use ostree_ext::oci_spec::image as oci;
 use std::future::Future;
@@ -20,7 +19,7 @@ const MAX_CONFIG: u64 = 8 << 20;
 /// ostree-ext's replaces the user. Skopeo ends when its socket closes, and with our process group.
 pub(super) fn proxy_config(opts: &FetchOptions) -> ImageProxyConfig {
     let mut skopeo = Command::new("skopeo");
-    skopeo.args(process::skopeo_options(opts.policy.as_deref(), opts.registries.as_deref()));
+    skopeo.args(skopeo::options(opts.policy.as_deref(), opts.registries.as_deref()));
     ImageProxyConfig {
         authfile: opts.auth_file.clone(),
         auth_anonymous: opts.auth_file.is_none(),

@@ -5,11 +5,10 @@
 //! anything else, and says "Getting image source signatures" when the image has passed. So where the policy asks
 //! for anything, a copy is started and stopped at that line. No line, no trust.
 
-use super::failure::from_skopeo;
 use super::types::FetchOptions;
 use crate::model::image::ImageRef;
 use crate::model::{Context, Result};
-use crate::sys::process;
+use crate::sys::skopeo::{self, from_skopeo};
 use std::path::Path;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -29,7 +28,7 @@ pub(super) async fn check(image: &ImageRef, opts: &FetchOptions) -> Result<()> {
     let doing = format!("checking {image} against {}", policy.display());
     let scratch = tempfile::tempdir().doing_with(|| doing.clone())?;
     let mut command = Command::new("skopeo");
-    command.args(process::skopeo_options(Some(policy), opts.registries.as_deref())).arg("copy");
+    command.args(skopeo::options(Some(policy), opts.registries.as_deref())).arg("copy");
     match &opts.auth_file {
         Some(file) => command.arg("--src-authfile").arg(file),
         None => command.arg("--src-no-creds"),

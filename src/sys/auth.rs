@@ -16,7 +16,7 @@ pub const SEARCH: [&str; 6] = [
 
 /// The variable that names a containers-registries.conf(5) in place of the system's.
 ///
-/// Podman reads it. skopeo 1.9.3 does not (seen), and has an option for it: [`super::process::skopeo_options`].
+/// Podman reads it. skopeo 1.9.3 does not (seen), and has an option for it: [`super::skopeo::options`].
 pub const REGISTRIES_CONF: &str = "CONTAINERS_REGISTRIES_CONF";
 
 /// The signature policy of the configured root, where it has one; otherwise programs use that of the running system.
@@ -35,6 +35,55 @@ pub fn find_auth(config_root: &Dir, per_image: Option<&str>) -> Option<PathBuf> 
         return Some(base.join(path.trim_start_matches('/')));
     }
     SEARCH.iter().find(|p| config_root.metadata(p).is_ok_and(|m| m.is_file())).map(|p| base.join(p))
+}
+
+/// What a credentials file has for one repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// There is no such file.
+    Missing,
+    /// It cannot be read by the caller.
+    Unreadable,
+    /// It is no containers-auth.json(5).
+    Damaged,
+    /// It has nothing for the repository.
+    Without,
+    /// It has credentials for the repository.
+    With,
+    /// It names a credential helper for the registry.
+    Helper,
+}
+
+/// The files of the search of [`find_auth`] in its order, and what each has for a repository (`host[:port]/path`).
+pub fn explain(config_root: &Dir, per_image: Option<&str>, repository: &str) -> Vec<(PathBuf, Found)> {
+    let own = per_image.map(|p| p.trim_start_matches('/'));
+    let paths = own.into_iter().chain(SEARCH);
+    paths.map(|p| (PathBuf::from("/").join(p), look(config_root.read(p), repository))).collect()
+}
+
+fn look(file: std::io::Result<Vec<u8>>, repository: &str) -> Found {
+    let bytes = match file {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Found::Missing,
+        Err(_) => return Found::Unreadable,
+    };
+    let Ok(serde_json::Value::Object(file)) = serde_json::from_slice(&bytes) else { return Found::Damaged };
+    let has = |member: &str, key: &str| file.get(member).is_some_and(|m| m.get(key).is_some());
+    // From the whole repository to its registry, as containers-auth.json(5) says.
+    let mut scope = Some(repository);
+    while let Some(key) = scope {
+        if has("auths", key) {
+            return Found::With;
+        }
+        scope = key.rsplit_once('/').map(|(parent, _)| parent);
+    }
+    let registry = repository.split('/').next().unwrap_or_default();
+    let hub = registry == "docker.io" && has("auths", "https://index.docker.io/v1/");
+    match () {
+        () if hub => Found::With,
+        () if has("credHelpers", registry) => Found::Helper,
+        () => Found::Without,
+    }
 }
 
 /// The path of a directory handle, for children that take only paths.
@@ -64,5 +113,24 @@ mod tests {
             assert_eq!(find_auth(&root, None), Some(base.join(path)));
         }
         assert_eq!(find_auth(&root, Some("/etc/app.json")), Some(base.join("etc/app.json")));
+    }
+
+    #[test]
+    fn what_a_file_has_for_a_repository_is_told_without_its_contents() {
+        let table = [
+            ("[]", Found::Damaged),
+            ("{}", Found::Without),
+            (r#"{"auths":{"other.io":{}}}"#, Found::Without),
+            (r#"{"auths":{"r.io":{"auth":"x"}}}"#, Found::With),
+            (r#"{"auths":{"r.io/team":{"auth":"x"}}}"#, Found::With),
+            (r#"{"auths":{"r.io/team/os":{"auth":"x"}}}"#, Found::With),
+            (r#"{"auths":{"r.io/team/other":{"auth":"x"}}}"#, Found::Without),
+            (r#"{"credHelpers":{"r.io":"pass"}}"#, Found::Helper),
+        ];
+        for (text, expected) in table {
+            assert_eq!(look(Ok(text.into()), "r.io/team/os"), expected, "{text}");
+        }
+        assert_eq!(look(Err(std::io::ErrorKind::NotFound.into()), "r.io/x"), Found::Missing);
+        assert_eq!(look(Err(std::io::ErrorKind::PermissionDenied.into()), "r.io/x"), Found::Unreadable);
     }
 }

@@ -1,5 +1,6 @@
-//! The operating system: atomic file writes, processes, credential files.
+//! The operating system: atomic file writes, processes, skopeo and its files.
 
 pub mod auth;
 pub mod fs;
 pub mod process;
+pub mod skopeo;

@@ -2,8 +2,6 @@
 
 use crate::engine::cx::Cx;
 use crate::model::{Context, Error, ErrorKind, Result};
-use std::ffi::OsString;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -109,13 +107,4 @@ pub async fn run(cx: &Cx, mut command: Command) -> Result<Output> {
 pub fn kill_own_group() {
     let sent = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
     tracing::error!(?sent, "a kill failpoint did not kill");
-}
-
-/// skopeo's global options: a signature policy and a registries' configuration other than the running system's.
-///
-/// `--registries-conf` is hidden in skopeo's help, and the only way: it reads no variable for this.
-pub fn skopeo_options(policy: Option<&Path>, registries: Option<&Path>) -> Vec<OsString> {
-    let options = [("--policy", policy), ("--registries-conf", registries)];
-    let given = options.into_iter().filter_map(|(name, path)| Some([name.into(), path?.into()]));
-    given.flatten().collect()
 }

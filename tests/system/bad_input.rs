@@ -1,7 +1,8 @@
 //! What must fail must say so, and change nothing.
 
 use crate::host::{World, text};
-use crate::image::{Layer, layout, os_layer};
+use crate::image::{Image, Layer, as_list_for, layer_digests, noise, os_layer};
+use crate::registry::{self, CREDENTIALS, Registry};
 use std::process::Command;
 
 const CREATED: &str = "2026-01-09T00:00:00Z";
@@ -12,39 +13,176 @@ fn bad_images_are_refused_by_name_and_change_nothing() {
     let host = world.host();
     let before = host.deployments();
     let push = |name: &str, layers: Vec<Layer>| {
-        let dir = world.images.path().join(name);
-        layout(&dir, layers, &[], CREATED);
-        world.registry.push(&dir, &format!("{name}:1"));
-        format!("{}/{name}:1", world.registry.address)
+        let image = layers.into_iter().fold(Image::default().created(CREATED), Image::layer);
+        world.registry.push(&image, &format!("{name}:1"));
+        world.registry.name(&format!("{name}:1"))
     };
-    let archive = world.images.path().join("cut.tar");
-    std::fs::write(&archive, [0u8; 700]).unwrap();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let table = [
         (
             push("unmerged", vec![Layer::new().dir("usr").dir("usr/bin").dir("etc").file("usr/bin/x", b"x")]),
-            vec!["no /bin, which must be a link to usr/bin"],
+            "no /bin, which must be a link to usr/bin",
         ),
-        (
-            push("kernel", vec![os_layer("9"), Layer::new().file("usr/lib/modules/.wh.6.1", b"")]),
-            vec!["kernel"],
-        ),
-        (push("var", vec![os_layer("9").dir("var/lib").file("var/lib/db", b"x")]), vec!["/var/lib/db"]),
-        (push("top", vec![os_layer("9").dir("nix")]), vec!["nix"]),
-        (format!("{}/none:1", world.registry.address), vec!["none"]),
-        (format!("{closed}/os:1"), vec!["registry", "refused"]),
-        (format!("oci-archive:{}", archive.display()), vec!["cut.tar"]),
-        ("not a reference".to_owned(), vec!["character"]),
+        (push("kernel", vec![os_layer("9"), Layer::new().file("usr/lib/modules/.wh.6.1", b"")]), "kernel"),
+        (push("var", vec![os_layer("9").dir("var/lib").file("var/lib/db", b"x")]), "/var/lib/db"),
+        (push("top", vec![os_layer("9").dir("nix")]), "nix"),
+        (world.registry.name("none:1"), "none"),
+        (format!("{closed}/os:1"), "refused"),
+        (list_for_another_machine(&world), "no variant for this architecture"),
+        (truncated_archive(&world), "cut.tar"),
+        (damaged_layer(&world), "does not have the digest"),
+        ("not a reference".to_owned(), "character"),
     ];
     for (image, wanted) in table {
         let out = host.osctl(&["rebase", &image]);
         let said = text(&out);
         assert!(!out.status.success(), "{image}: {said}");
-        assert!(wanted.iter().any(|w| said.contains(w)), "{image}: {said}");
+        assert!(said.contains(wanted), "{image}: {said}");
         assert!(said.contains("error:"), "{image}: {said}");
         assert_eq!(host.deployments(), before, "{image}");
     }
     host.fsck();
+}
+
+fn list_for_another_machine(world: &World) -> String {
+    let dir = world.images.path().join("list");
+    Image::default().layer(os_layer("9")).write(&dir);
+    as_list_for(&dir, "s390x");
+    world.registry.push_layout(&dir, "list:1");
+    world.registry.name("list:1")
+}
+
+fn truncated_archive(world: &World) -> String {
+    let (layout, archive) = (world.images.path().join("whole"), world.images.path().join("cut.tar"));
+    Image::default().layer(os_layer("9")).write(&layout);
+    let (source, target) =
+        (format!("oci:{}", layout.display()), format!("oci-archive:{}", archive.display()));
+    let copied = Command::new("skopeo").args(["copy", "-q", &source, &target]).output().unwrap();
+    assert!(copied.status.success(), "{}", text(&copied));
+    let file = std::fs::File::options().write(true).open(&archive).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    target
+}
+
+fn damaged_layer(world: &World) -> String {
+    let dir = world.images.path().join("damaged");
+    Image::default().layer(os_layer("9")).layer(Layer::new().file("usr/lib/x", &[7; 4000])).write(&dir);
+    let digest = layer_digests(&dir).pop().unwrap();
+    let blob = dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
+    let mut bytes = std::fs::read(&blob).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    format!("oci:{}", dir.display())
+}
+
+#[test]
+fn a_registry_that_wants_credentials_says_where_they_belong() {
+    let world = World::new();
+    let host = world.host();
+    let before = host.deployments();
+    let private = Registry::with_password();
+    private.push(&Image::default().layer(os_layer("9")).created(CREATED), "os:1");
+    host.add_registry(&private);
+    let out = host.osctl(&["rebase", &private.name("os:1")]);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+    assert!(text(&out).contains("auth.json"), "{}", text(&out));
+    assert_eq!(host.deployments(), before);
+    let auth = format!("{{\"auths\": {{\"{}\": {{\"auth\": \"{CREDENTIALS}\"}}}}}}", private.address);
+    std::fs::write(host.etc().join("osctl/auth.json"), auth).unwrap();
+    let out = host.osctl(&["rebase", &private.name("os:1")]);
+    assert!(out.status.success(), "{}", text(&out));
+    assert!(!text(&out).contains(CREDENTIALS) && !text(&out).contains("secret"), "{}", text(&out));
+}
+
+#[test]
+fn a_registry_that_vanishes_half_way_costs_only_what_was_not_complete() {
+    let mut world = World::new();
+    let host = world.host();
+    let before = host.deployments();
+    let image =
+        Image::default().layer(os_layer("9")).layer(Layer::new().file("usr/lib/big", &noise(8 << 20)));
+    let dir = world.images.path().join("big");
+    image.created(CREATED).write(&dir);
+    world.registry.push_layout(&dir, "os:stable");
+    let layers = layer_digests(&dir);
+    // What is left of the second layer in the registry is its first half, then the connection ends.
+    let blob = registry::blob_path(&world.registry, &layers[1].parse().unwrap());
+    let whole = std::fs::read(&blob).unwrap();
+    std::fs::write(&blob, &whole[..whole.len() / 2]).unwrap();
+    world.registry.clear_log();
+    let out = host.osctl(&["upgrade"]);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+    assert_eq!(host.deployments(), before);
+    assert!(world.registry.blobs_sent().contains(&layers[0]));
+    world.registry.stop();
+    let out = host.osctl(&["upgrade"]);
+    assert!(text(&out).contains("the running system is unchanged"), "{}", text(&out));
+    assert_eq!(host.deployments(), before);
+    std::fs::write(&blob, &whole).unwrap();
+    world.registry.resume();
+    world.registry.clear_log();
+    let out = host.osctl(&["upgrade"]);
+    assert!(out.status.success(), "{}", text(&out));
+    let fetched = world.registry.blobs_sent();
+    assert!(fetched.contains(&layers[1]) && !fetched.contains(&layers[0]), "{fetched:?}");
+    host.fsck();
+}
+
+/// A small file system of its own, unmounted when dropped.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn mount(at: &std::path::Path, image: &std::path::Path, size: u64) -> Small {
+        std::fs::File::create(image).unwrap().set_len(size).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let out = Command::new(program).args(args).output().unwrap();
+            assert!(out.status.success(), "{program}: {}", text(&out));
+        };
+        run("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
+        run("mount", &["-o", "loop", &image.to_string_lossy(), &at.to_string_lossy()]);
+        Small(at.to_owned())
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_before_or_during_the_download_and_nothing_is_staged() {
+    let world = World::new();
+    let host = world.empty_host();
+    std::fs::remove_dir_all(host.sysroot()).unwrap();
+    std::fs::create_dir(host.sysroot()).unwrap();
+    let _disk = Small::mount(&host.sysroot(), &host.dir.path().join("disk"), 96 << 20);
+    host.ostree(&["admin", "init-fs", &host.sysroot().to_string_lossy()]);
+    let first = ["rebase", &world.os(), "--stateroot", "test", "--karg", "root=LABEL=root"];
+    let out = host.osctl(&first);
+    assert!(out.status.success(), "{}", text(&out));
+    let before = host.deployments();
+    let push = |name: &str, file: &[u8]| {
+        let image = Image::default().layer(os_layer("9")).layer(Layer::new().file("usr/lib/big", file));
+        world.registry.push(&image.created(CREATED), name);
+        world.registry.name(name)
+    };
+    // The first cannot fit by its size, the second (zeros) only shows when it is unpacked.
+    for (image, wanted) in [
+        (push("wide:1", &noise(120 << 20)), "nothing was downloaded"),
+        (push("bomb:1", &vec![0; 200 << 20]), "the running system is unchanged"),
+    ] {
+        world.registry.clear_log();
+        let out = host.osctl(&["rebase", &image]);
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+        assert!(text(&out).contains(wanted) && text(&out).contains("hint:"), "{}", text(&out));
+        assert_eq!(host.deployments(), before);
+        host.fsck();
+    }
+    // With the disk as full as the failure left it, the host can still be updated to something that fits.
+    world.push_os("2");
+    let out = host.osctl(&["upgrade"]);
+    assert!(out.status.success(), "{}", text(&out));
 }
 
 #[test]
@@ -84,6 +222,30 @@ fn a_directory_that_is_no_sysroot_is_named_with_the_next_command() {
     let said = text(&out);
     assert_eq!(out.status.code(), Some(1), "{said}");
     assert!(said.contains("not an ostree host") && said.contains("hint:"), "{said}");
+}
+
+#[test]
+fn drop_ins_that_cannot_be_read_or_are_too_many_are_refused() {
+    let world = World::new();
+    let host = world.host();
+    let before = host.deployments();
+    let refused = |wanted: &str| {
+        let out = host.osctl(&["reconcile"]);
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+        assert!(text(&out).contains(wanted), "{}", text(&out));
+        assert_eq!(host.deployments(), before);
+    };
+    let dir = host.etc().join("osctl/derive.d");
+    std::fs::create_dir_all(dir.join("50-a.yaml")).unwrap();
+    refused("50-a.yaml");
+    std::fs::remove_dir(dir.join("50-a.yaml")).unwrap();
+    std::os::unix::fs::symlink("50-a.yaml", dir.join("50-a.yaml")).unwrap();
+    refused("50-a.yaml");
+    std::fs::remove_file(dir.join("50-a.yaml")).unwrap();
+    for i in 0..10_000 {
+        std::fs::write(dir.join(format!("{i:05}.yaml")), "kernel-arguments: {append: [quiet]}\n").unwrap();
+    }
+    refused("derive.d");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Every failpoint, once as an error and once as SIGKILL of the whole process group.
 
 use crate::host::{World, text};
+use crate::image::layer_digests;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -20,7 +21,7 @@ fn cut_at(points: &[String], action: &str) {
         let before = host.deployments();
         world.declare(&host);
         world.push_os("2");
-        world.registry.fetched_blobs();
+        world.registry.clear_log();
         let out = host.osctl_with(&format!("{point}={action}"), &["upgrade"]);
         let what = format!("{point}={action}: {}", text(&out));
         if action == "kill" {
@@ -39,10 +40,11 @@ fn cut_at(points: &[String], action: &str) {
             );
         }
         host.fsck();
-        let first = world.registry.fetched_blobs();
+        let first = world.registry.blobs_sent();
+        world.registry.clear_log();
         let retry = host.osctl(&["upgrade"]);
         assert!(retry.status.success(), "{what}\nretry: {}", text(&retry));
-        let second = world.registry.fetched_blobs();
+        let second = world.registry.blobs_sent();
         let final_set = host.deployments();
         assert_eq!((final_set.len(), &final_set[1]), (2, &before[0]), "{what}");
         host.fsck();
@@ -58,18 +60,7 @@ fn cut_at(points: &[String], action: &str) {
 /// The layer digests of version 2 and of the app.
 fn reference(world: &World) -> (Vec<String>, Vec<String>) {
     world.push_os("2");
-    let layers = |dir: &str| {
-        let dir = world.images.path().join(dir);
-        let json = |digest: &str| -> serde_json::Value {
-            let path = dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
-            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-        };
-        let index: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
-        let manifest = json(index["manifests"][0]["digest"].as_str().unwrap());
-        let of = |l: &serde_json::Value| l["digest"].as_str().unwrap().to_owned();
-        manifest["layers"].as_array().unwrap().iter().map(of).collect::<Vec<_>>()
-    };
+    let layers = |dir: &str| layer_digests(&world.images.path().join(dir));
     let digests = (layers("os-2"), layers("app"));
     world.push_os("1");
     digests

@@ -1,6 +1,6 @@
 //! A sysroot and an `/etc` in a temporary directory, driven by the real `osctl --direct`.
 
-use crate::image::{Layer, layout, os_layer};
+use crate::image::{Image, Layer, os_layer};
 use crate::registry::Registry;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ impl World {
         let world = World { registry: Registry::start(), images: tempfile::tempdir().unwrap() };
         world.push_os("1");
         let app = world.images.path().join("app");
-        layout(&app, vec![Layer::new().file("app", b"#!/bin/true\n")], &[], "2026-01-01T00:00:00Z");
-        world.registry.push(&app, "app:1");
+        Image::with_file("app", b"#!/bin/true\n").write(&app);
+        world.registry.push_layout(&app, "app:1");
         world
     }
 
@@ -27,13 +27,9 @@ impl World {
         let dir = self.images.path().join(format!("os-{version}"));
         let created = format!("2026-01-0{version}T00:00:00Z");
         let change = Layer::new().file("usr/lib/version", version.as_bytes());
-        layout(
-            &dir,
-            vec![os_layer(version), change],
-            &[("org.opencontainers.image.version", version)],
-            &created,
-        );
-        self.registry.push(&dir, "os:stable");
+        let image = Image::default().layer(os_layer(version)).layer(change).created(&created);
+        image.label("org.opencontainers.image.version", version).write(&dir);
+        self.registry.push_layout(&dir, "os:stable");
     }
 
     pub fn os(&self) -> String {
@@ -90,6 +86,13 @@ impl Host {
         self.sysroot().join("ostree/osctl/storage")
     }
 
+    /// Lets this host reach one more registry without TLS.
+    pub fn add_registry(&self, registry: &Registry) {
+        let more = std::fs::read_to_string(registry.conf()).unwrap();
+        let conf = std::fs::read_to_string(&self.registries).unwrap();
+        std::fs::write(&self.registries, conf + &more).unwrap();
+    }
+
     pub fn drop_in(&self, name: &str, contents: &str) {
         let dir = self.etc().join("osctl/derive.d");
         std::fs::create_dir_all(&dir).unwrap();
@@ -104,19 +107,24 @@ impl Host {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_osctl"));
+        command.arg("--direct").args(self.roots()).args(args);
+        // A group of its own, so that a kill failpoint does not take the test along.
+        self.environment(&mut command).process_group(0);
         command
-            .arg("--direct")
-            .arg("--sysroot")
-            .arg(self.sysroot())
-            .arg("--config-root")
-            .arg(self.dir.path().join("config"))
-            .args(args)
+    }
+
+    /// The options that name this host.
+    pub fn roots(&self) -> [std::ffi::OsString; 4] {
+        let config = self.dir.path().join("config");
+        ["--sysroot".into(), self.sysroot().into(), "--config-root".into(), config.into()]
+    }
+
+    /// The variables that reach this world's registry.
+    pub fn environment<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command
             .env("CONTAINERS_REGISTRIES_CONF", &self.registries)
             // The immutable flag would outlive the test's directory.
             .env("OSTREE_SYSROOT_DEBUG", "mutable-deployments")
-            // A group of its own, so that a kill failpoint does not take the test along.
-            .process_group(0);
-        command
     }
 
     pub fn osctl(&self, args: &[&str]) -> Output {

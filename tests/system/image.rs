@@ -1,15 +1,37 @@
 //! Small OCI images, made of nothing but tar streams.
 
-use sha2::Digest as _;
+use osctl::model::image::Digest;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-/// One layer under construction.
-pub struct Layer(tar::Builder<Vec<u8>>);
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const LIST: &str = "application/vnd.oci.image.index.v1+json";
+const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+
+/// Two empty blocks end a tar stream.
+const END: usize = 1024;
+
+/// One layer under construction: the entries of its tar stream.
+#[derive(Default, Clone)]
+pub struct Layer(Vec<u8>);
 
 impl Layer {
     pub fn new() -> Layer {
-        Layer(tar::Builder::new(Vec::new()))
+        Layer::default()
+    }
+
+    /// Adds what `append` writes, without the end marker.
+    fn add(mut self, append: impl FnOnce(&mut tar::Builder<&mut Vec<u8>>)) -> Layer {
+        let before = self.0.len();
+        let mut tar = tar::Builder::new(&mut self.0);
+        append(&mut tar);
+        tar.finish().unwrap();
+        drop(tar);
+        assert!(self.0.len() >= before + END);
+        self.0.truncate(self.0.len() - END);
+        self
     }
 
     fn header(kind: tar::EntryType, mode: u32) -> tar::Header {
@@ -22,29 +44,28 @@ impl Layer {
         header
     }
 
-    pub fn dir(mut self, path: &str) -> Layer {
+    pub fn dir(self, path: &str) -> Layer {
         let mut header = Self::header(tar::EntryType::Directory, 0o755);
         header.set_size(0);
-        self.0.append_data(&mut header, format!("{path}/"), &[][..]).unwrap();
-        self
+        self.add(|tar| tar.append_data(&mut header, format!("{path}/"), &[][..]).unwrap())
     }
 
-    pub fn file(mut self, path: &str, contents: &[u8]) -> Layer {
-        let mut header = Self::header(tar::EntryType::Regular, 0o644);
+    pub fn file(self, path: &str, contents: &[u8]) -> Layer {
+        let mut header = Self::header(tar::EntryType::Regular, 0o755);
         header.set_size(contents.len() as u64);
-        self.0.append_data(&mut header, path, contents).unwrap();
-        self
+        self.add(|tar| tar.append_data(&mut header, path, contents).unwrap())
     }
 
-    pub fn link(mut self, path: &str, target: &str) -> Layer {
+    pub fn link(self, path: &str, target: &str) -> Layer {
         let mut header = Self::header(tar::EntryType::Symlink, 0o777);
         header.set_size(0);
-        self.0.append_link(&mut header, path, target).unwrap();
-        self
+        self.add(|tar| tar.append_link(&mut header, path, target).unwrap())
     }
 
-    fn bytes(self) -> Vec<u8> {
-        self.0.into_inner().unwrap()
+    fn tar(&self) -> Vec<u8> {
+        let mut tar = self.0.clone();
+        tar.resize(tar.len() + END, 0);
+        tar
     }
 }
 
@@ -88,40 +109,109 @@ pub fn os_layer(version: &str) -> Layer {
         )
 }
 
-/// Writes an OCI layout with these layers and labels.
-pub fn layout(dir: &Path, layers: Vec<Layer>, labels: &[(&str, &str)], created: &str) {
-    let blobs = dir.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).unwrap();
-    let put = |bytes: &[u8]| {
-        let digest = hex::encode(sha2::Sha256::digest(bytes));
-        std::fs::write(blobs.join(&digest), bytes).unwrap();
-        (format!("sha256:{digest}"), bytes.len())
-    };
-    let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
-    for layer in layers {
-        let raw = layer.bytes();
-        diff_ids.push(format!("sha256:{}", hex::encode(sha2::Sha256::digest(&raw))));
-        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gz.write_all(&raw).unwrap();
-        let (digest, size) = put(&gz.finish().unwrap());
-        descriptors.push(serde_json::json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size}));
+/// An image of these layers.
+#[derive(Default, Clone)]
+pub struct Image {
+    layers: Vec<Layer>,
+    labels: Vec<(String, String)>,
+    created: Option<String>,
+}
+
+impl Image {
+    /// An image with one layer that holds one file.
+    pub fn with_file(path: &str, content: &[u8]) -> Image {
+        Image::default().layer(Layer::new().file(path, content))
     }
-    let labels: std::collections::BTreeMap<_, _> = labels.iter().copied().collect();
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = serde_json::json!({
-        "architecture": architecture, "os": "linux", "created": created, "config": {"Labels": labels},
-        "rootfs": {"type": "layers", "diff_ids": diff_ids}, "history": []
-    });
-    let (digest, size) = put(&serde_json::to_vec(&config).unwrap());
-    let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": size},
-        "layers": descriptors
-    });
-    let (digest, size) = put(&serde_json::to_vec(&manifest).unwrap());
-    let index = serde_json::json!({"schemaVersion": 2, "manifests": [
-        {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size}
-    ]});
-    std::fs::write(dir.join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
-    std::fs::write(dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+
+    /// The image with one more layer on top.
+    pub fn layer(mut self, layer: Layer) -> Image {
+        self.layers.push(layer);
+        self
+    }
+
+    pub fn label(mut self, key: &str, value: &str) -> Image {
+        self.labels.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// When it says that it was made, in RFC 3339.
+    pub fn created(mut self, at: &str) -> Image {
+        self.created = Some(at.to_owned());
+        self
+    }
+
+    /// Writes an OCI layout and returns the manifest's digest. The same image gives the same digest.
+    pub fn write(&self, dir: &Path) -> Digest {
+        let blobs = dir.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).unwrap();
+        let blob = |bytes: &[u8]| -> Digest {
+            let digest = Digest::of(bytes);
+            std::fs::write(blobs.join(digest.hex()), bytes).unwrap();
+            digest
+        };
+        let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());
+        for layer in &self.layers {
+            let tar = layer.tar();
+            diff_ids.push(Digest::of(&tar));
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(&tar).unwrap();
+            let bytes = gzip.finish().unwrap();
+            layers.push(json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                "size": bytes.len(), "digest": blob(&bytes)}));
+        }
+        let labels: BTreeMap<_, _> = self.labels.iter().cloned().collect();
+        let mut config = json!({"architecture": ARCHITECTURE, "os": "linux",
+            "config": {"Cmd": ["/hello"], "Labels": labels},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        if let Some(created) = &self.created {
+            config["created"] = json!(created);
+        }
+        let config = config.to_string();
+        let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                "size": config.len(), "digest": blob(config.as_bytes())},
+            "layers": layers});
+        let manifest = manifest.to_string();
+        let digest = blob(manifest.as_bytes());
+        let entry = json!({"mediaType": MANIFEST, "digest": digest, "size": manifest.len()});
+        write_index(dir, &entry);
+        digest
+    }
+}
+
+/// Puts a manifest list in front of a layout's only image: it is for this architecture and no other.
+pub fn as_list_for(dir: &Path, architecture: &str) {
+    let index: Value = serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
+    let mut entry = index["manifests"][0].clone();
+    entry["platform"] = json!({"architecture": architecture, "os": "linux"});
+    let list = json!({"schemaVersion": 2, "mediaType": LIST, "manifests": [entry]}).to_string();
+    let digest = Digest::of(list.as_bytes());
+    std::fs::write(dir.join("blobs/sha256").join(digest.hex()), &list).unwrap();
+    write_index(dir, &json!({"mediaType": LIST, "digest": digest, "size": list.len()}));
+}
+
+/// The digests of the layers of a layout's only image.
+pub fn layer_digests(dir: &Path) -> Vec<String> {
+    let json = |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let index = json(&dir.join("index.json"));
+    let digest: Digest = index["manifests"][0]["digest"].as_str().unwrap().parse().unwrap();
+    let manifest = json(&dir.join("blobs/sha256").join(digest.hex()));
+    let layers = manifest["layers"].as_array().unwrap();
+    layers.iter().map(|l| l["digest"].as_str().unwrap().to_owned()).collect()
+}
+
+fn write_index(dir: &Path, entry: &Value) {
+    let index = json!({"schemaVersion": 2, "manifests": [entry]});
+    std::fs::write(dir.join("index.json"), index.to_string()).unwrap();
+    std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
+
+/// Bytes that do not compress.
+pub fn noise(size: usize) -> Vec<u8> {
+    let mut seed = 1u64;
+    let next = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(size).collect()
 }

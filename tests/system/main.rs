@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod bad_input;
+mod bound;
+mod daemon;
 mod failpoints;
 mod host;
 mod image;

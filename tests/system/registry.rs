@@ -1,93 +1,170 @@
 //! A real registry on loopback, with its access log.
 
-use std::io::{BufRead, BufReader};
+use crate::image::Image;
+use osctl::model::image::Digest;
+use serde_json::json;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-/// A running docker-registry; it ends when this is dropped.
+/// A `docker-registry` on a free port; it ends when this is dropped.
+#[derive(Debug)]
 pub struct Registry {
-    child: Child,
+    child: Option<Child>,
     dir: tempfile::TempDir,
-    /// `127.0.0.1:PORT`.
+    /// `127.0.0.1:PORT`
     pub address: String,
-    log: Arc<Mutex<Vec<String>>>,
+    password: bool,
 }
 
+/// One line of the access log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// `GET`, `HEAD`, ...
+    pub method: String,
+    /// `/v2/NAME/blobs/DIGEST`, ...
+    pub path: String,
+    /// The HTTP status.
+    pub status: u16,
+}
+
+/// `user:secret`, hashed by bcrypt with the lowest cost.
+const HTPASSWD: &str = "user:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n";
+/// base64 of `user:secret`, for auth files.
+pub const CREDENTIALS: &str = "dXNlcjpzZWNyZXQ=";
+
 impl Registry {
+    /// Starts a registry that asks for nothing.
     pub fn start() -> Registry {
+        Registry::with(false)
+    }
+
+    /// Starts a registry that wants `user` and `secret`.
+    pub fn with_password() -> Registry {
+        Registry::with(true)
+    }
+
+    fn with(password: bool) -> Registry {
+        // The port is free when the registry starts, unless somebody is faster: tests would fail loudly.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.yml");
-        for _ in 0..10 {
-            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let address = format!("127.0.0.1:{port}");
-            std::fs::write(
-                &config,
-                format!(
-                    "version: 0.1\nlog: {{level: info, accesslog: {{disabled: false}}}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: '{address}'}}\n",
-                    dir.path().join("data").display()
-                ),
-            )
-            .unwrap();
-            let mut child = Command::new("docker-registry")
-                .args(["serve".as_ref(), config.as_os_str()])
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("docker-registry is installed by make test");
-            let log = Arc::new(Mutex::new(Vec::new()));
-            let (lines, sink) = (BufReader::new(child.stdout.take().unwrap()), log.clone());
-            std::thread::spawn(move || {
-                lines.lines().map_while(Result::ok).for_each(|l| sink.lock().unwrap().push(l))
-            });
-            for _ in 0..100 {
-                if std::net::TcpStream::connect(&address).is_ok() {
-                    return Registry { child, dir, address, log };
-                }
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
+        let mut registry = Registry { child: None, dir, address: format!("127.0.0.1:{port}"), password };
+        registry.resume();
+        registry
+    }
+
+    /// Starts it again after [`Registry::stop`], on the same port and with the same content.
+    pub fn resume(&mut self) {
+        let base = self.dir.path();
+        let mut config = json!({
+            "version": "0.1",
+            "log": {"accesslog": {"disabled": false}, "level": "error"},
+            "storage": {"filesystem": {"rootdirectory": base.join("data")}},
+            "http": {"addr": self.address},
+        });
+        if self.password {
+            std::fs::write(base.join("htpasswd"), HTPASSWD).unwrap();
+            config["auth"] = json!({"htpasswd": {"realm": "test", "path": base.join("htpasswd")}});
+        }
+        // JSON is YAML.
+        std::fs::write(base.join("config.yml"), config.to_string()).unwrap();
+        let log = std::fs::File::options().create(true).append(true).open(base.join("log")).unwrap();
+        let child = Command::new("docker-registry")
+            .args(["serve".as_ref(), base.join("config.yml").as_os_str()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("docker-registry is installed");
+        self.child = Some(child);
+        let start = Instant::now();
+        while TcpStream::connect(&self.address).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(30), "the registry did not start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it; the content stays.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        panic!("no registry came up");
+    }
+
+    /// The name of a repository (with tag) in this registry.
+    pub fn name(&self, repository: &str) -> String {
+        format!("{}/{repository}", self.address)
+    }
+
+    fn log(&self) -> String {
+        let bytes = std::fs::read(self.dir.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Forgets the requests so far.
+    pub fn clear_log(&self) {
+        std::fs::File::options().write(true).open(self.dir.path().join("log")).unwrap().set_len(0).unwrap();
+    }
+
+    /// The requests so far, in order.
+    pub fn requests(&self) -> Vec<Request> {
+        let parse = |line: &str| {
+            let mut parts = line.split('"');
+            let (_, request, rest) = (parts.next()?, parts.next()?, parts.next()?);
+            let mut words = request.split(' ');
+            let (method, path, proto) = (words.next()?, words.next()?, words.next()?);
+            let status = rest.split_whitespace().next()?.parse().ok()?;
+            proto.starts_with("HTTP/").then(|| Request {
+                method: method.to_owned(),
+                path: path.to_owned(),
+                status,
+            })
+        };
+        self.log().lines().filter_map(parse).collect()
+    }
+
+    /// The digests of the blobs that were sent, in order.
+    pub fn blobs_sent(&self) -> Vec<String> {
+        // The registry writes its line after the last byte: give it a moment.
+        std::thread::sleep(Duration::from_millis(50));
+        let sent = |r: Request| {
+            let (_, digest) = r.path.split_once("/blobs/")?;
+            (r.method == "GET" && r.status == 200).then(|| digest.to_owned())
+        };
+        self.requests().into_iter().filter_map(sent).collect()
+    }
+
+    /// Pushes an image and returns its manifest digest.
+    pub fn push(&self, image: &Image, name_and_tag: &str) -> Digest {
+        let layout = tempfile::tempdir().unwrap();
+        let digest = image.write(layout.path());
+        self.push_layout(layout.path(), name_and_tag);
+        digest
+    }
+
+    /// Pushes an OCI layout; of an index in it all instances.
+    pub fn push_layout(&self, layout: &Path, name_and_tag: &str) {
+        let mut command = Command::new("skopeo");
+        command.args(["copy", "--all", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]);
+        if self.password {
+            command.arg("--dest-creds=user:secret");
+        }
+        let done = command
+            .arg(format!("oci:{}", layout.display()))
+            .arg(format!("docker://{}", self.name(name_and_tag)))
+            .output()
+            .expect("skopeo is installed");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
     /// A registries.conf(5) that reaches this registry without TLS.
     pub fn conf(&self) -> PathBuf {
         let path = self.dir.path().join("registries.conf");
-        std::fs::write(&path, format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", self.address))
-            .unwrap();
+        let text = format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", self.address);
+        std::fs::write(&path, text).unwrap();
         path
-    }
-
-    /// Copies an OCI layout to `name` here.
-    pub fn push(&self, layout: &Path, name: &str) -> String {
-        let reference = format!("{}/{name}", self.address);
-        let out = Command::new("skopeo")
-            .args([
-                "copy",
-                "-q",
-                "--dest-tls-verify=false",
-                &format!("oci:{}", layout.display()),
-                &format!("docker://{reference}"),
-            ])
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        reference
-    }
-
-    /// The digests of the blobs that were fetched since the last call, one entry a request.
-    pub fn fetched_blobs(&self) -> Vec<String> {
-        // The registry writes its log line after the body; the reader of the pipe needs a moment.
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        let lines = std::mem::take(&mut *self.log.lock().unwrap());
-        let get = |l: &String| {
-            let (_, rest) = l.split_once("\"GET ")?;
-            let (path, _) = rest.split_once(' ')?;
-            path.split_once("/blobs/").map(|(_, digest)| digest.to_owned())
-        };
-        lines.iter().filter_map(get).collect()
     }
 
     /// Removes a repository, as an administrator's mistake would.
@@ -101,7 +178,12 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
+}
+
+/// Where files of a registry's blob lie, to damage or remove them.
+pub fn blob_path(registry: &Registry, digest: &Digest) -> PathBuf {
+    let hex = digest.hex();
+    registry.dir.path().join("data/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
 }

@@ -1,6 +1,7 @@
 //! One verb, one file: its arguments, and what it asks.
 
 pub mod cancel;
+pub mod config;
 pub mod docs;
 pub mod jobs;
 pub mod lint;

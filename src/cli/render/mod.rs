@@ -44,7 +44,7 @@ pub fn note(text: &str) {
 /// Prints a failure with its causes and its hint.
 pub fn failure(terminal: &Terminal, failure: &Failure) {
     let (Failure::NoDaemon(error) | Failure::Refused(error)) = failure;
-    note(&error_text(&error.chain(), error.hint.as_deref(), terminal.color));
+    note(&error_text(&error.chain(), error.advice(), terminal.color));
 }
 
 fn error_text(message: &str, hint: Option<&str>, color: bool) -> String {

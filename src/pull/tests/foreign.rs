@@ -21,6 +21,29 @@ fn run(program: &str, arguments: &[&str]) -> String {
     text
 }
 
+/// The command line of ostree-ext, which is published as a library only, in a process of its own.
+fn reference_tool(arguments: &[&str]) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "pull::tests::foreign::reference_tool_entry", "--ignored", "--nocapture"])
+        .env("REFERENCE_ARGUMENTS", arguments.join("\n"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    // The first lines are the test harness's.
+    text.split_once("running 1 test\n").unwrap().1.to_owned()
+}
+
+#[test]
+#[ignore = "no test: the reference tool of the test below"]
+fn reference_tool_entry() {
+    let arguments = std::env::var("REFERENCE_ARGUMENTS").unwrap();
+    let arguments = std::iter::once("ostree-ext-cli").chain(arguments.lines());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let done = runtime.block_on(ostree_ext::cli::run_from_iter(arguments));
+    std::process::exit(done.map_or_else(|e| panic!("{e:#}"), |()| 0));
+}
+
 #[tokio::test]
 async fn the_reference_tools_read_what_was_pulled() {
     let scratch = Scratch::new();
@@ -34,6 +57,14 @@ async fn the_reference_tools_read_what_was_pulled() {
     assert_eq!(state.version(), Some("1.2"));
     assert_eq!(store::image_filtered_content_warning(&scratch.repo, &imgref).unwrap(), None);
     let repo = scratch.path("repo").display().to_string();
+    let listed = reference_tool(&["container", "image", "list", "--repo", &repo]);
+    let name = layout.image().to_string();
+    assert_eq!(listed.trim(), name);
+    let manifest = reference_tool(&["container", "image", "metadata", "--repo", &repo, &name]);
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(manifest["layers"][0]["digest"], layout.layers[0].to_string());
+    let config = reference_tool(&["container", "image", "metadata", "--config", "--repo", &repo, &name]);
+    assert!(config.contains("diff_ids"), "{config}");
     run("ostree", &["fsck", "--repo", &repo]);
     assert!(run("ostree", &["show", "--repo", &repo, &base.commit]).contains("Version: 1.2"));
 }

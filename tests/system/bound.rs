@@ -1,15 +1,12 @@
 //! Bound images against a real registry, a real containers-storage and podman.
-#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
-#[path = "common/registry.rs"]
-mod registry;
-
+use crate::image::{Image, Layer, noise};
+use crate::registry::{self, CREDENTIALS, Registry};
 use cap_std_ext::cap_std::{ambient_authority, fs::Dir};
 use osctl::bound::{Skopeo, Store, collect, pull_all, resolve, verify_present};
 use osctl::engine::cx::Cx;
 use osctl::model::ErrorKind;
 use osctl::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
-use registry::{CREDENTIALS, Image, Registry};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -130,9 +127,11 @@ async fn two_digests_of_one_tag_live_side_by_side_and_the_tag_moves_only_when_it
 async fn what_is_there_is_not_fetched_again() {
     let registry = Registry::start();
     let host = Host::new();
-    let base: (&str, &[u8]) = ("base", b"shared");
-    registry.push(&Image::default().layer(&[base]).layer(&[("hello", b"a")]), "a:1");
-    registry.push(&Image::default().layer(&[base]).layer(&[("hello", b"b")]), "b:1");
+    let base = Layer::new().file("base", b"shared");
+    let hello =
+        |text: &str| Image::default().layer(base.clone()).layer(Layer::new().file("hello", text.as_bytes()));
+    registry.push(&hello("a"), "a:1");
+    registry.push(&hello("b"), "b:1");
     let a = host.set(&[spec(&registry, "a:1")]).await;
     assert_eq!(registry.blobs_sent(), [""; 0], "resolving fetches manifests only");
     host.pull(&a).await;
@@ -159,15 +158,9 @@ async fn what_is_there_is_not_fetched_again() {
 async fn a_killed_pull_does_not_count_and_the_next_one_succeeds() {
     let registry = Registry::start();
     let host = Host::new();
-    // Noise, so that it does not compress; large, so that there is a middle to be killed in.
-    let mut seed = 1u64;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (seed >> 56) as u8
-    })
-    .take(48 << 20)
-    .collect();
-    registry.push(&Image::default().layer(&[("hello", b"small")]).layer(&[("noise", &noise)]), "big:1");
+    // Large, so that there is a middle to be killed in.
+    let noise = noise(48 << 20);
+    registry.push(&Image::with_file("hello", b"small").layer(Layer::new().file("noise", &noise)), "big:1");
     let set = host.set(&[spec(&registry, "big:1")]).await;
     let mut kills = 0;
     for delay in [60, 120, 240, 480] {
@@ -256,9 +249,11 @@ async fn a_private_registry_is_entered_with_the_images_own_credentials() {
 async fn collection_removes_what_no_set_needs_and_nothing_else() {
     let registry = Registry::start();
     let host = Host::new();
-    let base: (&str, &[u8]) = ("base", b"shared");
-    registry.push(&Image::default().layer(&[base]).layer(&[("hello", b"a")]), "a:1");
-    let b = Image::default().layer(&[base]).layer(&[("hello", b"b")]);
+    let base = Layer::new().file("base", b"shared");
+    let hello =
+        |text: &str| Image::default().layer(base.clone()).layer(Layer::new().file("hello", text.as_bytes()));
+    registry.push(&hello("a"), "a:1");
+    let b = hello("b");
     registry.push(&b, "b:1");
     registry.push(&b, "twin:1");
     let all = host.set(&[spec(&registry, "a:1"), spec(&registry, "b:1"), spec(&registry, "twin:1")]).await;

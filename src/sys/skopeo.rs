@@ -1,30 +1,41 @@
-//! What skopeo's error texts mean.
+//! How skopeo is called, and what its error texts mean.
 //!
 //! The proxy protocol has no status codes, only the text of Go errors, so this is a table of needles. It was
 //! collected from skopeo 1.9.3 (containers/image 5.22) and is tested against the running program where a local
 //! registry can produce the error, and against recorded texts elsewhere.
 
 use crate::model::{Error, ErrorKind};
+use std::ffi::OsString;
+use std::path::Path;
 
-/// Text to look for, the kind it stands for, and what to tell a person. The first hit wins.
+/// skopeo's global options: a signature policy and a registries' configuration other than the running system's.
+///
+/// `--registries-conf` is hidden in skopeo's help, and the only way: it reads no variable for this.
+pub fn options(policy: Option<&Path>, registries: Option<&Path>) -> Vec<OsString> {
+    let options = [("--policy", policy), ("--registries-conf", registries)];
+    let given = options.into_iter().filter_map(|(name, path)| Some([name.into(), path?.into()]));
+    given.flatten().collect()
+}
+
+/// Text to look for (in lower case), the kind it stands for, and what to tell a person. The first hit wins.
 const TABLE: &[(&str, ErrorKind, &str)] = {
     use ErrorKind::*;
     &[
         ("no space left on device", NoSpace, "the disk is full"),
+        ("disk quota exceeded", NoSpace, "the quota of the disk is used up"),
         // A damaged archive fails while it is unpacked, with an inner text that looks like a network error.
         ("untarring file", InvalidArgument, "the archive is damaged or not an OCI archive"),
         ("invalid tar header", InvalidArgument, "the archive is damaged or not an OCI archive"),
-        ("is rejected by policy", SignatureRejected, "the signature policy rejects it"),
         ("rejected by policy", SignatureRejected, "the signature policy rejects it"),
-        ("A signature was required", SignatureRejected, "it carries no signature that the policy accepts"),
-        ("Signature for identity", SignatureRejected, "its signature is for another name"),
-        ("Invalid GPG signature", SignatureRejected, "its signature is not valid"),
+        ("a signature was required", SignatureRejected, "it carries no signature that the policy accepts"),
+        ("signature for identity", SignatureRejected, "its signature is for another name"),
+        ("invalid gpg signature", SignatureRejected, "its signature is not valid"),
         ("invalid signature", SignatureRejected, "its signature is not valid"),
         ("is blocked in", SignatureRejected, "registries.conf blocks the registry"),
         ("corrupted blob", DigestMismatch, "a blob does not have the digest that the manifest lists"),
         ("bytes in blob, got", DigestMismatch, "a blob does not have the size that the manifest lists"),
         ("does not match provided manifest digest", DigestMismatch, "the manifest does not have its digest"),
-        ("igest did not match", DigestMismatch, "content does not have its digest"),
+        ("digest did not match", DigestMismatch, "content does not have its digest"),
         (
             "no image found in manifest list for architecture",
             Unsupported,
@@ -37,27 +48,28 @@ const TABLE: &[(&str, ErrorKind, &str)] = {
         ),
         ("toomanyrequests", RateLimited, "the registry asks to slow down"),
         ("too many requests", RateLimited, "the registry asks to slow down"),
-        ("Too Many Requests", RateLimited, "the registry asks to slow down"),
+        ("rate limit", RateLimited, "the registry asks to slow down"),
         ("status code from registry 429", RateLimited, "the registry asks to slow down"),
         ("manifest unknown", ImageNotFound, "the registry does not have it"),
+        ("name_unknown", ImageNotFound, "the registry does not have the repository"),
         ("name unknown", ImageNotFound, "the registry does not have the repository"),
         ("repository name not known", ImageNotFound, "the registry does not have the repository"),
         ("blob unknown", ImageNotFound, "the registry lost one of its blobs"),
         ("status code from registry 404", ImageNotFound, "the registry does not have it"),
-        ("StatusCode: 404", ImageNotFound, "the registry does not have it"),
+        ("statuscode: 404", ImageNotFound, "the registry does not have it"),
         ("identifier is not an image", ImageNotFound, "the local storage does not have it"),
-        ("does not resolve to an image ID", ImageNotFound, "the local storage does not have it"),
+        ("does not resolve to an image id", ImageNotFound, "the local storage does not have it"),
         ("no descriptor found for reference", ImageNotFound, "the layout has no such tag"),
-        ("nauthorized", AuthRequired, "the registry wants other credentials"),
+        ("unauthorized", AuthRequired, "the registry wants other credentials"),
         ("authentication required", AuthRequired, "the registry wants credentials"),
         ("access to the resource is denied", AuthRequired, "the registry does not let these credentials in"),
         ("invalid username/password", AuthRequired, "the registry refuses the credentials"),
         ("unable to retrieve auth token", AuthRequired, "the registry gives no token for these credentials"),
         ("status code from registry 401", AuthRequired, "the registry wants credentials"),
         ("status code from registry 403", AuthRequired, "the registry does not let these credentials in"),
-        ("(Forbidden)", AuthRequired, "the registry does not let these credentials in"),
+        ("(forbidden)", AuthRequired, "the registry does not let these credentials in"),
         ("denied: ", AuthRequired, "the registry does not let these credentials in"),
-        ("server gave HTTP response to HTTPS client", RegistryUnavailable, "the registry does not speak TLS"),
+        ("server gave http response to https client", RegistryUnavailable, "the registry does not speak TLS"),
         ("x509: ", RegistryUnavailable, "the registry's certificate cannot be verified"),
         ("tls: ", RegistryUnavailable, "the registry's TLS cannot be used"),
         (
@@ -66,11 +78,11 @@ const TABLE: &[(&str, ErrorKind, &str)] = {
             "the layout holds several images and no tag was given",
         ),
         ("unsupported manifest", Unsupported, "its manifest has an unknown format"),
-        ("nsupported MIMEtype", Unsupported, "its manifest has an unknown format"),
-        ("nsupported schema version", Unsupported, "its manifest has an unknown format"),
-        ("Unimplemented manifest MIME type", Unsupported, "its manifest has an unknown format"),
+        ("unsupported mimetype", Unsupported, "its manifest has an unknown format"),
+        ("unsupported schema version", Unsupported, "its manifest has an unknown format"),
+        ("unimplemented manifest mime type", Unsupported, "its manifest has an unknown format"),
         ("invalid reference format", InvalidArgument, "the name is not valid"),
-        ("Invalid image name", InvalidArgument, "the name is not valid"),
+        ("invalid image name", InvalidArgument, "the name is not valid"),
         ("permission denied", InvalidArgument, "a file of it cannot be read"),
         ("connection refused", RegistryUnavailable, "the registry refuses connections"),
         ("connection reset", RegistryUnavailable, "the registry ended the connection"),
@@ -82,11 +94,11 @@ const TABLE: &[(&str, ErrorKind, &str)] = {
         ("timeout", RegistryUnavailable, "the registry does not answer"),
         ("deadline exceeded", RegistryUnavailable, "the registry does not answer"),
         ("status code from registry 5", RegistryUnavailable, "the registry has an internal error"),
-        ("received unexpected HTTP status", RegistryUnavailable, "the registry has an internal error"),
-        ("Internal Server Error", RegistryUnavailable, "the registry has an internal error"),
-        ("Bad Gateway", RegistryUnavailable, "the registry has an internal error"),
-        ("Service Unavailable", RegistryUnavailable, "the registry has an internal error"),
-        ("unexpected EOF", RegistryUnavailable, "the transfer broke off"),
+        ("received unexpected http status", RegistryUnavailable, "the registry has an internal error"),
+        ("internal server error", RegistryUnavailable, "the registry has an internal error"),
+        ("bad gateway", RegistryUnavailable, "the registry has an internal error"),
+        ("service unavailable", RegistryUnavailable, "the registry has an internal error"),
+        ("unexpected eof", RegistryUnavailable, "the transfer broke off"),
         // Below the archive and network texts: a bare path of a layout, archive or directory.
         ("no such file or directory", ImageNotFound, "it is not there"),
         ("not a directory", InvalidArgument, "it is not an OCI layout"),
@@ -97,7 +109,7 @@ const TABLE: &[(&str, ErrorKind, &str)] = {
 fn hint(kind: ErrorKind, text: &str) -> Option<&'static str> {
     match kind {
         ErrorKind::AuthRequired => Some(
-            "log in with: podman login --authfile /etc/osctl/auth.json REGISTRY; see: osctl config explain-auth",
+            "log in with: podman login --authfile /etc/osctl/auth.json REGISTRY; see: osctl config explain-auth REF",
         ),
         ErrorKind::ImageNotFound => Some("check the spelling of the name and the tag"),
         ErrorKind::SignatureRejected => Some("see containers-policy.json(5) and /etc/containers/policy.json"),
@@ -117,6 +129,7 @@ fn hint(kind: ErrorKind, text: &str) -> Option<&'static str> {
 
 /// The kind that an error text of skopeo stands for, and what it says to a person.
 fn classify(text: &str) -> (ErrorKind, &'static str) {
+    let text = text.to_lowercase();
     TABLE
         .iter()
         .find(|(needle, _, _)| text.contains(needle))
@@ -124,7 +137,7 @@ fn classify(text: &str) -> (ErrorKind, &'static str) {
 }
 
 /// Our error for a failure of skopeo or its proxy while `doing` something (`reading docker://...`).
-pub(super) fn from_skopeo(doing: &str, error: impl Into<crate::model::error::BoxError>) -> Error {
+pub fn from_skopeo(doing: &str, error: impl Into<crate::model::error::BoxError>) -> Error {
     let error = error.into();
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -148,6 +161,29 @@ pub(super) fn from_skopeo(doing: &str, error: impl Into<crate::model::error::Box
     match hint(kind, &text) {
         Some(hint) => ours.hint(hint),
         None => ours,
+    }
+}
+
+/// What skopeo wrote to standard error, as an error with the fitting kind and hint. The message is skopeo's own.
+pub fn reason(stderr: &str) -> Error {
+    let text = message(stderr);
+    let (kind, _) = classify(&text);
+    let hint = hint(kind, &text);
+    let error = Error::new(kind, text);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+/// The text of the last `level=fatal msg="..."` line, or all there is.
+fn message(stderr: &str) -> String {
+    let fatal = stderr.lines().rev().find_map(|l| l.split_once("level=fatal msg=").map(|(_, m)| m));
+    let text = fatal.unwrap_or_else(|| stderr.trim()).trim();
+    match text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
+        Some(quoted) => quoted.replace("\\\"", "\"").replace("\\\\", "\\"),
+        None if text.is_empty() => "skopeo failed without a message".to_owned(),
+        None => text.to_owned(),
     }
 }
 
@@ -240,5 +276,52 @@ mod tests {
              OpenImage: manifest unknown"
         );
         assert_eq!(error.hint.as_deref(), Some("check the spelling of the name and the tag"));
+    }
+    #[test]
+    fn skopeos_messages_have_kinds() {
+        use ErrorKind::*;
+        for (stderr, kind, text) in [
+            (
+                "time=\"2026-11-21T14:47:26Z\" level=fatal msg=\"Error parsing image name \\\"docker://x\\\": reading manifest nope in 127.0.0.1:5977/app: manifest unknown: manifest unknown\"",
+                ImageNotFound,
+                "Error parsing image name \"docker://x\": reading manifest nope in 127.0.0.1:5977/app: manifest unknown: manifest unknown",
+            ),
+            (
+                "level=fatal msg=\"dial tcp 127.0.0.1:1: connect: connection refused\"",
+                RegistryUnavailable,
+                "dial tcp 127.0.0.1:1: connect: connection refused",
+            ),
+            (
+                "level=fatal msg=\"http: server gave HTTP response to HTTPS client\"",
+                RegistryUnavailable,
+                "http: server gave HTTP response to HTTPS client",
+            ),
+            (
+                "reading manifest: unauthorized: authentication required",
+                AuthRequired,
+                "reading manifest: unauthorized: authentication required",
+            ),
+            ("write /x: no space left on device", NoSpace, "write /x: no space left on device"),
+            ("toomanyrequests: slow down", RateLimited, "toomanyrequests: slow down"),
+            (
+                "Source image rejected: Running image docker://x is rejected by policy.",
+                SignatureRejected,
+                "Source image rejected: Running image docker://x is rejected by policy.",
+            ),
+            (
+                "Digest did not match, expected sha256:1, got sha256:2",
+                DigestMismatch,
+                "Digest did not match, expected sha256:1, got sha256:2",
+            ),
+            (
+                "received unexpected HTTP status: 503 Service Unavailable",
+                RegistryUnavailable,
+                "received unexpected HTTP status: 503 Service Unavailable",
+            ),
+            ("", Internal, "skopeo failed without a message"),
+        ] {
+            let error = reason(stderr);
+            assert_eq!((error.kind, error.to_string().as_str()), (kind, text));
+        }
     }
 }

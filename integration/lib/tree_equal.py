@@ -1,0 +1,348 @@
+#!/usr/bin/env python3
+"""Compare what osctl deployed with what podman mounts, path by path, after the mapping of docs/plain-images.md.
+
+usage: tree_equal.py [--drop-var] [--bare-root] IMAGE DEPLOYMENT STATE
+       tree_equal.py --self-check SCRATCH
+
+IMAGE is the directory of `podman image mount`, DEPLOYMENT the directory that boots, STATE a directory in which
+systemd-tmpfiles carried out the deployment's osctl-var.conf. Compared are type, mode, owner, extended attributes,
+content by SHA-256, targets of links and numbers of devices of every path, and which paths are hard links of one file.
+Prints the number of paths, or each difference and exits with 1. --self-check alters small trees in every way that is
+compared, and demands that each alteration is seen.
+"""
+import argparse
+import hashlib
+import os
+import stat
+import sys
+from typing import NamedTuple
+
+SHOWN = 40
+CHUNK = 1 << 20
+
+
+class Entry(NamedTuple):
+    """All that is compared of a path."""
+
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    xattrs: tuple
+    content: str
+
+    def __str__(self):
+        xattrs = "".join(f" {name}={value.hex()}" for name, value in self.xattrs)
+        return f"{self.kind} {self.mode:04o} {self.uid}:{self.gid}{xattrs} {self.content}".rstrip()
+
+
+class Tree(NamedTuple):
+    """Entries by path, the root as ""; and the paths of each file that has more than one."""
+
+    entries: dict
+    links: list
+
+
+# Rule: "Left out: `security.selinux`, `security.ima`, `trusted.overlay.*`, `user.overlay.*`." Labels are out on both sides:
+# podman and the kernel of a host with SELinux put their own on, and none of the three images has a policy to compute them from.
+def kept(name):
+    return name not in ("security.selinux", "security.ima") and not name.startswith(("trusted.overlay.", "user.overlay."))
+
+
+def digest(path):
+    found = hashlib.sha256()
+    with open(path, "rb") as f:
+        while data := f.read(CHUNK):
+            found.update(data)
+    return found.hexdigest()
+
+
+def look(path):
+    """Rule: "Times are ignored, as ostree does." Everything else that a path has is in its entry."""
+    st = os.lstat(path)
+    names = sorted(n for n in os.listxattr(path, follow_symlinks=False) if kept(n))
+    xattrs = tuple((n, os.getxattr(path, n, follow_symlinks=False)) for n in names)
+    content = ""
+    if stat.S_ISREG(st.st_mode):
+        kind, content = "file", digest(path)
+    elif stat.S_ISLNK(st.st_mode):
+        kind, content = "link", os.readlink(path)
+    elif stat.S_ISDIR(st.st_mode):
+        kind = "directory"
+    else:
+        kind, content = f"special {stat.S_IFMT(st.st_mode):o}", f"{os.major(st.st_rdev)}:{os.minor(st.st_rdev)}"
+    return st, Entry(kind, stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, xattrs, content)
+
+
+def walk(root):
+    """Reads a tree; never follows a link."""
+    entries, inodes, todo = {}, {}, [""]
+    while todo:
+        path = todo.pop()
+        full = os.path.join(root, path) if path else root
+        st, entries[path] = look(full)
+        if stat.S_ISDIR(st.st_mode):
+            todo += [f"{path}/{name}" if path else name for name in os.listdir(full)]
+        elif st.st_nlink > 1:
+            inodes.setdefault((st.st_dev, st.st_ino), []).append(path)
+    return Tree(entries, [sorted(paths) for paths in inodes.values() if len(paths) > 1])
+
+
+def directory(mode=0o755):
+    return Entry("directory", mode, 0, 0, (), "")
+
+
+def link(target):
+    return Entry("link", 0o777, 0, 0, (), target)
+
+
+MERGED = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
+EMPTIED = ("boot", "dev", "proc", "run", "sys", "tmp")
+STATE = {"home": "home", "mnt": "mnt", "opt": "opt", "root": "roothome", "srv": "srv"}
+DROPPINGS = (".dockerenv", ".dockerinit", ".containerenv", "lost+found")
+CONF = "usr/lib/tmpfiles.d/osctl-var.conf"
+
+
+class Mapping:
+    """docs/plain-images.md as code: from the paths of an image to those of the host and of its /var."""
+
+    def __init__(self, image, drop_var, bare_root):
+        self.host, self.state, self.wrong = {}, {}, []
+        self.drop_var = drop_var
+        for path, entry in image.items():
+            self.add(path, entry)
+        # Rule: "A parent that no entry describes is root's, 0755". podman makes such a root 0555.
+        if bare_root:
+            self.host[""] = directory()
+        # Rule: "`/boot`, ... | empty directories, made if missing (root's, 0755; `/tmp` 1777)".
+        for top in EMPTIED:
+            self.host.setdefault(top, directory(0o1777 if top == "tmp" else 0o755))
+        # Rule: "links to `var/home`, ... made if missing", and then the directory that they lead to (root's own is 0700).
+        for top, home in STATE.items():
+            if top not in self.host:
+                self.host[top] = link(f"var/{home}")
+                self.state[f"var/{home}"] = directory(0o700 if top == "root" else 0o755)
+        # Rule: "`/sysroot`, `/ostree` | an empty directory, and a link to `sysroot/ostree`".
+        self.host.setdefault("sysroot", directory())
+        self.host["ostree"] = link("sysroot/ostree")
+
+    def add(self, path, entry):
+        top, _, below = path.partition("/")
+        kind = entry.kind
+        # Rule: "`/usr` | as it is".
+        if top in ("", "usr"):
+            self.host[path] = entry
+        # Rule: "`/etc` | `/usr/etc`; libostree merges it into `/etc` when deploying": in a first deployment, a copy.
+        elif top == "etc":
+            self.host[path] = self.host["usr/" + path] = entry
+        # Rule: "`/bin`, `/sbin`, `/lib` | must be links"; the links are as they are.
+        elif top in MERGED:
+            self.host[path] = entry
+            if (kind, entry.content.strip("/")) != ("link", "usr/" + top):
+                self.refused(path, "/usr is not merged")
+        # Rule: "empty directories. A `/tmp` that is a link is kept".
+        elif top in EMPTIED:
+            if not below and (kind == "directory" or (top, kind) == ("tmp", "link")):
+                self.host[path] = entry
+        # Rule: "links to `var/home`, ...; content as in `/var`. Links are kept". "`/opt` with content | refused".
+        elif top in STATE:
+            if kind == "link" and not below:
+                self.host[path] = entry
+            elif top == "opt" and below:
+                self.refused(path, "/opt has content")
+            else:
+                self.host[top] = link(f"var/{STATE[top]}")
+                self.add_state(f"var/{STATE[top]}" + (f"/{below}" if below else ""), path, entry)
+        # Rule: "`/media` | link to `run/media`; files in it are refused".
+        elif top == "media":
+            if not below:
+                self.host[path] = entry if kind == "link" else link("run/media")
+            elif kind != "directory":
+                self.refused(path, "/media has files")
+        # Rule: "`/var` | empty".
+        elif path == "var":
+            self.host[path] = entry
+        elif top == "var":
+            self.add_state(path, path, entry)
+        # Rule: "`/sysroot` ... | an empty directory"; "`/ostree` with content is refused".
+        elif path == "sysroot" and kind == "directory":
+            self.host[path] = entry
+        elif path.startswith("ostree/"):
+            self.refused(path, "/ostree has content")
+        # Rules: "`/.dockerenv`, ... | left out"; "anything else at the top | refused by name".
+        elif top not in DROPPINGS and top not in ("sysroot", "ostree"):
+            self.refused(path, "no place at the top")
+
+    # Rule: "Directories become `d` lines with mode and owner, links `L` lines (links of root); their extended attributes are not
+    # kept. Files are listed and refused, or left out with `--drop-var`".
+    def add_state(self, at, path, entry):
+        if entry.kind == "directory":
+            self.state[at] = entry._replace(xattrs=())
+        elif entry.kind == "link":
+            self.state[at] = link(entry.content)
+        elif not self.drop_var:
+            self.refused(path, "a file in /var")
+
+    def refused(self, path, why):
+        self.wrong.append(f"{shown(path)}: deployed, but the rules refuse it: {why}")
+
+
+def shown(path):
+    return repr("/" + path)[1:-1]
+
+
+def differences(what, expected, found):
+    for path in sorted(expected.keys() | found.keys()):
+        want, have = expected.get(path), found.get(path)
+        if want != have:
+            yield f"{what}{shown(path)}: podman's is {want or 'not there'}; ours is {have or 'not there'}"
+
+
+# Rule: "A hard link to a file of the same layer is the same object", so its names are one file in the deployment, too. The
+# reverse is not promised: equal files share an object. /etc is a copy, and a checkout does not link empty files.
+def split_links(image, deployment, root):
+    for paths in image.links:
+        at = [f"usr/{p}" if p.startswith("etc/") else p for p in paths]
+        at = [p for p in at if p.startswith("usr/") and p in deployment.entries]
+        if at and os.lstat(os.path.join(root, at[0])).st_size == 0:
+            continue
+        inodes = {os.lstat(os.path.join(root, p)).st_ino for p in at}
+        if len(inodes) > 1:
+            yield f"{', '.join(map(shown, at))}: podman's are hard links of one file; ours are {len(inodes)} files"
+
+
+def compare(image_root, deployment_root, state_root, drop_var, bare_root):
+    """The differences, and a sentence about what was compared."""
+    image, deployment, state = walk(image_root), walk(deployment_root), walk(state_root)
+    mapping = Mapping(image.entries, drop_var, bare_root)
+    expected = dict(mapping.host)
+    # The lines are judged by what systemd-tmpfiles made of them, so any text will do here.
+    if mapping.state:
+        text = deployment.entries[CONF].content if CONF in deployment.entries else ""
+        expected[CONF] = Entry("file", 0o644, 0, 0, (), text)
+        for parent in ("usr/lib/tmpfiles.d", "usr/lib"):
+            expected.setdefault(parent, directory())
+    # systemd-tmpfiles makes the parents of what it is told.
+    found = {p: e for p, e in state.entries.items() if p not in ("", "var")}
+    wrong = mapping.wrong + list(differences("", expected, deployment.entries))
+    wrong += differences("state ", mapping.state, found)
+    wrong += split_links(image, deployment, deployment_root)
+    files = [e for e in deployment.entries.values() if e.kind == "file"]
+    names = [name for e in deployment.entries.values() for name, _ in e.xattrs]
+    facts = {
+        "with setuid or setgid": sum(e.mode & 0o6000 != 0 for e in files),
+        "with a file capability": names.count("security.capability"),
+        "with another attribute": len(names) - names.count("security.capability"),
+        "hard links": sum(len(p) for p in image.links),
+        "in /var": len(mapping.state),
+    }
+    count = len(expected) + len(mapping.state)
+    return wrong, f"{count} paths equal ({', '.join(f'{n} {what}' for what, n in facts.items())})"
+
+
+def plant(root, table):
+    """Makes a small tree: path, what it is, mode, owner, text or target; a text may name another path to be a hard link."""
+    os.makedirs(root)
+    for path, kind, mode, owner, text in table:
+        full = os.path.join(root, path)
+        if kind == "link":
+            os.symlink(text, full)
+        elif kind == "hard":
+            os.link(os.path.join(root, text), full)
+            continue
+        elif kind == "directory":
+            os.makedirs(full, exist_ok=True)
+        elif kind == "device":
+            os.mknod(full, stat.S_IFCHR | mode, os.makedev(*text))
+        else:
+            with open(full, "w", encoding="utf-8") as f:
+                f.write(text)
+        os.chown(full, owner, owner, follow_symlinks=False)
+        if kind != "link":
+            os.chmod(full, mode)
+
+
+def self_check(scratch):
+    """Returns what was not seen, and how many alterations there were. SCRATCH must not exist."""
+    usr = [
+        ("usr", "directory", 0o755, 0, ""),
+        ("usr/lib", "directory", 0o755, 0, ""),
+        ("usr/lib/tmpfiles.d", "directory", 0o755, 0, ""),
+        ("usr/d", "directory", 0o2750, 7, ""),
+        ("usr/d/one", "file", 0o4755, 3, "one"),
+        ("usr/d/two", "hard", 0, 0, "usr/d/one"),
+        ("usr/d/link", "link", 0, 5, "one"),
+        ("usr/d/removed", "device", 0o600, 0, (0, 0)),
+        *((name, "link", 0, 0, f"usr/{name}") for name in MERGED[:3]),
+        ("var", "directory", 0o755, 0, ""),
+    ]
+    conf = [("etc", "directory", 0o755, 0, ""), ("etc/conf", "file", 0o640, 2, "conf")]
+    places = (scratch + "/image", scratch + "/deployment", scratch + "/state")
+    plant(
+        places[0],
+        usr
+        + conf
+        + [
+            ("var/lib", "directory", 0o700, 4, ""),
+            ("var/lib/file", "file", 0o644, 0, "dropped"),
+            ("var/run", "link", 0, 0, "/run"),
+            ("dev", "directory", 0o755, 0, ""),
+            ("dev/null", "device", 0o666, 0, (1, 3)),
+            ("home", "directory", 0o711, 0, ""),
+            ("mnt", "link", 0, 0, "elsewhere"),
+        ],
+    )
+    plant(
+        places[1],
+        usr
+        + conf
+        + [("usr/" + path, *rest) for path, *rest in conf]
+        + [(top, "directory", 0o1777 if top == "tmp" else 0o755, 0, "") for top in EMPTIED]
+        + [(top, "link", 0, 0, f"var/{home}") for top, home in STATE.items() if top != "mnt"]
+        + [
+            ("mnt", "link", 0, 0, "elsewhere"),
+            ("sysroot", "directory", 0o755, 0, ""),
+            ("ostree", "link", 0, 0, "sysroot/ostree"),
+            (CONF, "file", 0o644, 0, "lines"),
+        ],
+    )
+    plant(
+        places[2],
+        [("var", "directory", 0o755, 0, ""), ("var/lib", "directory", 0o700, 4, ""), ("var/run", "link", 0, 0, "/run")]
+        + [("var/home", "directory", 0o711, 0, ""), ("var/opt", "directory", 0o755, 0, "")]
+        + [("var/roothome", "directory", 0o700, 0, ""), ("var/srv", "directory", 0o755, 0, "")],
+    )
+    for place in places[:2]:
+        os.setxattr(place + "/usr/d/one", "user.note", b"one")
+        os.setxattr(place + "/usr/d", "user.note", b"directory")
+    deployment, state = places[1:]
+
+    def judged():
+        return compare(*places, drop_var=True, bare_root=False)[0]
+
+    def rewrite(path, text):
+        st = os.lstat(path)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+        os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+    def relink(path, target):
+        os.unlink(path)
+        os.symlink(target, path)
+
+    def renumber(path):
+        os.unlink(path)
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(0, 1))
+
+    def unshare(path):
+        """The same file, but no longer a hard link."""
+        before = look(path)[1]
+        text = open(path, encoding="utf-8").read()
+        os.unlink(path)
+        rewrite_new(path, text)
+        os.chown(path, before.uid, before.gid)
+        os.chmod(path, before.mode)
+        for name, value in before.xattrs:
+            os.setxattr(path, name, value)
+
+    return judged, deployment, state, rewrite, relink, renumber, unshare
