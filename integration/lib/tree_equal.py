@@ -13,6 +13,7 @@ compared, and demands that each alteration is seen.
 import argparse
 import hashlib
 import os
+import shutil
 import stat
 import sys
 from typing import NamedTuple
@@ -240,109 +241,176 @@ def compare(image_root, deployment_root, state_root, drop_var, bare_root):
     return wrong, f"{count} paths equal ({', '.join(f'{n} {what}' for what, n in facts.items())})"
 
 
-def plant(root, table):
-    """Makes a small tree: path, what it is, mode, owner, text or target; a text may name another path to be a hard link."""
-    os.makedirs(root)
-    for path, kind, mode, owner, text in table:
+def plant(root, rows):
+    """Makes a small tree out of rows: path, kind, mode, owner, and a text, a target, a device or the other name of a hard link."""
+    for path, kind, mode, owner, content in rows:
         full = os.path.join(root, path)
-        if kind == "link":
-            os.symlink(text, full)
-        elif kind == "hard":
-            os.link(os.path.join(root, text), full)
+        if kind == "hard":
+            os.link(os.path.join(root, content), full)
             continue
+        if kind == "link":
+            os.symlink(content, full)
         elif kind == "directory":
-            os.makedirs(full, exist_ok=True)
+            os.makedirs(full)
         elif kind == "device":
-            os.mknod(full, stat.S_IFCHR | mode, os.makedev(*text))
+            os.mknod(full, stat.S_IFCHR, os.makedev(*content))
         else:
             with open(full, "w", encoding="utf-8") as f:
-                f.write(text)
-        os.chown(full, owner, owner, follow_symlinks=False)
+                f.write(content)
+        os.chown(full, owner, owner * 2, follow_symlinks=False)
         if kind != "link":
             os.chmod(full, mode)
 
 
-def self_check(scratch):
-    """Returns what was not seen, and how many alterations there were. SCRATCH must not exist."""
-    usr = [
-        ("usr", "directory", 0o755, 0, ""),
-        ("usr/lib", "directory", 0o755, 0, ""),
-        ("usr/lib/tmpfiles.d", "directory", 0o755, 0, ""),
-        ("usr/d", "directory", 0o2750, 7, ""),
-        ("usr/d/one", "file", 0o4755, 3, "one"),
-        ("usr/d/two", "hard", 0, 0, "usr/d/one"),
-        ("usr/d/link", "link", 0, 5, "one"),
-        ("usr/d/removed", "device", 0o600, 0, (0, 0)),
-        *((name, "link", 0, 0, f"usr/{name}") for name in MERGED[:3]),
+USR = [
+    ("", "directory", 0o755, 0, ""),
+    ("usr", "directory", 0o755, 0, ""),
+    ("usr/lib", "directory", 0o755, 0, ""),
+    ("usr/d", "directory", 0o2750, 7, ""),
+    ("usr/d/file", "file", 0o4755, 3, "text"),
+    ("usr/d/link", "link", 0, 5, "file"),
+    ("usr/d/device", "device", 0o600, 0, (0, 0)),
+    ("usr/d/one", "file", 0o644, 0, "two names"),
+    ("usr/d/two", "hard", 0, 0, "usr/d/one"),
+    ("bin", "link", 0, 0, "usr/bin"),
+    ("sbin", "link", 0, 0, "/usr/sbin/"),
+    ("lib", "link", 0, 0, "usr/lib"),
+    ("mnt", "link", 0, 0, "elsewhere"),
+    ("var", "directory", 0o755, 0, ""),
+    ("etc", "directory", 0o755, 0, ""),
+    ("etc/conf", "file", 0o640, 2, "conf"),
+]
+SAMPLE = {
+    "image": USR
+    + [
+        ("var/lib", "directory", 0o700, 4, ""),
+        ("var/lib/dropped", "file", 0o644, 0, ""),
+        ("var/run", "link", 0, 0, "/run"),
+        ("dev", "directory", 0o755, 0, ""),
+        ("dev/null", "device", 0o666, 0, (1, 3)),
+        ("home", "directory", 0o711, 0, ""),
+        ("media", "directory", 0o755, 0, ""),
+        (".dockerenv", "file", 0o755, 0, ""),
+    ],
+    "deployment": USR
+    + [("usr/etc", "directory", 0o755, 0, ""), ("usr/etc/conf", "file", 0o640, 2, "conf")]
+    + [("usr/lib/tmpfiles.d", "directory", 0o755, 0, ""), (CONF, "file", 0o644, 0, "lines")]
+    + [(top, "directory", 0o755, 0, "") for top in ("boot", "dev", "proc", "run", "sys", "sysroot")]
+    + [("tmp", "directory", 0o1777, 0, ""), ("media", "link", 0, 0, "run/media"), ("home", "link", 0, 0, "var/home")]
+    + [("opt", "link", 0, 0, "var/opt"), ("root", "link", 0, 0, "var/roothome"), ("srv", "link", 0, 0, "var/srv")]
+    + [("ostree", "link", 0, 0, "sysroot/ostree")],
+    "state": [
         ("var", "directory", 0o755, 0, ""),
-    ]
-    conf = [("etc", "directory", 0o755, 0, ""), ("etc/conf", "file", 0o640, 2, "conf")]
-    places = (scratch + "/image", scratch + "/deployment", scratch + "/state")
-    plant(
-        places[0],
-        usr
-        + conf
-        + [
-            ("var/lib", "directory", 0o700, 4, ""),
-            ("var/lib/file", "file", 0o644, 0, "dropped"),
-            ("var/run", "link", 0, 0, "/run"),
-            ("dev", "directory", 0o755, 0, ""),
-            ("dev/null", "device", 0o666, 0, (1, 3)),
-            ("home", "directory", 0o711, 0, ""),
-            ("mnt", "link", 0, 0, "elsewhere"),
-        ],
-    )
-    plant(
-        places[1],
-        usr
-        + conf
-        + [("usr/" + path, *rest) for path, *rest in conf]
-        + [(top, "directory", 0o1777 if top == "tmp" else 0o755, 0, "") for top in EMPTIED]
-        + [(top, "link", 0, 0, f"var/{home}") for top, home in STATE.items() if top != "mnt"]
-        + [
-            ("mnt", "link", 0, 0, "elsewhere"),
-            ("sysroot", "directory", 0o755, 0, ""),
-            ("ostree", "link", 0, 0, "sysroot/ostree"),
-            (CONF, "file", 0o644, 0, "lines"),
-        ],
-    )
-    plant(
-        places[2],
-        [("var", "directory", 0o755, 0, ""), ("var/lib", "directory", 0o700, 4, ""), ("var/run", "link", 0, 0, "/run")]
-        + [("var/home", "directory", 0o711, 0, ""), ("var/opt", "directory", 0o755, 0, "")]
-        + [("var/roothome", "directory", 0o700, 0, ""), ("var/srv", "directory", 0o755, 0, "")],
-    )
-    for place in places[:2]:
-        os.setxattr(place + "/usr/d/one", "user.note", b"one")
-        os.setxattr(place + "/usr/d", "user.note", b"directory")
-    deployment, state = places[1:]
+        ("var/lib", "directory", 0o700, 4, ""),
+        ("var/run", "link", 0, 0, "/run"),
+        ("var/home", "directory", 0o711, 0, ""),
+        ("var/opt", "directory", 0o755, 0, ""),
+        ("var/roothome", "directory", 0o700, 0, ""),
+        ("var/srv", "directory", 0o755, 0, ""),
+    ],
+}
 
-    def judged():
-        return compare(*places, drop_var=True, bare_root=False)[0]
 
-    def rewrite(path, text):
-        st = os.lstat(path)
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(text)
-        os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+def rewrite(path):
+    """Other bytes, of the same number and with the same time."""
+    st = os.stat(path)
+    with open(path, "r+b") as f:
+        f.write(b"XXXX")
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
 
-    def relink(path, target):
-        os.unlink(path)
-        os.symlink(target, path)
 
-    def renumber(path):
-        os.unlink(path)
-        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(0, 1))
+def replace(path, make):
+    os.unlink(path)
+    make(path)
 
-    def unshare(path):
-        """The same file, but no longer a hard link."""
-        before = look(path)[1]
-        text = open(path, encoding="utf-8").read()
-        os.unlink(path)
-        rewrite_new(path, text)
-        os.chown(path, before.uid, before.gid)
-        os.chmod(path, before.mode)
-        for name, value in before.xattrs:
-            os.setxattr(path, name, value)
 
-    return judged, deployment, state, rewrite, relink, renumber, unshare
+def unshare(path):
+    """The same file, but no longer a hard link."""
+    shutil.copy2(path, path + ".new")
+    os.chown(path + ".new", 0, 0)
+    os.rename(path + ".new", path)
+
+
+NOTE, CAPABILITY = "user.note", "security.capability"
+# A tree of the sample, the path that must be named, and what happens to it.
+ALTERATIONS = [
+    ("deployment", "", lambda p: os.chmod(p, 0o700)),
+    ("deployment", "usr/d", lambda p: os.chmod(p, 0o750)),
+    ("deployment", "usr/d", lambda p: os.chown(p, 7, 0)),
+    ("deployment", "usr/d", lambda p: os.setxattr(p, NOTE, b"")),
+    ("deployment", "usr/d/file", lambda p: os.chmod(p, 0o755)),
+    ("deployment", "usr/d/file", lambda p: os.removexattr(p, NOTE)),
+    ("deployment", "usr/d/file", lambda p: os.setxattr(p, NOTE, b"other")),
+    ("deployment", "usr/d/file", lambda p: os.removexattr(p, CAPABILITY)),
+    ("deployment", "usr/d/file", lambda p: replace(p, os.mkdir)),
+    ("deployment", "usr/d/file", os.unlink),
+    ("deployment", "usr/d/link", lambda p: os.chown(p, 0, 10, follow_symlinks=False)),
+    ("deployment", "usr/d/link", lambda p: replace(p, lambda q: os.symlink("File", q))),
+    ("deployment", "usr/d/device", lambda p: replace(p, lambda q: os.mknod(q, stat.S_IFCHR | 0o600, os.makedev(0, 1)))),
+    ("deployment", "usr/d/two", unshare),
+    ("deployment", "usr/d/new", os.mkdir),
+    ("deployment", "usr/etc/conf", rewrite),
+    ("deployment", "usr/etc/conf", lambda p: os.chown(p, 0, 4)),
+    ("deployment", "etc/conf", rewrite),
+    ("deployment", "dev/null", os.mkdir),
+    ("deployment", "var/lib", os.mkdir),
+    ("deployment", "home", lambda p: replace(p, os.mkdir)),
+    ("deployment", CONF, os.unlink),
+    ("state", "var/home", lambda p: os.chmod(p, 0o755)),
+    ("state", "var/lib", lambda p: os.chown(p, 4, 0)),
+    ("state", "var/run", os.unlink),
+    ("state", "var/new", os.mkdir),
+    ("image", "usr/d/new", os.mkdir),
+    ("image", "nix", os.mkdir),
+    ("image", "opt/new", os.makedirs),
+    ("image", "media/new", lambda p: os.symlink("x", p)),
+]
+
+
+def self_check(scratch):
+    """Compares the sample with itself, and then once for each alteration. Returns what went wrong."""
+    roots = [os.path.join(scratch, name) for name in SAMPLE]
+    wrong = []
+    for altered, path, alter in [("", "", None), *ALTERATIONS]:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for name, rows in SAMPLE.items():
+            plant(os.path.join(scratch, name), rows)
+        for root in roots[:2]:
+            os.setxattr(root + "/usr/d", NOTE, b"directory")
+            os.setxattr(root + "/usr/d/file", NOTE, b"file")
+            os.setxattr(root + "/usr/d/file", CAPABILITY, bytes.fromhex("01000002" + "00200000" + "00" * 12))
+        if alter:
+            alter(os.path.join(scratch, altered, path))
+        found, _ = compare(*roots, drop_var=True, bare_root=False)
+        if alter and not (len(found) == 1 and f"{shown(path)}: " in found[0]):
+            wrong.append(f"altered {shown(path)} in the {altered}, and saw {found}")
+        elif not alter and found:
+            wrong += found
+    refused = compare(*roots, drop_var=False, bare_root=False)[0]
+    if not any("/var/lib/dropped" in line for line in refused):
+        wrong.append(f"a file in /var without --drop-var, and saw {refused}")
+    shutil.rmtree(scratch)
+    return wrong, f"{len(ALTERATIONS) + 1} alterations of a tree are seen"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("roots", nargs="+", metavar="DIR")
+    p.add_argument("--drop-var", action="store_true", help="osctl was told --drop-var")
+    p.add_argument("--bare-root", action="store_true", help="no entry of a layer describes the root")
+    p.add_argument("--self-check", action="store_true")
+    a = p.parse_args()
+    if len(a.roots) != (1 if a.self_check else 3):
+        p.error("expected IMAGE DEPLOYMENT STATE, or --self-check SCRATCH")
+    wrong, sentence = self_check(*a.roots) if a.self_check else compare(*a.roots, a.drop_var, a.bare_root)
+    for line in wrong[:SHOWN]:
+        print(line)
+    if len(wrong) > SHOWN:
+        print(f"and {len(wrong) - SHOWN} more differences")
+    if not wrong:
+        print(sentence)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

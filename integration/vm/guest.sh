@@ -81,6 +81,10 @@ the_staged_deployment_is_applied_at_shutdown() { systemctl is-active ostree-fina
 status_names_the_new_digest() { osctl status --json | grep -q "$V2_DIGEST"; }
 
 version_2_is_booted() { ostree admin status; [ "$(os_version)" = 2 ]; }
+the_boot_was_noted_before_anything_else_asked() {
+  systemctl show -p Result,ConditionResult,ExecMainExitTimestamp osctl-boot.service
+  [ "$(systemctl show -p Result,ConditionResult,ExecMainStatus --value osctl-boot.service | tr '\n' ' ')" = "success 0 yes " ]
+}
 status_says_the_new_digest_is_booted() {
   osctl status --json
   osctl status --json | tr -d ' \n' | grep -q "\"digest\":\"$V2_DIGEST\"[^{]*\"booted\":true"
@@ -185,6 +189,8 @@ case $PHASE in
     ;;
   updated)
     check version_2_is_booted
+    check podman_lists_the_bound_image
+    check the_boot_was_noted_before_anything_else_asked
     check the_host_reaches_state_running
     check status_says_the_new_digest_is_booted
     check the_outcome_of_the_update_is_told
@@ -196,7 +202,6 @@ case $PHASE in
     check the_unit_of_the_drop_in_runs
     check the_kernel_argument_is_in_the_boot_entry
     [ "$TIER" != qemu ] || check the_kernel_was_booted_with_the_argument
-    check podman_lists_the_bound_image
     check podman_starts_the_bound_container_with_the_network_down
     check the_repository_is_sound
     echo 'changed while version 2 ran' >/etc/rig-local.conf

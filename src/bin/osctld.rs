@@ -23,7 +23,12 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = Failpoints::parse(&env("OSCTL_FAILPOINTS").unwrap_or_default()).and_then(|points| {
         use osctl::model::Context as _;
-        runtime.doing("starting the runtime")?.block_on(daemon::run(args, points))
+        let runtime = runtime.doing("starting the runtime")?;
+        if args.boot {
+            runtime.block_on(daemon::boot(args, points))
+        } else {
+            runtime.block_on(daemon::run(args, points))
+        }
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

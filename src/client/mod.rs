@@ -178,7 +178,7 @@ impl Client {
             let text = manager.describe().await.map_err(failure)?;
             let head: Head =
                 serde_json::from_str(&text).kind(ErrorKind::Internal, "reading what the daemon describes")?;
-            if head.state != "initializing" || start.elapsed() > LOADING {
+            if head.state != Status::INITIALIZING || start.elapsed() > LOADING {
                 return Ok(text);
             }
             tokio::time::sleep(LOOK_AGAIN).await;

@@ -76,6 +76,10 @@ pub struct Args {
     /// Exit after this long without a job, a call and a client that watches.
     #[arg(long, value_name = "SECONDS")]
     pub idle_exit: Option<u64>,
+    /// Take note of this boot (what the last update came to, which digests the names of bound images mean) and exit.
+    /// Needs no bus.
+    #[arg(long, conflicts_with_all = ["bus", "session", "idle_exit"])]
+    pub boot: bool,
     /// Print the names of all failpoints and exit.
     #[arg(long)]
     pub list_failpoints: bool,
@@ -128,6 +132,25 @@ pub async fn run(args: Args, failpoints: Failpoints) -> Result<()> {
         }
     };
     leave(&end, &connection, &service, &handle).await
+}
+
+/// Takes note of this boot: recovers from a crash, judges the last update, and gives the bound images of the booted
+/// deployment their names.
+pub async fn boot(args: Args, failpoints: Failpoints) -> Result<()> {
+    let handle = args.roots.engine(failpoints);
+    let status = handle.loaded().await?;
+    handle.drain().await?;
+    if status.state == "read-only" {
+        return Err(Error::new(ErrorKind::ReadOnly, status.reasons.join("; ")));
+    }
+    match &status.last_outcome {
+        Some(outcome) if outcome.ok => tracing::info!(checksum = outcome.checksum, "{}", outcome.message),
+        Some(outcome) => {
+            tracing::error!(checksum = outcome.checksum, phase = outcome.phase, "{}", outcome.message)
+        }
+        None => tracing::info!("no update was waiting for this boot"),
+    }
+    Ok(())
 }
 
 async fn connect(args: &Args) -> Result<Service> {

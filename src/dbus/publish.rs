@@ -78,7 +78,7 @@ impl Publisher {
         let old = self.shared.published.borrow().clone();
         let root = SignalEmitter::new(&self.connection, path::ROOT)?.into_owned();
         // What was on disk when the daemon started is history: it appears, but did not just happen.
-        let history = old.status.state == "initializing";
+        let history = old.status.state == Status::INITIALIZING;
 
         let (came, gone) = self.objects(new).await?;
         let generation = old.generation + u64::from(lifecycle(&old.status, new));

@@ -370,7 +370,7 @@ impl Actor {
     fn publish(&mut self) {
         let busy = self.running.is_some() || !self.queue.is_empty();
         match (self.status.state.as_str(), busy) {
-            ("idle", _) if self.loading => self.status.state = "initializing".into(),
+            ("idle", _) if self.loading => self.status.state = Status::INITIALIZING.into(),
             ("idle", true) => self.status.state = "busy".into(),
             ("busy", false) => self.status.state = "idle".into(),
             _ => {}

@@ -151,11 +151,14 @@ pub struct Status {
 }
 
 impl Status {
+    /// The state of an engine that has not read everything yet.
+    pub const INITIALIZING: &str = "initializing";
+
     /// A status before anything was read.
     pub fn initializing() -> Status {
         Status {
             version: 1,
-            state: "initializing".into(),
+            state: Status::INITIALIZING.into(),
             reasons: Vec::new(),
             booted: None,
             staged: None,
