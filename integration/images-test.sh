@@ -26,11 +26,11 @@ verdict() {
   else
     FAILED=$((FAILED + 1))
     echo "not ok - $name"
-    sed 's/^/# /' <<<"$out"
+    printf '# %s\n' "${out//$'\n'/$'\n'# }"
   fi
 }
 
-fsck_is_clean() { ostree fsck --repo="$SYSROOT/ostree/repo" --quiet; }
+fsck_is_clean() { ostree fsck --repo="$SYSROOT/ostree/repo" --quiet >/dev/null; }
 one_deployment() { ostree admin status --sysroot="$SYSROOT" | sed 's/^[* ]*//' | grep -c "^$STATEROOT " | grep -qx 1; }
 
 # The state that the deployment's own lines make on a first boot.
@@ -78,8 +78,8 @@ build_other_image
 
 say "The comparison itself"
 verdict "self-check" python3 "$EQUAL" --self-check "$IMAGES/self-check"
-compare 1 "the OS image of the demo" "$WORK/oci/os:v2" --bare-root
-compare 2 "derived from it by podman build" "$WORK/oci/derived:1" --bare-root
+compare 1 "the OS image of the demo" "$WORK/oci/os:v2"
+compare 2 "derived from it by podman build" "$WORK/oci/derived:1"
 compare 3 "another Debian release, one layer" "$WORK/oci/other:1" --drop-var
 
 echo

@@ -130,6 +130,8 @@ build_version_layers() {
     echo "default of version $v" >"$d/$v/etc/rig-local.conf"
   done
   echo "only version 1 has this file" >"$d/1/usr/share/only-in-1"
+  mkdir "$d/2/etc/rig-new.d" # where version 1's admin may have a file: libostree cannot merge that
+  echo "new in version 2" >"$d/2/etc/rig-new.d/default.conf"
   : >"$d/2/usr/share/.wh.only-in-1" # an OCI whiteout: version 2 deletes it
   for v in 1 2; do pack "$d/$v" "$WORK/layers/v$v.tar"; done
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare what osctl deployed with what podman mounts, path by path, after the mapping of docs/plain-images.md.
 
-usage: tree_equal.py [--drop-var] [--bare-root] IMAGE DEPLOYMENT STATE
+usage: tree_equal.py [--drop-var] IMAGE DEPLOYMENT STATE
        tree_equal.py --self-check SCRATCH
 
 IMAGE is the directory of `podman image mount`, DEPLOYMENT the directory that boots, STATE a directory in which
@@ -107,14 +107,13 @@ CONF = "usr/lib/tmpfiles.d/osctl-var.conf"
 class Mapping:
     """docs/plain-images.md as code: from the paths of an image to those of the host and of its /var."""
 
-    def __init__(self, image, drop_var, bare_root):
+    def __init__(self, image, drop_var):
         self.host, self.state, self.wrong = {}, {}, []
         self.drop_var = drop_var
         for path, entry in image.items():
             self.add(path, entry)
-        # Rule: "A parent that no entry describes is root's, 0755". podman makes such a root 0555.
-        if bare_root:
-            self.host[""] = directory()
+        # Rule: "A parent that no entry describes is root's, 0755". No layer of the three describes the root; podman makes it 0555.
+        self.host[""] = directory()
         # Rule: "`/boot`, ... | empty directories, made if missing (root's, 0755; `/tmp` 1777)".
         for top in EMPTIED:
             self.host.setdefault(top, directory(0o1777 if top == "tmp" else 0o755))
@@ -212,10 +211,10 @@ def split_links(image, deployment, root):
             yield f"{', '.join(map(shown, at))}: podman's are hard links of one file; ours are {len(inodes)} files"
 
 
-def compare(image_root, deployment_root, state_root, drop_var, bare_root):
+def compare(image_root, deployment_root, state_root, drop_var):
     """The differences, and a sentence about what was compared."""
     image, deployment, state = walk(image_root), walk(deployment_root), walk(state_root)
-    mapping = Mapping(image.entries, drop_var, bare_root)
+    mapping = Mapping(image.entries, drop_var)
     expected = dict(mapping.host)
     # The lines are judged by what systemd-tmpfiles made of them, so any text will do here.
     if mapping.state:
@@ -228,8 +227,8 @@ def compare(image_root, deployment_root, state_root, drop_var, bare_root):
     wrong = mapping.wrong + list(differences("", expected, deployment.entries))
     wrong += differences("state ", mapping.state, found)
     wrong += split_links(image, deployment, deployment_root)
-    files = [e for e in deployment.entries.values() if e.kind == "file"]
-    names = [name for e in deployment.entries.values() for name, _ in e.xattrs]
+    files = [e for e in image.entries.values() if e.kind == "file"]
+    names = [name for e in image.entries.values() for name, _ in e.xattrs]
     facts = {
         "with setuid or setgid": sum(e.mode & 0o6000 != 0 for e in files),
         "with a file capability": names.count("security.capability"),
@@ -381,12 +380,12 @@ def self_check(scratch):
             os.setxattr(root + "/usr/d/file", CAPABILITY, bytes.fromhex("01000002" + "00200000" + "00" * 12))
         if alter:
             alter(os.path.join(scratch, altered, path))
-        found, _ = compare(*roots, drop_var=True, bare_root=False)
+        found, _ = compare(*roots, drop_var=True)
         if alter and not (len(found) == 1 and f"{shown(path)}: " in found[0]):
             wrong.append(f"altered {shown(path)} in the {altered}, and saw {found}")
         elif not alter and found:
             wrong += found
-    refused = compare(*roots, drop_var=False, bare_root=False)[0]
+    refused = compare(*roots, drop_var=False)[0]
     if not any("/var/lib/dropped" in line for line in refused):
         wrong.append(f"a file in /var without --drop-var, and saw {refused}")
     shutil.rmtree(scratch)
@@ -397,12 +396,11 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("roots", nargs="+", metavar="DIR")
     p.add_argument("--drop-var", action="store_true", help="osctl was told --drop-var")
-    p.add_argument("--bare-root", action="store_true", help="no entry of a layer describes the root")
     p.add_argument("--self-check", action="store_true")
     a = p.parse_args()
     if len(a.roots) != (1 if a.self_check else 3):
         p.error("expected IMAGE DEPLOYMENT STATE, or --self-check SCRATCH")
-    wrong, sentence = self_check(*a.roots) if a.self_check else compare(*a.roots, a.drop_var, a.bare_root)
+    wrong, sentence = self_check(*a.roots) if a.self_check else compare(*a.roots, a.drop_var)
     for line in wrong[:SHOWN]:
         print(line)
     if len(wrong) > SHOWN:

@@ -74,6 +74,14 @@ a_missing_bound_image_fails_the_rebase() {
 the_error_names_the_missing_image() { cat "$STATE/missing.out"; grep -q "$REGISTRY/not-there:1" "$STATE/missing.out"; }
 nothing_was_staged() { ostree admin status; [ ! -e /run/ostree/staged-deployment ] && [ "$(deployed)" = 1 ]; }
 
+# --- an update that libostree cannot finalize at shutdown, which it does not say to anybody ------------------------------
+the_old_version_still_boots_after_a_failed_finalization() { ostree admin status; [ "$(os_version)" = 1 ] && [ "$(deployed)" = 1 ]; }
+the_failed_finalization_is_told() {
+  osctl status --json
+  osctl status | grep -i 'finaliz'
+  osctl status --json | tr -d ' \n' | grep -o '"last-outcome":{"ok":false[^}]*}' | grep '"phase":"finalize"'
+}
+
 # --- the update -----------------------------------------------------------------------------------------------------------
 rebase_to_version_2_succeeds() { osctl rebase "$REGISTRY/os:v2"; }
 the_new_deployment_is_staged() { ostree admin status; [ -e /run/ostree/staged-deployment ]; }
@@ -172,15 +180,20 @@ case $PHASE in
     check a_missing_bound_image_fails_the_rebase
     check the_error_names_the_missing_image
     check nothing_was_staged
+    bind_image "$REGISTRY/app:1"
+    check rebase_to_version_2_succeeds
+    check the_staged_deployment_is_applied_at_shutdown
+    # Version 2 has a directory of this name. The preflight saw no conflict, because this comes after it.
+    echo 'in the way' >/etc/rig-new.d
     next update
     ;;
   update)
-    check version_1_is_booted
-    check nothing_was_staged
+    check the_old_version_still_boots_after_a_failed_finalization
+    check the_failed_finalization_is_told
+    rm /etc/rig-new.d
     check the_guest_reaches_the_registry
     echo 'changed by the admin' >/etc/rig-local.conf
     touch /var/lib/rig/kept
-    bind_image "$REGISTRY/app:1"
     check rebase_to_version_2_succeeds
     check the_new_deployment_is_staged
     check the_staged_deployment_is_applied_at_shutdown

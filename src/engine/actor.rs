@@ -183,7 +183,7 @@ impl Actor {
 
     /// Reads the sysroot and the drop-ins again, without the lock.
     async fn refresh(&mut self) {
-        match self.env.read(&self.status).await {
+        match self.env.read().await {
             Ok(status) => {
                 self.status = Status { jobs: std::mem::take(&mut self.status.jobs), ..status };
             }

@@ -69,6 +69,16 @@ impl Env {
         Ok(Journal::new(dir))
     }
 
+    /// The journal for reading; `None` where nothing was ever written. Makes nothing: `/sysroot` may be read-only still.
+    fn existing_journal(&self) -> Result<Option<Journal>> {
+        let path = &self.layout.state;
+        match Dir::open_ambient_dir(path, ambient_authority()) {
+            Ok(dir) => Ok(Some(Journal::new(dir))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).doing_with(|| format!("opening the state directory {}", path.display())),
+        }
+    }
+
     /// The root whose `etc/osctl` is read.
     pub fn config_root(&self) -> Result<Dir> {
         let path = &self.layout.config_root;
@@ -115,12 +125,13 @@ impl Env {
             );
             settle(&journal, &intent, there)?;
         }
-        let key = locked
-            .run(cx, |s, _| {
-                let booted = snapshot::read(s)?.entries.into_iter().find(|e| e.deployment.booted);
-                Ok(booted.and_then(|e| e.origin.bound_set))
-            })
+        let booted = locked
+            .run(cx, |s, _| Ok(snapshot::read(s)?.entries.into_iter().find(|e| e.deployment.booted)))
             .await?;
+        if let Some(booted) = &booted {
+            journal.judge_boot(&boot_id(), &booted.deployment.checksum, finalize_failure)?;
+        }
+        let key = booted.and_then(|e| e.origin.bound_set);
         if let Some(set) = key.map(|k| bound::recorded(journal.dir(), &k)).transpose()?.flatten() {
             // After a boot, also into a rolled back deployment, the tags mean what it was staged with.
             self.bound_store()?.show(cx, &set).await?;
@@ -128,21 +139,15 @@ impl Env {
         journal.jobs(now)
     }
 
-    /// Reads everything that is shown. Takes no lock.
-    pub async fn read(&self, before: &Status) -> Result<Status> {
+    /// Reads everything that is shown. Takes no lock and writes nothing.
+    pub async fn read(&self) -> Result<Status> {
         let stamp = self.stamp();
         let layout = self.layout.clone();
-        let journal = self.journal()?;
-        let had_outcome = before.last_outcome.clone();
+        let journal = self.existing_journal()?;
         let status = tokio::task::spawn_blocking(move || {
             let sysroot = sysroot::open(&layout.sysroot)?;
             let snapshot = snapshot::read(&sysroot)?;
-            let mut status = assemble(&snapshot, &journal)?;
-            if let Some(booted) = snapshot.entries.iter().find(|e| e.deployment.booted) {
-                status.last_outcome = journal
-                    .judge_boot(&boot_id(), &booted.deployment.checksum, finalize_failure())?
-                    .or(had_outcome);
-            }
+            let mut status = assemble(&snapshot, journal.as_ref())?;
             let config = Dir::open_ambient_dir(&layout.config_root, ambient_authority())
                 .doing_with(|| format!("opening the configuration root {}", layout.config_root.display()))?;
             status.pending_changes = super::steps::derive::pending(&sysroot.repo(), &snapshot, &config);
@@ -158,11 +163,15 @@ impl Env {
     }
 }
 
-fn assemble(snapshot: &Snapshot, journal: &Journal) -> Result<Status> {
-    let mut status = Status { state: "idle".into(), rejected: journal.rejected()?, ..Status::initializing() };
+fn assemble(snapshot: &Snapshot, journal: Option<&Journal>) -> Result<Status> {
+    let mut status = Status { state: "idle".into(), ..Status::initializing() };
+    if let Some(journal) = journal {
+        status.rejected = journal.rejected()?;
+        status.last_outcome = journal.outcome()?;
+    }
     for entry in &snapshot.entries {
         let mut deployment = entry.deployment.clone();
-        if let Some(key) = &entry.origin.bound_set {
+        if let (Some(key), Some(journal)) = (&entry.origin.bound_set, journal) {
             deployment.bound_images = crate::bound::recorded(journal.dir(), key)?.unwrap_or_default();
         }
         status.deployments.push(deployment);
@@ -204,11 +213,16 @@ pub fn etc_dirs(root: &Path) -> Result<(Dir, Dir)> {
     Ok((open("etc")?, open("usr/etc")?))
 }
 
-/// The kernel's id of this boot; the same for every process until the next boot.
+/// The id of this boot; the same for every process until the next boot.
+///
+/// It is the kernel's, and when pid 1 was started (the 22nd field of `/proc/pid/stat`, proc(5)): containers of one machine
+/// can share the former, and every boot of one starts another pid 1.
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|s| s.trim().to_owned())
-        .unwrap_or_default()
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let init = std::fs::read_to_string("/proc/1/stat").unwrap_or_default();
+    // The name of the process, which may contain anything, ends with the last parenthesis.
+    let fields = init.rsplit_once(')').map_or("", |(_, rest)| rest);
+    format!("{}.{}", kernel.trim(), fields.split_whitespace().nth(19).unwrap_or_default())
 }
 
 /// An intent for this boot.

@@ -145,22 +145,25 @@ impl Journal {
         remove_durably(&self.dir, INTENT)
     }
 
+    /// What the last boot after a staged deployment came to.
+    pub fn outcome(&self) -> Result<Option<Outcome>> {
+        self.load(OUTCOME)
+    }
+
     /// Compares what was to boot with what did, once per boot.
     pub fn judge_boot(
         &self,
         boot_id: &str,
         booted: &str,
-        finalize_failure: Option<String>,
-    ) -> Result<Option<Outcome>> {
-        let Some(pending) = self.load::<Intent>(PENDING)? else { return self.load(OUTCOME) };
-        // What was staged can only run after a boot, even where the kernel's id of a boot outlives it (containers).
-        if pending.boot_id == boot_id && pending.checksum != booted {
-            return self.load(OUTCOME);
+        finalize_failure: impl FnOnce() -> Option<String>,
+    ) -> Result<()> {
+        let Some(pending) = self.load::<Intent>(PENDING)? else { return Ok(()) };
+        if pending.boot_id == boot_id {
+            return Ok(());
         }
-        let outcome = judge(&pending, booted, finalize_failure);
-        self.save(OUTCOME, &outcome)?;
-        remove_durably(&self.dir, PENDING)?;
-        Ok(Some(outcome))
+        let failure = if pending.checksum == booted { None } else { finalize_failure() };
+        self.save(OUTCOME, judge(&pending, booted, failure))?;
+        remove_durably(&self.dir, PENDING)
     }
 
     /// What automatic jobs refuse.
@@ -288,10 +291,13 @@ mod tests {
         assert_eq!(journal.intent().unwrap(), Some(intent()));
         journal.done(&intent()).unwrap();
         assert_eq!(journal.intent().unwrap(), None);
-        assert_eq!(journal.judge_boot("1", "old", None).unwrap(), None, "the same boot proves nothing");
-        let outcome = journal.judge_boot("2", "new", None).unwrap().unwrap();
+        journal.judge_boot("1", "old", || None).unwrap();
+        assert_eq!(journal.outcome().unwrap(), None, "the same boot proves nothing");
+        journal.judge_boot("2", "new", || None).unwrap();
+        let outcome = journal.outcome().unwrap().unwrap();
         assert!(outcome.ok);
-        assert_eq!(journal.judge_boot("3", "other", None).unwrap(), Some(outcome), "judged once");
+        journal.judge_boot("3", "other", || None).unwrap();
+        assert_eq!(journal.outcome().unwrap(), Some(outcome), "judged once");
     }
 
     #[test]
@@ -299,7 +305,8 @@ mod tests {
         for (stamp, phase) in [(Some("error: no space\n".to_owned()), "finalize"), (None, "boot")] {
             let (_dir, journal) = journal();
             journal.done(&intent()).unwrap();
-            let outcome = journal.judge_boot("2", "old", stamp).unwrap().unwrap();
+            journal.judge_boot("2", "old", || stamp).unwrap();
+            let outcome = journal.outcome().unwrap().unwrap();
             assert_eq!((outcome.ok, outcome.phase.as_str()), (false, phase));
         }
     }
