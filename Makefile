@@ -38,6 +38,7 @@ test:
 	$(NEED_ROOT)
 	@$(DEPS) test
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then $(CARGO) nextest run --locked; else $(CARGO) test --locked; fi
+	@PROFILE=$(TEST_PROFILE) integration/images-test.sh
 
 vm-test:
 	$(NEED_ROOT)

@@ -20,7 +20,7 @@ podman|podman|podman
 dbus-daemon|dbus-daemon|dbus-daemon
 busctl|systemd|systemd
 curl|curl|curl
-python3|python3-minimal|python3
+python3|python3|python3
 docker-registry|docker-registry|docker-distribution
 '
 NEED_image="$NEED_run"'
@@ -38,6 +38,8 @@ bwrap|bubblewrap|bubblewrap
 jq|jq|jq
 strace|strace|strace
 chattr|e2fsprogs|e2fsprogs
+mmdebstrap|mmdebstrap|-
+unshare|util-linux|util-linux
 '
 NEED_vm_test="$NEED_demo"'
 qemu-system-x86_64|qemu-system-x86|qemu-system-x86-core

@@ -45,7 +45,7 @@ class Tree(NamedTuple):
 
 
 # Rule: "Left out: `security.selinux`, `security.ima`, `trusted.overlay.*`, `user.overlay.*`." Labels are out on both sides:
-# podman and the kernel of a host with SELinux put their own on, and none of the three images has a policy to compute them from.
+# on a host with SELinux podman and the kernel put their own on, and none of the three images has a policy of its own.
 def kept(name):
     return name not in ("security.selinux", "security.ima") and not name.startswith(("trusted.overlay.", "user.overlay."))
 
@@ -105,19 +105,21 @@ CONF = "usr/lib/tmpfiles.d/osctl-var.conf"
 
 
 class Mapping:
-    """docs/plain-images.md as code: from the paths of an image to those of the host and of its /var."""
+    """docs/plain-images.md as code: from the paths of an image to those of the host, and of its /var at the first boot."""
 
     def __init__(self, image, drop_var):
-        self.host, self.state, self.wrong = {}, {}, []
+        self.host, self.state, self.wrong, self.left_out = {}, {}, [], 0
         self.drop_var = drop_var
         for path, entry in image.items():
             self.add(path, entry)
-        # Rule: "A parent that no entry describes is root's, 0755". No layer of the three describes the root; podman makes it 0555.
+        # Rule: "A parent that no entry describes is root's, 0755 ...; so is the root (podman's is 0555 then)". No layer of
+        # the three images describes the root.
         self.host[""] = directory()
-        # Rule: "`/boot`, ... | empty directories, made if missing (root's, 0755; `/tmp` 1777)".
+        # Rule: "empty directories, made if missing (root's, 0755; `/tmp` 1777)".
         for top in EMPTIED:
             self.host.setdefault(top, directory(0o1777 if top == "tmp" else 0o755))
-        # Rule: "links to `var/home`, ... made if missing", and then the directory that they lead to (root's own is 0700).
+        # Rule: "links to `var/home`, ... made if missing; the directory ... as in `/var` (a missing one is root's, 0755;
+        # `/root` 0700)".
         for top, home in STATE.items():
             if top not in self.host:
                 self.host[top] = link(f"var/{home}")
@@ -132,19 +134,22 @@ class Mapping:
         # Rule: "`/usr` | as it is".
         if top in ("", "usr"):
             self.host[path] = entry
-        # Rule: "`/etc` | `/usr/etc`; libostree merges it into `/etc` when deploying": in a first deployment, a copy.
+        # Rule: "`/etc` | `/usr/etc`; libostree merges it into `/etc` when deploying": a copy, in a first deployment.
         elif top == "etc":
             self.host[path] = self.host["usr/" + path] = entry
-        # Rule: "`/bin`, `/sbin`, `/lib` | must be links"; the links are as they are.
+        # Rule: "`/bin`, `/sbin`, `/lib` | must be links to `usr/bin`, ...; so must `/lib64`, ...".
         elif top in MERGED:
             self.host[path] = entry
             if (kind, entry.content.strip("/")) != ("link", "usr/" + top):
                 self.refused(path, "/usr is not merged")
-        # Rule: "empty directories. A `/tmp` that is a link is kept".
+        # Rule: "`/boot`, ... | empty directories, ... A `/tmp` that is a link is kept".
         elif top in EMPTIED:
             if not below and (kind == "directory" or (top, kind) == ("tmp", "link")):
                 self.host[path] = entry
-        # Rule: "links to `var/home`, ...; content as in `/var`. Links are kept". "`/opt` with content | refused".
+            else:
+                self.left_out += 1
+        # Rule: "`/home`, ... | links to `var/home`, ...; the directory and its content as in `/var` ... Links are kept".
+        # Rule: "`/opt` with content | refused".
         elif top in STATE:
             if kind == "link" and not below:
                 self.host[path] = entry
@@ -153,34 +158,41 @@ class Mapping:
             else:
                 self.host[top] = link(f"var/{STATE[top]}")
                 self.add_state(f"var/{STATE[top]}" + (f"/{below}" if below else ""), path, entry)
-        # Rule: "`/media` | link to `run/media`; files in it are refused".
+        # Rule: "`/media` | a directory becomes a link to `run/media`; files in it are refused".
         elif top == "media":
             if not below:
                 self.host[path] = entry if kind == "link" else link("run/media")
-            elif kind != "directory":
+            elif kind == "directory":
+                self.left_out += 1
+            else:
                 self.refused(path, "/media has files")
         # Rule: "`/var` | empty".
         elif path == "var":
             self.host[path] = entry
         elif top == "var":
             self.add_state(path, path, entry)
-        # Rule: "`/sysroot` ... | an empty directory"; "`/ostree` with content is refused".
-        elif path == "sysroot" and kind == "directory":
+        # Rule: "`/sysroot`, `/ostree` | an empty directory, and a link ... `/ostree` with content is refused".
+        elif top == "sysroot" and not below and kind == "directory":
             self.host[path] = entry
-        elif path.startswith("ostree/"):
+        elif top == "ostree" and below:
             self.refused(path, "/ostree has content")
-        # Rules: "`/.dockerenv`, ... | left out"; "anything else at the top | refused by name".
-        elif top not in DROPPINGS and top not in ("sysroot", "ostree"):
+        # Rule: "`/.dockerenv`, ... | left out".
+        elif top in DROPPINGS or top in ("sysroot", "ostree"):
+            self.left_out += 1
+        # Rule: "anything else at the top | refused by name".
+        else:
             self.refused(path, "no place at the top")
 
-    # Rule: "Directories become `d` lines with mode and owner, links `L` lines (links of root); their extended attributes are not
-    # kept. Files are listed and refused, or left out with `--drop-var`".
+    # Rule: "Directories become `d` lines with mode and owner, links `L` lines (root's), ...; their extended attributes are
+    # not kept. Files are listed and refused, or left out with `--drop-var`".
     def add_state(self, at, path, entry):
         if entry.kind == "directory":
             self.state[at] = entry._replace(xattrs=())
         elif entry.kind == "link":
             self.state[at] = link(entry.content)
-        elif not self.drop_var:
+        elif self.drop_var:
+            self.left_out += 1
+        else:
             self.refused(path, "a file in /var")
 
     def refused(self, path, why):
@@ -198,8 +210,8 @@ def differences(what, expected, found):
             yield f"{what}{shown(path)}: podman's is {want or 'not there'}; ours is {have or 'not there'}"
 
 
-# Rule: "A hard link to a file of the same layer is the same object", so its names are one file in the deployment, too. The
-# reverse is not promised: equal files share an object. /etc is a copy, and a checkout does not link empty files.
+# Rule: "A hard link to a file of the same layer is the same object, and so one file again where it is deployed, unless it is
+# empty". The reverse is not promised: equal files share an object. /etc is a copy of /usr/etc.
 def split_links(image, deployment, root):
     for paths in image.links:
         at = [f"usr/{p}" if p.startswith("etc/") else p for p in paths]
@@ -233,15 +245,15 @@ def compare(image_root, deployment_root, state_root, drop_var):
         "with setuid or setgid": sum(e.mode & 0o6000 != 0 for e in files),
         "with a file capability": names.count("security.capability"),
         "with another attribute": len(names) - names.count("security.capability"),
-        "hard links": sum(len(p) for p in image.links),
-        "in /var": len(mapping.state),
+        "with another name": sum(len(p) for p in image.links),
+        "as lines for /var": len(mapping.state),
     }
-    count = len(expected) + len(mapping.state)
-    return wrong, f"{count} paths equal ({', '.join(f'{n} {what}' for what, n in facts.items())})"
+    counts = ", ".join(f"{n} {what}" for what, n in facts.items())
+    return wrong, f"{len(image.entries) - mapping.left_out} paths equal, {mapping.left_out} left out by the rules ({counts})"
 
 
 def plant(root, rows):
-    """Makes a small tree out of rows: path, kind, mode, owner, and a text, a target, a device or the other name of a hard link."""
+    """Makes a small tree of rows: path, kind, mode, owner, and a text, a target, a device or the other name of a link."""
     for path, kind, mode, owner, content in rows:
         full = os.path.join(root, path)
         if kind == "hard":

@@ -138,10 +138,12 @@ pub async fn run(args: Args, failpoints: Failpoints) -> Result<()> {
 /// deployment their names.
 pub async fn boot(args: Args, failpoints: Failpoints) -> Result<()> {
     let handle = args.roots.engine(failpoints);
-    let status = handle.loaded().await?;
+    let settled = handle.reload().await;
+    let status = handle.status();
     handle.drain().await?;
-    if status.state == "read-only" {
-        return Err(Error::new(ErrorKind::ReadOnly, status.reasons.join("; ")));
+    settled?;
+    for problem in &status.reasons {
+        tracing::error!("{problem}");
     }
     match &status.last_outcome {
         Some(outcome) if outcome.ok => tracing::info!(checksum = outcome.checksum, "{}", outcome.message),

@@ -342,10 +342,10 @@ async fn cancel_ends_the_job_with_its_error() {
     let _server = engine.serve(&bus).await;
     let client = bus.client().await;
     let id = submit(&client).await;
-    engine.apply(&id, &Event::PointOfNoReturn(true));
+    engine.apply(&id, &Event::PointOfNoReturn);
     let Err(Failure::Refused(error)) = client.cancel(&id).await else { panic!("it was too late") };
     assert_eq!(error.kind, ErrorKind::TooLate);
-    engine.apply(&id, &Event::PointOfNoReturn(false));
+    let id = submit(&client).await;
     client.cancel(&id).await.unwrap();
     let job = client.follow(&id, |_| {}).await.unwrap();
     assert_eq!(job.state, State::Cancelled);

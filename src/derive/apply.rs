@@ -21,6 +21,7 @@
 use super::mtree::{self, Entry, Place, Tree};
 use super::provenance::{self, Effect, PathKind, PathRecord, Provenance};
 use super::units;
+use crate::model::dropin::path::forbidden;
 use crate::model::image::Digest;
 use crate::model::manifest::{Manifest, Meta, Node};
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -375,12 +376,9 @@ impl Builder<'_> {
             )
             .hint("declare the path that the link points to, if it is in /usr or /etc"));
         }
-        if ["/etc/osctl", "/usr/lib/osctl"]
-            .iter()
-            .any(|own| seen.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
-        {
-            return Err(refuse(owner, path, format!("is {seen}, which belongs to osctl"))
-                .hint("choose a path outside /etc/osctl and /usr/lib/osctl"));
+        if let Some(top) = forbidden(&seen) {
+            return Err(refuse(owner, path, format!("is {seen}, and {top} is never changed by drop-ins"))
+                .hint("the symbolic link on the way is the base's: declare another path"));
         }
         if let Some((other, as_declared)) = self.placed.get(&real) {
             return Err(refuse(owner, path, format!("is the same path as {as_declared} of {other}"))

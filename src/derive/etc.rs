@@ -124,6 +124,11 @@ pub fn plan(previous: Option<Previous<'_>>, new_tree: &CommitTree, manifest: &Ma
     Err(conflict(&shadowed, &retyped, &merge))
 }
 
+/// What differs from the defaults, as `/etc/...`: everything that libostree's merge would carry over.
+pub fn locally_changed(of: Previous<'_>) -> Result<BTreeSet<String>> {
+    Ok(Changes::read(of)?.all.into_keys().map(|path| format!("/etc/{path}")).collect())
+}
+
 fn conflict(shadowed: &[&EtcPath], retyped: &[&EtcPath], merge: &[String]) -> Error {
     let name = |paths: &[&EtcPath]| {
         paths.iter().map(|p| format!("{} ({})", p.path, p.drop_in)).collect::<Vec<_>>().join(", ")

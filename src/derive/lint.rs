@@ -1,10 +1,11 @@
 //! Checking drop-ins and bound files offline, without root: all files, all errors, nothing printed.
 
 use super::read::is_dropin;
-use crate::model::dropin::{self, MAX_CONTENTS, Merger, Text};
+use crate::model::dropin::{self, Local, MAX_CONTENTS, Merger, Text};
 use crate::model::manifest::Node;
 use crate::model::{Context, Error, ErrorKind, Result};
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// The format of the report.
@@ -182,7 +183,12 @@ fn check(path: &Path, merger: &mut Merger, warnings: &mut Vec<LintError>) -> Res
         path: shown(path),
         bytes: read_file(path, dropin::MAX_DROPIN)?,
     };
-    let declared = dropin::decode(&text, &mut |name| read_file(&dir.join(name), MAX_CONTENTS))?;
+    let declared = dropin::decode(&text, &mut |name| {
+        let path = dir.join(name);
+        let bytes = read_file(&path, MAX_CONTENTS)?;
+        let private = std::fs::metadata(&path).is_ok_and(|m| m.mode() & 0o077 == 0);
+        Ok(Local { bytes, private })
+    })?;
     for (name, at, key, node) in declared.nodes() {
         if let Node::File(f) = node
             && f.meta.mode & 0o022 != 0

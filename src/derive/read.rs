@@ -8,7 +8,7 @@
 //! Each file is opened once, without following links, and everything that is decided about it (type, owner,
 //! mode, size) comes from that descriptor: there is no second look that could see something else.
 
-use crate::model::dropin::{self, MAX_CONTENTS, MAX_DROPIN, Text};
+use crate::model::dropin::{self, Local, MAX_CONTENTS, MAX_DROPIN, Text};
 use crate::model::manifest::Manifest;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::{CommitTree, Kind};
@@ -79,7 +79,8 @@ pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> 
         target,
     ) {
         (true, Some(dir), _) => dir.local(name),
-        (_, _, Some(tree)) => vendor_local(tree, name),
+        // Everything in an image is everybody's.
+        (_, _, Some(tree)) => vendor_local(tree, name).map(|bytes| Local { bytes, private: false }),
         (_, _, None) => Err(refuse(name, "has no directory to be read from")),
     })
 }
@@ -225,12 +226,12 @@ impl HostDir {
                     .hint("copy the file; only a link to /dev/null has a meaning here: it masks"))
             }
             Err(Unread::Because(e)) => Err(*e),
-            Ok(bytes) => Ok(Some(Text { name: name.to_owned(), path, bytes })),
+            Ok(file) => Ok(Some(Text { name: name.to_owned(), path, bytes: file.bytes })),
         }
     }
 
     /// Reads a `local:` file, component by component, so that no link can lead out.
-    fn local(&self, name: &str) -> Result<Vec<u8>> {
+    fn local(&self, name: &str) -> Result<Local> {
         let shown = format!("{HOST_DIR}/{name}");
         let mut dir = self.0.try_clone().map_err(|e| unreadable(&shown, e))?;
         let mut path = HOST_DIR.to_owned();
@@ -250,7 +251,7 @@ impl HostDir {
             check_trust(&path, stat.st_uid, stat.st_mode)?;
         }
         match read_regular(&dir, file, &shown, MAX_CONTENTS) {
-            Ok(bytes) => Ok(bytes),
+            Ok(file) => Ok(file),
             Err(Unread::Link) => Err(refuse(&shown, "is a symbolic link")),
             Err(Unread::Because(e)) => Err(*e),
         }
@@ -270,7 +271,7 @@ impl From<Error> for Unread {
 }
 
 /// Reads a regular file that only root can have written. Non-blocking: a FIFO must not hold us up.
-fn read_regular(dir: impl AsFd, name: &str, path: &str, limit: u64) -> Result<Vec<u8>, Unread> {
+fn read_regular(dir: impl AsFd, name: &str, path: &str, limit: u64) -> Result<Local, Unread> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -290,7 +291,7 @@ fn read_regular(dir: impl AsFd, name: &str, path: &str, limit: u64) -> Result<Ve
     // It may grow while we read.
     std::fs::File::from(fd).take(limit + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, e))?;
     check_size(path, bytes.len() as u64, limit)?;
-    Ok(bytes)
+    Ok(Local { bytes, private: stat.st_mode & 0o077 == 0 })
 }
 
 fn vendor(tree: &CommitTree, found: &mut BTreeMap<String, Found>) -> Result<()> {

@@ -70,19 +70,21 @@ pub fn take(live: &Dir, defaults: &Dir, takes: &[Take]) -> Result<()> {
     Ok(())
 }
 
-/// Puts the local copies back, as if [`take`] had not been called.
-pub fn restore(live: &Dir, takes: &[Take]) -> Result<()> {
+/// Puts the local copies back, as if [`take`] had not been called. What was edited since then stays, and so does the
+/// local copy beside it.
+pub fn restore(live: &Dir, defaults: &Dir, takes: &[Take]) -> Result<()> {
     for Take { path, saved } in takes {
         let what = || format!("restoring /etc/{path}");
         match saved {
-            None => sys::fs::remove_durably(live, path)?,
+            None if untouched(live, defaults, path)? => sys::fs::remove_durably(live, path)?,
+            None => {}
             Some(saved) => {
                 let Some(kept) = entry(live, saved)? else { continue };
                 let id = |m: &Metadata| (m.dev(), m.ino());
                 if entry(live, path)?.is_some_and(|now| id(&now) == id(&kept)) {
                     // rename(2) does nothing when both names are one file.
                     sys::fs::remove_durably(live, saved)?;
-                } else {
+                } else if untouched(live, defaults, path)? {
                     live.rename(saved, live, path).doing_with(what)?;
                     sync_parent(live, path)?;
                 }
@@ -90,6 +92,21 @@ pub fn restore(live: &Dir, takes: &[Take]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a path still is as [`reset`] left it.
+fn untouched(live: &Dir, defaults: &Dir, path: &str) -> Result<bool> {
+    let what = || format!("comparing /etc/{path} with its default");
+    match (entry(live, path)?, entry(defaults, path)?) {
+        (None, None) => Ok(true),
+        (Some(now), Some(default)) if now.is_symlink() && default.is_symlink() => {
+            Ok(live.read_link_contents(path).doing_with(what)?
+                == defaults.read_link_contents(path).doing_with(what)?)
+        }
+        (Some(now), Some(default)) if now.is_file() && default.is_file() => Ok(now.len() == default.len()
+            && live.read(path).doing_with(what)? == defaults.read(path).doing_with(what)?),
+        _ => Ok(false),
+    }
 }
 
 fn reset(live: &Dir, defaults: &Dir, path: &str) -> Result<()> {

@@ -4,6 +4,7 @@ use super::cx::Cx;
 use super::env::Env;
 use super::failpoint::Failpoints;
 use super::handle::Handle;
+use super::journal::{History, Journal};
 use super::pipeline;
 use crate::model::job::{Event, Failure, Initiator, Job, State};
 use crate::model::request::Request;
@@ -43,7 +44,7 @@ pub enum Command {
         /// Whether it was told.
         reply: oneshot::Sender<Result<()>>,
     },
-    /// Read the sysroot again.
+    /// Read the sysroot again, after recovery if that is under way or failed before.
     Reload {
         /// When done.
         reply: oneshot::Sender<Result<()>>,
@@ -88,7 +89,10 @@ impl Engine {
             events,
             status: Status::initializing(),
             fatal: None,
-            loading: false,
+            problems: Vec::new(),
+            history: History::default(),
+            recovery: None,
+            reloads: Vec::new(),
             queue: VecDeque::new(),
             running: None,
             draining: None,
@@ -106,7 +110,14 @@ struct Waiting {
 struct Running {
     id: String,
     request: Request,
-    token: CancellationToken,
+    cx: Cx,
+}
+
+/// What the crash of an earlier process left is settled beside the actor: it may have to wait for the sysroot's lock,
+/// and nobody who only looks shall wait with it.
+struct Recovery {
+    cx: Cx,
+    outcome: oneshot::Receiver<Result<Vec<String>>>,
 }
 
 struct Actor {
@@ -116,7 +127,11 @@ struct Actor {
     events: mpsc::UnboundedSender<(String, Event)>,
     status: Status,
     fatal: Option<Failure>,
-    loading: bool,
+    /// What keeps the host from being whole, and does not keep it from being updated.
+    problems: Vec<String>,
+    history: History,
+    recovery: Option<Recovery>,
+    reloads: Vec<oneshot::Sender<Result<()>>>,
     queue: VecDeque<Waiting>,
     running: Option<Running>,
     draining: Option<oneshot::Sender<()>>,
@@ -129,12 +144,13 @@ impl Actor {
         mut events: mpsc::UnboundedReceiver<(String, Event)>,
     ) {
         self.load().await;
+        self.recover();
         let mut tick = tokio::time::interval(PUBLISH_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(WATCH_SYSROOT);
         let mut dirty = false;
         let mut asked = true;
-        while asked || self.running.is_some() || !self.queue.is_empty() {
+        while asked || self.running.is_some() || self.recovery.is_some() || !self.queue.is_empty() {
             tokio::select! {
                 command = inbox.recv(), if asked => match command {
                     Some(command) => self.command(command).await,
@@ -150,10 +166,17 @@ impl Actor {
                     dirty = false;
                     self.publish();
                 }
-                _ = look.tick(), if self.running.is_none() && self.env.changed() => self.refresh().await,
+                _ = look.tick() => if self.running.is_none() && self.env.changed() {
+                    self.refresh().await;
+                },
+                outcome = recovered(&mut self.recovery), if self.recovery.is_some() => {
+                    self.recovery = None;
+                    self.settled(outcome).await;
+                }
             }
             self.start_next();
             if self.running.is_none()
+                && self.recovery.is_none()
                 && let Some(done) = self.draining.take()
             {
                 // The asker may be gone; we end anyway.
@@ -163,22 +186,52 @@ impl Actor {
         }
     }
 
-    /// Reads everything for those who only look, recovers from a crash, which may have to wait for the sysroot's
-    /// lock, and reads again.
+    /// Reads everything for the first time.
     async fn load(&mut self) {
-        self.loading = true;
+        match self.env.history(now()) {
+            Ok(history) => {
+                self.status.jobs.clone_from(&history.jobs);
+                self.history = history;
+            }
+            Err(error) => tracing::warn!(error = error.chain(), "reading the jobs of before"),
+        }
         self.refresh().await;
-        self.loading = false;
-        let now = now();
-        let env = self.env.clone();
-        match env.recover(&Cx::detached(), now).await {
-            Ok(jobs) => self.status.jobs = jobs,
+    }
+
+    /// Starts to settle what an earlier process left.
+    fn recover(&mut self) {
+        let cx = Cx::new(CancellationToken::new(), Arc::new(|_| {}), self.failpoints.clone());
+        let (env, history) = (self.env.clone(), std::mem::take(&mut self.history));
+        let (reply, outcome) = oneshot::channel();
+        let runtime = tokio::runtime::Handle::current();
+        let own = cx.clone();
+        // A thread of its own, as for jobs.
+        tokio::task::spawn_blocking(move || drop(reply.send(runtime.block_on(env.recover(&own, &history)))));
+        self.recovery = Some(Recovery { cx, outcome });
+    }
+
+    /// Everything is settled, or cannot be.
+    async fn settled(&mut self, outcome: Result<Vec<String>>) {
+        match outcome {
+            Ok(problems) => {
+                self.fatal = None;
+                self.problems = problems;
+            }
             Err(error) => {
                 tracing::error!(error = error.chain(), "the engine cannot work on this sysroot");
                 self.fatal = Some(Failure::from(&error));
             }
         }
         self.refresh().await;
+        for reply in std::mem::take(&mut self.reloads) {
+            // The asker may be gone.
+            drop(reply.send(self.fatal.as_ref().map_or(Ok(()), |f| Err(error_of(f)))));
+        }
+        if let Some(fatal) = self.fatal.clone() {
+            for waiting in std::mem::take(&mut self.queue) {
+                self.event(&waiting.id, &Event::Finished { at: now(), outcome: Err(fatal.clone()) }).await;
+            }
+        }
     }
 
     /// Reads the sysroot and the drop-ins again, without the lock.
@@ -196,6 +249,8 @@ impl Actor {
         if let Some(fatal) = &self.fatal {
             self.status.state = "read-only".into();
             self.status.reasons = vec![reason(fatal)];
+        } else {
+            self.status.reasons.extend(self.problems.iter().cloned());
         }
         self.publish();
     }
@@ -214,19 +269,21 @@ impl Actor {
                 drop(reply.send(answer));
             }
             Command::Reload { reply } => {
-                if self.fatal.is_some() {
-                    self.fatal = None;
-                    let jobs = std::mem::take(&mut self.status.jobs);
-                    self.load().await;
-                    if !jobs.is_empty() {
-                        self.status.jobs = jobs;
-                    }
+                if self.fatal.is_some() && self.recovery.is_none() {
+                    self.recover();
+                }
+                if self.recovery.is_some() {
+                    self.reloads.push(reply);
                 } else {
                     self.refresh().await;
+                    drop(reply.send(Ok(())));
                 }
-                drop(reply.send(self.fatal.as_ref().map_or(Ok(()), |f| Err(error_of(f)))));
             }
             Command::Drain { reply } => {
+                if let Some(recovery) = &self.recovery {
+                    // Waiting for the lock ends; settling, once it has begun, is finished.
+                    recovery.cx.cancel();
+                }
                 for waiting in std::mem::take(&mut self.queue) {
                     let error = Error::new(
                         ErrorKind::Cancelled,
@@ -261,25 +318,35 @@ impl Actor {
                 Error::new(ErrorKind::Interrupted, "osctld is stopping").hint("try again in a few seconds")
             );
         }
-        let same = self.running.iter().filter(|r| r.request == request).map(|r| &r.id);
-        let same = same.chain(self.queue.iter().filter(|w| w.request == request).map(|w| &w.id)).next();
+        // A job that has read the drop-ins does not know what was edited since.
+        let joinable = |id: &String| self.status.jobs.iter().any(|j| &j.id == id && !j.has_read_drop_ins());
+        let running = self.running.iter().filter(|r| r.request == request && joinable(&r.id)).map(|r| &r.id);
+        let same = running.chain(self.queue.iter().filter(|w| w.request == request).map(|w| &w.id)).next();
         if let Some(job) = same.and_then(|id| self.status.jobs.iter().find(|j| &j.id == id))
             && job.state != State::Cancelling
         {
             return Ok(job.clone());
         }
-        let waits = self.running.is_some() || !self.queue.is_empty();
+        let waits = self.running.is_some() || self.recovery.is_some() || !self.queue.is_empty();
         if waits && request.options().is_some_and(|o| o.no_wait) {
-            let kind = self.running.as_ref().map_or("queued", |r| r.request.kind());
-            return Err(Error::new(ErrorKind::Busy, format!("another job runs: {kind}"))
+            let what = match &self.running {
+                Some(running) => format!("another job runs: {}", running.request.kind()),
+                None if self.recovery.is_some() => "osctld is still starting".into(),
+                None => "other jobs are queued".into(),
+            };
+            return Err(Error::new(ErrorKind::Busy, what)
                 .hint("leave out --no-wait to wait for it, or see: osctl jobs"));
         }
         if self.queue.len() >= QUEUE_LIMIT {
             return Err(Error::new(ErrorKind::Busy, "the queue is full").hint("see: osctl jobs"));
         }
         let job = Job::new(uuid::Uuid::new_v4().to_string(), request.kind(), initiator, now());
-        self.env.keep(&job).await?;
+        // Before libostree has made /sysroot writable this cannot work; it is kept again when it starts.
+        if let Err(error) = self.env.keep(&job).await {
+            tracing::debug!(job = job.id, error = error.chain(), "keeping a queued job");
+        }
         self.status.jobs.insert(0, job.clone());
+        self.status.jobs.truncate(QUEUE_LIMIT + Journal::KEEP);
         self.queue.push_back(Waiting { id: job.id.clone(), request });
         Ok(job)
     }
@@ -294,14 +361,13 @@ impl Actor {
         let job = self.status.jobs.iter().find(|j| j.id == id);
         match (job, &self.running) {
             (Some(job), Some(running)) if running.id == id => {
-                if job.point_of_no_return {
+                if job.state.is_final() || !running.cx.cancel() {
                     return Err(Error::new(
                         ErrorKind::TooLate,
                         "the job is publishing its deployment and cannot be cancelled",
                     )
                     .hint("wait for it, then undo it with: osctl rollback"));
                 }
-                running.token.cancel();
                 self.event(id, &Event::Cancelling).await;
                 Ok(())
             }
@@ -331,17 +397,17 @@ impl Actor {
     }
 
     fn start_next(&mut self) {
-        if self.running.is_some() {
+        if self.running.is_some() || self.recovery.is_some() {
             return;
         }
         let Some(next) = self.queue.pop_front() else { return };
-        let token = CancellationToken::new();
         let (events, id) = (self.events.clone(), next.id.clone());
         let send = move |event| {
             // The actor outlives its jobs; if it is gone, nobody is left to tell.
             drop(events.send((id.clone(), event)));
         };
-        let cx = Cx::new(token.clone(), Arc::new(send.clone()), self.failpoints.clone());
+        let cx = Cx::new(CancellationToken::new(), Arc::new(send.clone()), self.failpoints.clone());
+        let own = cx.clone();
         let (env, request) = (self.env.clone(), next.request.clone());
         let job = next.id.clone();
         send(Event::Started { at: now() });
@@ -364,19 +430,29 @@ impl Actor {
             };
             send(Event::Finished { at: now(), outcome });
         });
-        self.running = Some(Running { id: next.id, request: next.request, token });
+        self.running = Some(Running { id: next.id, request: next.request, cx: own });
     }
 
     fn publish(&mut self) {
         let busy = self.running.is_some() || !self.queue.is_empty();
-        match (self.status.state.as_str(), busy) {
-            ("idle", _) if self.loading => self.status.state = Status::INITIALIZING.into(),
-            ("idle", true) => self.status.state = "busy".into(),
-            ("busy", false) => self.status.state = "idle".into(),
-            _ => {}
+        if matches!(self.status.state.as_str(), "idle" | "busy" | "degraded") {
+            let state = match (busy, self.status.reasons.is_empty()) {
+                (true, _) => "busy",
+                (false, true) => "idle",
+                (false, false) => "degraded",
+            };
+            self.status.state = state.into();
         }
         self.publish.send_replace(Arc::new(self.status.clone()));
     }
+}
+
+/// The end of a recovery; a thread that died is its failure.
+async fn recovered(recovery: &mut Option<Recovery>) -> Result<Vec<String>> {
+    let Some(recovery) = recovery else { return std::future::pending().await };
+    (&mut recovery.outcome)
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the recovery crashed; this is a bug")))
 }
 
 fn reason(failure: &Failure) -> String {

@@ -5,6 +5,7 @@ use crate::model::job::{Event, Step};
 use crate::model::{Error, ErrorKind, Result};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use tokio_util::sync::CancellationToken;
 
 /// Takes the events of one job. Never blocks.
@@ -14,9 +15,15 @@ pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
 #[derive(Clone)]
 pub struct Cx {
     token: CancellationToken,
+    gate: Arc<AtomicU8>,
     sink: Sink,
     failpoints: Arc<Failpoints>,
 }
+
+/// The gate between cancelling and publishing: whoever moves it first wins, and it never moves again.
+const OPEN: u8 = 0;
+const CANCELLED: u8 = 1;
+const COMMITTED: u8 = 2;
 
 impl std::fmt::Debug for Cx {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -27,7 +34,17 @@ impl std::fmt::Debug for Cx {
 impl Cx {
     /// A context that reports to `sink` and stops when `token` is cancelled.
     pub fn new(token: CancellationToken, sink: Sink, failpoints: Arc<Failpoints>) -> Cx {
-        Cx { token, sink, failpoints }
+        Cx { token, gate: Arc::new(AtomicU8::new(OPEN)), sink, failpoints }
+    }
+
+    /// Tells the job to stop. False if it is past its point of no return, where nothing stops it.
+    pub fn cancel(&self) -> bool {
+        let moved = self.gate.compare_exchange(OPEN, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
+        if matches!(moved, Ok(_) | Err(CANCELLED)) {
+            self.token.cancel();
+            return true;
+        }
+        false
     }
 
     /// A context that nobody listens to, for work outside a job and for tests.
@@ -88,33 +105,34 @@ impl Cx {
         (self.sink)(Event::Message(text.into()));
     }
 
-    /// Enters the part that cannot be cancelled; it ends when the guard is dropped.
-    ///
-    /// Fails if somebody cancelled just before.
-    pub fn commit_scope(&self) -> Result<CommitScope> {
-        (self.sink)(Event::PointOfNoReturn(true));
-        let scope = CommitScope(self.sink.clone());
+    /// Passes the point of no return: from here on [`Cx::cancel`] has no effect. Fails if somebody was faster.
+    pub fn commit(&self) -> Result<()> {
         self.checkpoint()?;
-        Ok(scope)
+        let moved = self.gate.compare_exchange(OPEN, COMMITTED, Ordering::AcqRel, Ordering::Acquire);
+        if moved == Err(CANCELLED) {
+            return Err(cancelled());
+        }
+        (self.sink)(Event::PointOfNoReturn);
+        Ok(())
     }
 }
 
-/// While it lives, the job cannot be cancelled.
-#[must_use = "the scope ends when the guard is dropped"]
-pub struct CommitScope(Sink);
-
-impl std::fmt::Debug for CommitScope {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CommitScope")
-    }
-}
-
-impl Drop for CommitScope {
-    fn drop(&mut self) {
-        (self.0)(Event::PointOfNoReturn(false));
-    }
-}
-
-fn cancelled() -> Error {
+pub(crate) fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, "the job was cancelled; the running system is unchanged")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cancelling_and_committing_exclude_each_other() {
+        let cx = Cx::detached();
+        cx.commit().unwrap();
+        assert!(!cx.cancel());
+        cx.checkpoint().unwrap();
+        let cx = Cx::detached();
+        assert!(cx.cancel() && cx.cancel());
+        assert_eq!(cx.commit().unwrap_err().kind, ErrorKind::Cancelled);
+    }
 }

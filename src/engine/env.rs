@@ -1,7 +1,8 @@
 //! What the engine works on: the sysroot, the configuration, the journal; reading and recovering them.
 
 use super::cx::Cx;
-use super::journal::{Intent, Journal};
+use super::journal::{History, Intent, Journal};
+use super::settle;
 use crate::bound;
 use crate::model::job::Job;
 use crate::model::status::Status;
@@ -29,7 +30,7 @@ pub struct Env {
     /// Where everything lies.
     pub layout: Layout,
     environment: Vec<(String, String)>,
-    seen: Mutex<Option<SystemTime>>,
+    seen: Mutex<Option<(SystemTime, usize)>>,
 }
 
 impl Env {
@@ -95,13 +96,25 @@ impl Env {
         }
     }
 
-    /// Whether somebody wrote deployments since they were last read. libostree touches the directory.
+    /// Whether somebody changed deployments or declarations since they were last read.
     pub fn changed(&self) -> bool {
         self.stamp() != *self.seen.lock().expect("no holder of this lock panics")
     }
 
-    fn stamp(&self) -> Option<SystemTime> {
-        std::fs::metadata(self.layout.sysroot.join("ostree/deploy")).and_then(|m| m.modified()).ok()
+    /// The newest change of the deployments, which libostree shows by touching their directory, and of what is declared.
+    fn stamp(&self) -> Option<(SystemTime, usize)> {
+        let modified = |path: &Path| std::fs::symlink_metadata(path).and_then(|m| m.modified()).ok();
+        let mut newest = modified(&self.layout.sysroot.join("ostree/deploy"))?;
+        let mut files = 0;
+        for dir in ["derive.d", "bound-images.d"] {
+            let dir = self.layout.config_root.join("etc/osctl").join(dir);
+            newest = newest.max(modified(&dir).unwrap_or(newest));
+            for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                files += 1;
+                newest = newest.max(modified(&file.path()).unwrap_or(newest));
+            }
+        }
+        Some((newest, files))
     }
 
     /// Keeps a job's state on disk.
@@ -109,34 +122,40 @@ impl Env {
         self.journal()?.keep(job)
     }
 
-    /// Finishes or undoes what a crash cut off, and returns the kept jobs.
-    pub async fn recover(&self, cx: &Cx, now: u64) -> Result<Vec<Job>> {
+    /// The jobs of earlier processes.
+    pub fn history(&self, now: u64) -> Result<History> {
+        self.existing_journal()?.map_or(Ok(History::default()), |journal| journal.history(now))
+    }
+
+    /// Finishes or undoes what a crash cut off, judges the last boot, and names the bound images of what runs.
+    ///
+    /// Waits for the sysroot's lock, where it can be cancelled. Returns what is wrong and keeps nobody from updating.
+    pub async fn recover(&self, cx: &Cx, history: &History) -> Result<Vec<String>> {
         sysroot::open(&self.layout.sysroot)?;
         // libostree makes /sysroot writable for this process when the lock is first taken.
         let locked = Locked::acquire(cx, &self.layout).await?;
+        cx.commit()?;
         let journal = self.journal()?;
-        if let Some(intent) = journal.intent()? {
-            let expected = intent.clone();
-            let there = locked.run(cx, move |s, _| Ok(published(&snapshot::read(s)?, &expected))).await?;
-            tracing::warn!(
-                job = intent.job,
-                published = there,
-                "an interrupted job left an intent: settling it"
-            );
-            settle(&journal, &intent, there)?;
+        settle::leftovers(cx, self, &locked, &journal).await?;
+        journal.tidy(history)?;
+        let runs = locked.run(cx, |s, _| Ok(snapshot::read(s)?.runs().cloned())).await?;
+        let Some(runs) = runs else { return Ok(Vec::new()) };
+        // After a boot, also into a rolled back deployment, the tags mean what it was staged with.
+        let problem = |e: Error| format!("bound images of {}: {}", runs.deployment.id, e.chain());
+        Ok(self.show_bound(cx, &runs).await.map_err(problem).err().into_iter().collect())
+    }
+
+    /// Makes the tags of the store mean the bound set of this deployment. Without a network.
+    pub async fn show_bound(&self, cx: &Cx, entry: &Entry) -> Result<()> {
+        let Some(key) = &entry.origin.bound_set else { return Ok(()) };
+        let Some(set) = bound::recorded(self.journal()?.dir(), key)? else {
+            return Err(Error::new(ErrorKind::Corrupt, "the record of its bound images is missing")
+                .hint("make it again with: osctl reconcile"));
+        };
+        for name in self.bound_store()?.show(cx, &set).await? {
+            tracing::info!(name, "the tag now means the digest of this deployment");
         }
-        let booted = locked
-            .run(cx, |s, _| Ok(snapshot::read(s)?.entries.into_iter().find(|e| e.deployment.booted)))
-            .await?;
-        if let Some(booted) = &booted {
-            journal.judge_boot(&boot_id(), &booted.deployment.checksum, finalize_failure)?;
-        }
-        let key = booted.and_then(|e| e.origin.bound_set);
-        if let Some(set) = key.map(|k| bound::recorded(journal.dir(), &k)).transpose()?.flatten() {
-            // After a boot, also into a rolled back deployment, the tags mean what it was staged with.
-            self.bound_store()?.show(cx, &set).await?;
-        }
-        journal.jobs(now)
+        Ok(())
     }
 
     /// Reads everything that is shown. Takes no lock and writes nothing.
@@ -172,7 +191,10 @@ fn assemble(snapshot: &Snapshot, journal: Option<&Journal>) -> Result<Status> {
     for entry in &snapshot.entries {
         let mut deployment = entry.deployment.clone();
         if let (Some(key), Some(journal)) = (&entry.origin.bound_set, journal) {
-            deployment.bound_images = crate::bound::recorded(journal.dir(), key)?.unwrap_or_default();
+            match crate::bound::recorded(journal.dir(), key) {
+                Ok(set) => deployment.bound_images = set.unwrap_or_default(),
+                Err(error) => status.reasons.push(error.chain()),
+            }
         }
         status.deployments.push(deployment);
     }
@@ -180,37 +202,6 @@ fn assemble(snapshot: &Snapshot, journal: Option<&Journal>) -> Result<Status> {
     status.staged = snapshot.staged().map(|e| e.deployment.id.clone());
     status.rollback = snapshot.rollback().map(|e| e.deployment.id.clone());
     Ok(status)
-}
-
-/// Whether the deployments are as the intent wanted them.
-pub fn published(now: &Snapshot, intent: &Intent) -> bool {
-    match &intent.rollback {
-        Some(rollback) => now.next().is_some_and(|e| e.deployment.id == rollback.to),
-        None => now
-            .entries
-            .iter()
-            .any(|e| e.deployment.checksum == intent.checksum && !intent.before.contains(&e.deployment.id)),
-    }
-}
-
-/// Makes the journal and `/etc` true to whether the intent's deployment is there.
-pub fn settle(journal: &Journal, intent: &Intent, published: bool) -> Result<()> {
-    if published {
-        return journal.done(intent);
-    }
-    if let Some(root) = intent.etc_root.as_deref().filter(|_| !intent.takes.is_empty()) {
-        crate::derive::take::restore(&etc_dirs(root)?.0, &intent.takes)?;
-    }
-    journal.abandon()
-}
-
-/// The live `/etc` of a deployment and its defaults.
-pub fn etc_dirs(root: &Path) -> Result<(Dir, Dir)> {
-    let open = |path: &str| {
-        let path = root.join(path);
-        Dir::open_ambient_dir(&path, ambient_authority()).doing_with(|| format!("opening {}", path.display()))
-    };
-    Ok((open("etc")?, open("usr/etc")?))
 }
 
 /// The id of this boot; the same for every process until the next boot.
@@ -239,14 +230,16 @@ pub fn intent(
         boot_id: boot_id(),
         before: before.entries.iter().map(|e| e.deployment.id.clone()).collect(),
         rollback: None,
+        accepts: None,
         staged: before.booted,
         takes: Vec::new(),
-        etc_root: None,
+        carried: Vec::new(),
+        etc_of: None,
     }
 }
 
 /// What libostree left about a failed finalization (ostree-finalize-staged writes it, ostree-boot-complete removes it).
-fn finalize_failure() -> Option<String> {
+pub fn finalize_failure() -> Option<String> {
     std::fs::read_to_string("/boot/ostree/finalize-failure.stamp").ok()
 }
 

@@ -45,14 +45,7 @@ impl Handle {
         self.status.clone()
     }
 
-    /// Waits until everything was read and recovered.
-    pub async fn loaded(&self) -> Result<Arc<Status>> {
-        let mut watch = self.watch();
-        let status = watch.wait_for(|s| s.state != Status::INITIALIZING).await.map_err(|_| gone())?;
-        Ok(status.clone())
-    }
-
-    /// Reads the sysroot and the drop-ins again.
+    /// Reads the sysroot and the drop-ins again; returns when what an earlier process left is settled, too.
     pub async fn reload(&self) -> Result<()> {
         self.ask(|reply| Command::Reload { reply }).await?
     }

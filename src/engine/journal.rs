@@ -18,11 +18,8 @@ use crate::model::{Context, ErrorKind, Result};
 use crate::sys::fs::{read_optional, remove_durably, write_atomic};
 use cap_std_ext::cap_std::fs::Dir;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
-/// Results are kept for so many jobs ...
-const KEEP_JOBS: usize = 50;
-/// ... and so long (30 days).
+/// Results of jobs are kept for so long (30 days).
 const KEEP_SECONDS: u64 = 30 * 24 * 3600;
 const INTENT: &str = "intent.json";
 const PENDING: &str = "pending.json";
@@ -49,12 +46,46 @@ pub struct Intent {
     pub rollback: Option<Rollback>,
     /// Whether the sysroot is booted, so that the deployment is staged.
     pub staged: bool,
-    /// Local copies in `/etc` that give way, to be put back if nothing is published.
+    /// A rejected input that a person wants all the same.
+    #[serde(default)]
+    pub accepts: Option<Key>,
+    /// Local copies in `/etc` that give way until the merge is over.
     #[serde(default)]
     pub takes: Vec<Take>,
-    /// The root of the deployment whose `/etc` that is.
+    /// The same of the staged deployment that this one replaces.
     #[serde(default)]
-    pub etc_root: Option<PathBuf>,
+    pub carried: Vec<Take>,
+    /// The id of the deployment whose `/etc` that is.
+    #[serde(default)]
+    pub etc_of: Option<String>,
+}
+
+impl Intent {
+    /// Everything that gave way, in the order in which it did.
+    pub fn all_takes(&self) -> Vec<Take> {
+        self.carried.iter().chain(&self.takes).cloned().collect()
+    }
+}
+
+/// What the next boot should come up with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Pending {
+    /// The id of the deployment.
+    pub deployment: String,
+    /// How it came to be.
+    #[serde(flatten)]
+    pub intent: Intent,
+}
+
+/// An input that can be rejected: a base and what is declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Key {
+    /// The base image.
+    pub digest: Option<Digest>,
+    /// The merged declarations.
+    pub input_digest: Option<Digest>,
 }
 
 /// What a rollback is about to do.
@@ -79,6 +110,15 @@ struct List<T> {
     items: Vec<T>,
 }
 
+/// The jobs of earlier processes.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// Newest first. Those that a crash cut off have ended as `interrupted`.
+    pub jobs: Vec<Job>,
+    cut: Vec<String>,
+    old: Vec<String>,
+}
+
 /// The state directory.
 #[derive(Debug)]
 pub struct Journal {
@@ -86,6 +126,9 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// Results are kept for so many jobs.
+    pub const KEEP: usize = 50;
+
     /// A journal in this directory.
     pub fn new(dir: Dir) -> Journal {
         Journal { dir }
@@ -125,17 +168,18 @@ impl Journal {
         self.load(INTENT)
     }
 
-    /// Records that the intent was carried out: what the next boot should come up with.
-    pub fn done(&self, intent: &Intent) -> Result<()> {
+    /// Records that the intent was carried out, by the deployment with this id.
+    pub fn done(&self, intent: &Intent, deployment: &str) -> Result<()> {
         // All of it before the intent goes: a crash in between repeats it.
+        if let Some(key) = &intent.accepts {
+            self.accept(key)?;
+        }
         if let Some(rollback) = &intent.rollback {
             if let Some(entry) = &rollback.reject {
                 self.reject(entry.clone())?;
             }
-            // What was staged is discarded with a rollback: nothing is expected of the next boot any more.
-            remove_durably(&self.dir, PENDING)?;
         } else if intent.staged {
-            self.save(PENDING, intent)?;
+            self.save(PENDING, Pending { deployment: deployment.to_owned(), intent: intent.clone() })?;
         }
         remove_durably(&self.dir, INTENT)
     }
@@ -145,25 +189,31 @@ impl Journal {
         remove_durably(&self.dir, INTENT)
     }
 
+    /// What the next boot should come up with.
+    pub fn pending(&self) -> Result<Option<Pending>> {
+        self.load(PENDING)
+    }
+
+    /// Nothing is expected of the next boot any more.
+    pub fn forget_pending(&self) -> Result<()> {
+        remove_durably(&self.dir, PENDING)
+    }
+
     /// What the last boot after a staged deployment came to.
     pub fn outcome(&self) -> Result<Option<Outcome>> {
         self.load(OUTCOME)
     }
 
-    /// Compares what was to boot with what did, once per boot.
-    pub fn judge_boot(
+    /// Compares what was to boot with what did.
+    pub fn judge(
         &self,
-        boot_id: &str,
+        pending: &Pending,
         booted: &str,
+        shadowed: Vec<String>,
         finalize_failure: impl FnOnce() -> Option<String>,
     ) -> Result<()> {
-        let Some(pending) = self.load::<Intent>(PENDING)? else { return Ok(()) };
-        if pending.boot_id == boot_id {
-            return Ok(());
-        }
-        let failure = if pending.checksum == booted { None } else { finalize_failure() };
-        self.save(OUTCOME, judge(&pending, booted, failure))?;
-        remove_durably(&self.dir, PENDING)
+        let failure = if pending.deployment == booted { None } else { finalize_failure() };
+        self.save(OUTCOME, judge(pending, booted, shadowed, failure))
     }
 
     /// What automatic jobs refuse.
@@ -180,10 +230,10 @@ impl Journal {
     }
 
     /// Removes an entry: a person has overridden it.
-    pub fn accept(&self, digest: Option<&Digest>, input: Option<&Digest>) -> Result<()> {
+    fn accept(&self, key: &Key) -> Result<()> {
         let mut items = self.rejected()?;
         let before = items.len();
-        items.retain(|r| (r.digest.as_ref(), r.input_digest.as_ref()) != (digest, input));
+        items.retain(|r| (&r.digest, &r.input_digest) != (&key.digest, &key.input_digest));
         if items.len() == before { Ok(()) } else { self.save(REJECTED, List { items }) }
     }
 
@@ -192,8 +242,8 @@ impl Journal {
         self.save(&format!("jobs/{}.json", job.id), job)
     }
 
-    /// The kept jobs, newest first. Jobs that a crash cut off end as `interrupted`; old ones are removed.
-    pub fn jobs(&self, now: u64) -> Result<Vec<Job>> {
+    /// The kept jobs. Writes nothing: [`Journal::tidy`] does.
+    pub fn history(&self, now: u64) -> Result<History> {
         let mut jobs: Vec<Job> = Vec::new();
         let names: Vec<String> = match self.dir.read_dir("jobs") {
             Ok(entries) => {
@@ -213,20 +263,27 @@ impl Journal {
             }
         }
         jobs.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
+        let mut cut = Vec::new();
         for job in jobs.iter_mut().filter(|j| !j.state.is_final()) {
             job.apply(&Event::Finished { at: now, outcome: Err(interrupted()) });
+            cut.push(job.id.clone());
+        }
+        let old =
+            |(i, j): &(usize, &Job)| *i >= Journal::KEEP || now.saturating_sub(j.created) > KEEP_SECONDS;
+        let keep = jobs.iter().enumerate().take_while(|at| !old(at)).count();
+        let old = jobs.drain(keep..).map(|j| j.id).collect();
+        Ok(History { jobs, cut, old })
+    }
+
+    /// Writes down what [`Journal::history`] found: the ends of jobs that a crash cut off, and that old ones are gone.
+    pub fn tidy(&self, history: &History) -> Result<()> {
+        for job in history.jobs.iter().filter(|j| history.cut.contains(&j.id)) {
             self.keep(job)?;
         }
-        let old = jobs
-            .iter()
-            .enumerate()
-            .filter(|(i, j)| *i >= KEEP_JOBS || now.saturating_sub(j.created) > KEEP_SECONDS);
-        let old: Vec<String> = old.map(|(_, j)| j.id.clone()).collect();
-        for id in &old {
+        for id in &history.old {
             remove_durably(&self.dir, format!("jobs/{id}.json"))?;
         }
-        jobs.retain(|j| !old.contains(&j.id));
-        Ok(jobs)
+        Ok(())
     }
 }
 
@@ -240,11 +297,22 @@ fn interrupted() -> Failure {
     }
 }
 
-fn judge(pending: &Intent, booted: &str, finalize_failure: Option<String>) -> Outcome {
-    let ok = booted == pending.checksum;
+fn judge(
+    pending: &Pending,
+    booted: &str,
+    shadowed: Vec<String>,
+    finalize_failure: Option<String>,
+) -> Outcome {
+    let ok = booted == pending.deployment;
     let (phase, message) = match (ok, finalize_failure) {
-        (true, _) => ("", "the staged deployment was booted".to_owned()),
-        (false, Some(text)) => ("finalize", format!("finalizing the staged deployment failed at shutdown: {}", text.trim())),
+        (true, _) if shadowed.is_empty() => ("", "the staged deployment was booted".to_owned()),
+        (true, _) => (
+            "",
+            format!("the staged deployment was booted, but local changes in /etc won over: {}", shadowed.join(", ")),
+        ),
+        (false, Some(text)) => {
+            ("finalize", format!("finalizing the staged deployment failed at shutdown: {}", text.trim()))
+        }
         (false, None) => (
             "boot",
             "another deployment was booted than the one that was staged; see: journalctl -b -1 -u ostree-finalize-staged.service".to_owned(),
@@ -252,10 +320,11 @@ fn judge(pending: &Intent, booted: &str, finalize_failure: Option<String>) -> Ou
     };
     Outcome {
         ok,
-        checksum: pending.checksum.clone(),
-        digest: pending.digest.clone(),
+        checksum: pending.intent.checksum.clone(),
+        digest: pending.intent.digest.clone(),
         phase: phase.into(),
         message,
+        shadowed,
     }
 }
 
@@ -278,35 +347,36 @@ mod tests {
             boot_id: "1".into(),
             before: Vec::new(),
             rollback: None,
+            accepts: None,
             staged: true,
             takes: Vec::new(),
-            etc_root: None,
+            carried: Vec::new(),
+            etc_of: None,
         }
     }
 
     #[test]
-    fn an_intent_lasts_until_it_is_done_and_the_next_boot_is_judged_once() {
+    fn an_intent_lasts_until_it_is_done_and_then_waits_for_the_boot() {
         let (_dir, journal) = journal();
         journal.begin(&intent()).unwrap();
         assert_eq!(journal.intent().unwrap(), Some(intent()));
-        journal.done(&intent()).unwrap();
+        journal.done(&intent(), "os-new.0").unwrap();
         assert_eq!(journal.intent().unwrap(), None);
-        journal.judge_boot("1", "old", || None).unwrap();
-        assert_eq!(journal.outcome().unwrap(), None, "the same boot proves nothing");
-        journal.judge_boot("2", "new", || None).unwrap();
+        let pending = journal.pending().unwrap().unwrap();
+        assert_eq!(pending, Pending { deployment: "os-new.0".into(), intent: intent() });
+        journal.judge(&pending, "os-new.0", vec!["/etc/a".into()], || panic!("it was booted")).unwrap();
+        journal.forget_pending().unwrap();
         let outcome = journal.outcome().unwrap().unwrap();
-        assert!(outcome.ok);
-        journal.judge_boot("3", "other", || None).unwrap();
-        assert_eq!(journal.outcome().unwrap(), Some(outcome), "judged once");
+        assert!(outcome.ok && outcome.message.contains("/etc/a"), "{outcome:?}");
+        assert_eq!(journal.pending().unwrap(), None);
     }
 
     #[test]
     fn a_boot_into_something_else_says_where_it_failed() {
+        let pending = Pending { deployment: "os-new.1".into(), intent: intent() };
         for (stamp, phase) in [(Some("error: no space\n".to_owned()), "finalize"), (None, "boot")] {
-            let (_dir, journal) = journal();
-            journal.done(&intent()).unwrap();
-            journal.judge_boot("2", "old", || stamp).unwrap();
-            let outcome = journal.outcome().unwrap().unwrap();
+            // The same commit in an older deployment is not what was staged.
+            let outcome = judge(&pending, "os-new.0", Vec::new(), stamp);
             assert_eq!((outcome.ok, outcome.phase.as_str()), (false, phase));
         }
     }
@@ -323,15 +393,20 @@ mod tests {
         };
         job("cut", 1000, false);
         job("old", 10, true);
-        for i in 0..KEEP_JOBS {
+        for i in 0..Journal::KEEP {
             job(&format!("{i}"), 2000 + i as u64, true);
         }
-        let jobs = journal.jobs(3000).unwrap();
-        assert_eq!(jobs.len(), KEEP_JOBS);
+        let history = journal.history(3000).unwrap();
+        assert_eq!(history.jobs.len(), Journal::KEEP);
+        journal.tidy(&history).unwrap();
         assert_eq!(journal.load::<Job>("jobs/old.json").unwrap(), None);
         let (_dir2, other) = self::journal();
         other.keep(&Job::new("cut".into(), "upgrade", Initiator::default(), 1000)).unwrap();
-        assert_eq!(other.jobs(1001).unwrap()[0].state, State::Interrupted);
+        let history = other.history(1001).unwrap();
+        assert_eq!(history.jobs[0].state, State::Interrupted);
+        assert_eq!(other.load::<Job>("jobs/cut.json").unwrap().unwrap().state, State::Queued, "read only");
+        other.tidy(&history).unwrap();
+        assert_eq!(other.load::<Job>("jobs/cut.json").unwrap().unwrap().state, State::Interrupted);
     }
 
     #[test]
@@ -342,7 +417,7 @@ mod tests {
         journal.reject(entry.clone()).unwrap();
         journal.reject(entry.clone()).unwrap();
         assert_eq!(journal.rejected().unwrap(), [entry]);
-        journal.accept(Some(&Digest::of(b"a")), None).unwrap();
+        journal.accept(&Key { digest: Some(Digest::of(b"a")), input_digest: None }).unwrap();
         assert_eq!(journal.rejected().unwrap(), []);
     }
 

@@ -7,6 +7,7 @@ pub mod failpoint;
 pub mod handle;
 mod journal;
 mod pipeline;
+mod settle;
 mod stages;
 mod steps;
 

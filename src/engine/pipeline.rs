@@ -2,6 +2,7 @@
 
 use super::cx::Cx;
 use super::env::Env;
+use super::settle;
 use super::stages::Ready;
 use super::steps::{bind, cleanup, derive, pull, resolve, rollback, stage};
 use crate::model::job::JobResult;
@@ -20,6 +21,8 @@ pub(super) struct Job<'a> {
     pub before: Snapshot,
     pub options: Options,
     pub keeps_digests: bool,
+    /// Whether we staged what is staged; another program may have done so with our origin in it.
+    pub staged_is_ours: bool,
 }
 
 /// Runs a request to its end.
@@ -28,9 +31,16 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         return resolve::check(cx, env, options).await;
     }
     let store = Locked::acquire(cx, &env.layout).await?;
+    // An earlier process may have died, or another program discarded what was staged, since we looked last.
+    let journal = env.journal()?;
+    settle::leftovers(cx, env, &store, &journal).await?;
     let before = store.run(cx, |s, _| crate::store::snapshot::read(s)).await?;
+    let pending = journal.pending()?;
+    let staged = before.staged().map(|s| s.deployment.id.as_str());
+    let staged_is_ours = staged.is_some() && pending.as_ref().map(|p| p.deployment.as_str()) == staged;
     let options = request.options().cloned().unwrap_or_default();
-    let job = Job { cx, env, id, store, before, options, keeps_digests: bind::keeps_digests(&request) };
+    let keeps_digests = bind::keeps_digests(&request);
+    let job = Job { cx, env, id, store, before, options, keeps_digests, staged_is_ours };
     match request {
         Request::Check(_) => Err(Error::new(ErrorKind::Internal, "a check takes no lock")),
         Request::Upgrade(_) => update(&job, resolve::tracked(&job).await?).await,
@@ -48,8 +58,13 @@ async fn update(job: &Job<'_>, target: super::stages::Target) -> Result<JobResul
     let derived = derive::derive(job, pulled).await?;
     let wanted = bind::discover(job, &derived).await?;
     if let Some(unchanged) = stage::unchanged(job, &derived, &wanted)? {
-        return Ok(unchanged);
+        if !job.options.dry_run {
+            // Says nothing new where all images are there; brings back what somebody removed.
+            drop(bind::pull(job, wanted).await?);
+        }
+        return cleanup::leftovers(job, unchanged).await;
     }
+    derive::refuse_rejected(job, &derived)?;
     if job.options.dry_run {
         return derive::describe(job, &derived, &wanted).await;
     }
@@ -60,5 +75,5 @@ async fn update(job: &Job<'_>, target: super::stages::Target) -> Result<JobResul
         return Ok(stage::downloaded(&ready));
     }
     let staged = stage::stage(job, ready, kept).await?;
-    cleanup::cleanup(job, staged).await
+    cleanup::cleanup(job, staged.result).await
 }

@@ -109,9 +109,9 @@ impl Ready {
         &self.bound.set
     }
 
-    /// How many images are bound.
-    pub fn bound_count(&self) -> usize {
-        self.bound.set.images.len()
+    /// The digest of what is declared, where something is.
+    pub fn input(&self) -> Option<Digest> {
+        self.derived.input()
     }
 
     /// What the store publishes.

@@ -212,8 +212,8 @@ pub enum Event {
     Message(String),
     /// Somebody asked the job to stop.
     Cancelling,
-    /// From here on it cannot be cancelled, or it can again.
-    PointOfNoReturn(bool),
+    /// From here on it cannot be cancelled.
+    PointOfNoReturn,
     /// The end; comes exactly once and last.
     Finished {
         /// Seconds since the epoch.
@@ -290,6 +290,12 @@ impl Job {
         }
     }
 
+    /// Whether the job is at or past the step that reads the drop-ins.
+    pub fn has_read_drop_ins(&self) -> bool {
+        let mut before = Step::ALL.iter().take_while(|s| **s != Step::DeriveRead);
+        !self.step.is_empty() && before.all(|s| s.name() != self.step)
+    }
+
     /// Whether `Cancel` can still do something.
     pub fn cancelable(&self) -> bool {
         !self.state.is_final() && !self.point_of_no_return && self.state != State::Cancelling
@@ -329,7 +335,7 @@ impl Job {
             }
             Event::Message(text) => self.messages.push(text.clone()),
             Event::Cancelling => self.state = State::Cancelling,
-            Event::PointOfNoReturn(on) => self.point_of_no_return = *on,
+            Event::PointOfNoReturn => self.point_of_no_return = true,
             Event::Finished { at, outcome } => {
                 self.finished = *at;
                 self.point_of_no_return = false;

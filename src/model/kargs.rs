@@ -25,8 +25,23 @@ pub struct Refused {
     pub hint: Option<&'static str>,
 }
 
-/// Checks one argument, `key` or `key=value`.
+/// Checks one argument of a drop-in or an image: its form, and that it is theirs to set.
 pub fn check(arg: &str) -> Result<(), Refused> {
+    form(arg)?;
+    let Some(key) = REFUSED.iter().find(|r| **r == key(arg)) else { return Ok(()) };
+    Err(Refused {
+        message: format!("`{key}=` belongs to the installation and to libostree"),
+        hint: Some("change it with the tools that installed the host"),
+    })
+}
+
+/// The kernel strips quotes around the whole argument as well (next_arg in lib/cmdline.c).
+fn key(arg: &str) -> &str {
+    arg.trim_start_matches('"').split('=').next().unwrap_or_default()
+}
+
+/// Checks that this is one argument, `key` or `key=value`, and nothing else to a boot entry or the kernel.
+pub fn form(arg: &str) -> Result<(), Refused> {
     let refuse = |message: String, hint| Err(Refused { message, hint });
     if arg.is_empty() {
         return refuse("the argument is empty".into(), None);
@@ -47,19 +62,11 @@ pub fn check(arg: &str) -> Result<(), Refused> {
     if quoted {
         return refuse(format!("`{arg}` has an open double quote"), None);
     }
-    // The kernel strips quotes around the whole argument as well (next_arg in lib/cmdline.c).
-    let key = arg.trim_start_matches('"').split('=').next().unwrap_or_default();
-    if key.is_empty() {
+    if key(arg).is_empty() {
         return refuse(format!("`{arg}` has no name"), None);
     }
     if arg == "--" {
         return refuse("`--` would give everything behind it to init".into(), None);
-    }
-    if let Some(key) = REFUSED.iter().find(|r| **r == key) {
-        return refuse(
-            format!("`{key}=` belongs to the installation and to libostree"),
-            Some("change it with the tools that installed the host"),
-        );
     }
     Ok(())
 }

@@ -106,6 +106,9 @@ pub struct Outcome {
     pub phase: String,
     /// What happened, and where to look.
     pub message: String,
+    /// Declared paths of `/etc` where a local change that came after staging won.
+    #[serde(default)]
+    pub shadowed: Vec<String>,
 }
 
 /// A base digest and input that automatic jobs do not go back to.

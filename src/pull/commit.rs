@@ -54,6 +54,7 @@ pub(super) fn write(
         )
         .doing_with(doing)?;
     repo.transaction_set_ref(None, &refs::of_image(&resolved.image)?, Some(&commit));
+    repo.transaction_set_ref(None, &refs::claim(&resolved.image)?, Some(&commit));
     // The ref becomes visible in here, after the objects were synced.
     transaction.commit(gio::Cancellable::NONE).doing_with(doing)?;
     Ok(commit.into())

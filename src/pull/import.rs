@@ -31,9 +31,7 @@ pub async fn import_in_process(
     repo.open(gio::Cancellable::NONE)
         .doing_with(|| format!("opening the repository {}", repo_path.display()))?;
     if let Some(base) = refs::find(&repo, &resolved.digest)? {
-        let name = refs::of_image(&resolved.image)?;
-        repo.set_ref_immediate(None, &name, Some(&base.commit), gio::Cancellable::NONE)
-            .doing_with(|| format!("writing ref {name}"))?;
+        refs::name(&repo, &resolved.image, &base.commit)?;
         return Ok(base);
     }
     let commit = match resolved.kind {

@@ -10,6 +10,8 @@ use ostree_ext::{gio, glib, ostree, refescape};
 use std::collections::{BTreeMap, BTreeSet};
 
 const IMAGES: &str = "ostree/container/image";
+/// Below it the names of refs below [`IMAGES`] that we wrote, with the commits that we wrote to them.
+const CLAIMED: &str = "osctl/image";
 const LAYERS: &str = "ostree/container/blob";
 /// Commit metadata of the reference importer.
 pub(super) const META_DIGEST: &str = "ostree.manifest-digest";
@@ -19,6 +21,11 @@ pub(super) const META_CONFIG: &str = "ostree.container.image-config";
 /// Our part of the refs that keep the base of a derived commit.
 fn ours() -> String {
     format!("{BASE_IMAGE_PREFIX}/osctl")
+}
+
+/// The base that was downloaded last.
+fn latest() -> String {
+    format!("{}/latest", ours())
 }
 
 /// The ref of a layer.
@@ -85,23 +92,63 @@ pub(super) fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>
     }))
 }
 
-/// Keeps the base, and its layers, until [`forget_unused`] is called without it.
+/// Keeps the base, and its layers, until [`forget_unused`] is called without it, or with a newer one downloaded.
 pub fn retain(repo: &ostree::Repo, base: &Base) -> Result<()> {
-    let name = format!("{}/{}", ours(), base.commit);
-    repo.set_ref_immediate(None, &name, Some(&base.commit), gio::Cancellable::NONE)
+    write(repo, &format!("{}/{}", ours(), base.commit), &base.commit)?;
+    write(repo, &latest(), &base.commit)
+}
+
+/// The ref that notes that an image's ref is ours to remove: other programs have refs of the same kind.
+pub(super) fn claim(image: &ImageRef) -> Result<String> {
+    Ok(format!("{CLAIMED}/{}", of_image(image)?))
+}
+
+/// Names a finished image by another reference.
+pub(super) fn name(repo: &ostree::Repo, image: &ImageRef, commit: &str) -> Result<()> {
+    let name = of_image(image)?;
+    if list(repo, &name)?.get(&name).map(String::as_str) == Some(commit) {
+        return Ok(());
+    }
+    write(repo, &claim(image)?, commit)?;
+    write(repo, &name, commit)
+}
+
+fn write(repo: &ostree::Repo, name: &str, commit: &str) -> Result<()> {
+    repo.set_ref_immediate(None, name, Some(commit), gio::Cancellable::NONE)
         .doing_with(|| format!("writing ref {name}"))
 }
 
-/// Removes the refs of bases that are not in `keep`, then those of layers that no image needs any more.
+/// The refs of ours that keep bases which are neither in `keep` nor the last one that was downloaded.
+fn unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<Vec<String>> {
+    let bases = list(repo, &ours())?;
+    let latest = bases.get(&latest()).cloned();
+    let needed = |commit: &String| keep.contains(commit) || latest.as_ref() == Some(commit);
+    let mut names: Vec<String> = bases.iter().filter(|(_, c)| !needed(c)).map(|(n, _)| n.clone()).collect();
+    for (claim, commit) in list(repo, CLAIMED)?.iter().filter(|(_, commit)| !needed(commit)) {
+        let image = claim.trim_start_matches(CLAIMED).trim_start_matches('/');
+        // Whoever moved the ref since then owns it now.
+        if list(repo, image)?.get(image) == Some(commit) {
+            names.push(image.to_owned());
+        }
+        names.push(claim.clone());
+    }
+    Ok(names)
+}
+
+/// Whether [`forget_unused`] would remove anything.
+pub fn has_unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<bool> {
+    Ok(!unused(repo, keep)?.is_empty())
+}
+
+/// Removes our refs of bases that are not in `keep`, then those of layers that no image needs any more.
 ///
-/// Returns how many refs went. Objects stay until the caller prunes the repository. No transaction may be open.
+/// The last base that was downloaded stays: it may be deployed yet. Returns how many refs went. Objects stay until the
+/// caller prunes the repository. No transaction may be open.
 pub fn forget_unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<u32> {
     let mut removed = 0;
-    for prefix in [ours().as_str(), IMAGES] {
-        for (name, _) in list(repo, prefix)?.iter().filter(|(_, commit)| !keep.contains(*commit)) {
-            remove(repo, name)?;
-            removed += 1;
-        }
+    for name in unused(repo, keep)? {
+        remove(repo, &name)?;
+        removed += 1;
     }
     Ok(removed + gc_image_layers(repo).doing("removing unused layers")?)
 }

@@ -77,7 +77,11 @@ impl Locked {
                 answer.await
             }
         };
-        outcome.map_err(|_| died())?
+        // libostree has its own words for being cancelled, and wraps them in whatever it was doing.
+        outcome.map_err(|_| died())?.map_err(|e| match cx.checkpoint() {
+            Err(cancelled) => cancelled.source(e),
+            Ok(()) => e,
+        })
     }
 }
 

@@ -13,7 +13,7 @@
 //! input-digest=sha256:...           the merged drop-ins; absent if nothing is derived
 //! kargs={...}                       the kernel arguments that we added or deleted
 //! bound-set=...                     the key of the record below bound/
-//! kept-local=/etc/a:/etc/b          declared paths where the local version was kept
+//! kept-local=["/etc/a"]             declared paths where the local version was kept
 //! ```
 
 use crate::model::image::{Digest, ImageRef};
@@ -70,7 +70,12 @@ impl Origin {
             {
                 let known = (group == ORIGIN && (key == IMAGE || key == UNCONFIGURED && managed))
                     || (group == RPMOSTREE && key == MANAGED);
-                if !known {
+                // A verification that the host demands must not be dropped in silence.
+                let signed = key == IMAGE
+                    && file.string(&group, &key).is_ok_and(|v| {
+                        v.starts_with("ostree-image-signed:") || v.starts_with("ostree-remote-")
+                    });
+                if !known || signed {
                     unknown.push(format!("{group}/{key}"));
                 }
             }
@@ -82,9 +87,7 @@ impl Origin {
             input: ours("input-digest").and_then(|d| d.parse().ok()),
             kargs: ours("kargs"),
             bound_set: ours("bound-set"),
-            kept_local: ours("kept-local")
-                .map(|p| p.split(':').map(str::to_owned).collect())
-                .unwrap_or_default(),
+            kept_local: ours("kept-local").and_then(|p| serde_json::from_str(&p).ok()).unwrap_or_default(),
             unknown,
         }
     }
@@ -106,7 +109,10 @@ impl Origin {
             ("input-digest", self.input.as_ref().map(|d| d.to_string())),
             ("kargs", self.kargs.clone()),
             ("bound-set", self.bound_set.clone()),
-            ("kept-local", (!self.kept_local.is_empty()).then(|| self.kept_local.join(":"))),
+            (
+                "kept-local",
+                (!self.kept_local.is_empty()).then(|| serde_json::json!(self.kept_local).to_string()),
+            ),
         ];
         for (key, value) in pairs {
             if let Some(value) = value {
@@ -156,6 +162,16 @@ mod tests {
             (origin.unknown.len(), origin.image.unwrap().to_string()),
             (0, "docker://quay.io/os:1".into())
         );
+    }
+
+    #[test]
+    fn an_image_that_must_be_signed_is_not_ours_to_follow_unsigned() {
+        for value in
+            ["ostree-image-signed:docker://quay.io/os:1", "ostree-remote-registry:fedora:quay.io/os:1"]
+        {
+            let text = format!("[origin]\ncontainer-image-reference={value}\n");
+            assert_eq!(parse(&text).unknown, ["origin/container-image-reference"], "{value}");
+        }
     }
 
     #[test]

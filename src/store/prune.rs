@@ -21,21 +21,37 @@ pub struct Pruned {
 pub fn prune(sysroot: &ostree::Sysroot, cancellable: &gio::Cancellable) -> Result<Pruned> {
     let repo = sysroot.repo();
     let snapshot = snapshot::read(sysroot)?;
-    let commits: BTreeSet<&str> = snapshot.entries.iter().map(|e| e.deployment.checksum.as_str()).collect();
-    let derived = repo
-        .list_refs_ext(Some(DERIVED), ostree::RepoListRefsExtFlags::NONE, Some(cancellable))
-        .doing("listing derived commits")?;
-    for (name, commit) in derived {
-        if !commits.contains(commit.as_str()) {
-            repo.set_ref_immediate(None, &name, None, Some(cancellable))
-                .doing_with(|| format!("dropping {name}"))?;
-        }
+    for name in unneeded(&repo, &snapshot)? {
+        repo.set_ref_immediate(None, &name, None, Some(cancellable))
+            .doing_with(|| format!("dropping {name}"))?;
     }
-    let bases = snapshot.entries.iter().map(|e| e.deployment.base_checksum.clone()).collect();
-    crate::pull::forget_unused(&repo, &bases)?;
+    crate::pull::forget_unused(&repo, &bases(&snapshot))?;
     sysroot.cleanup(Some(cancellable)).doing("removing old deployments")?;
     let (_, _, freed) = repo
         .prune(ostree::RepoPruneFlags::REFS_ONLY, 0, Some(cancellable))
         .doing("removing unreachable objects")?;
     Ok(Pruned { snapshot, freed })
+}
+
+/// Whether earlier jobs left something that no deployment needs.
+pub fn has_leftovers(sysroot: &ostree::Sysroot) -> Result<bool> {
+    let (repo, snapshot) = (sysroot.repo(), snapshot::read(sysroot)?);
+    Ok(!unneeded(&repo, &snapshot)?.is_empty() || crate::pull::has_unused(&repo, &bases(&snapshot))?)
+}
+
+/// Refs of derived commits that no deployment has.
+fn unneeded(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<Vec<String>> {
+    let commits: BTreeSet<&str> = snapshot.entries.iter().map(|e| e.deployment.checksum.as_str()).collect();
+    let derived = repo
+        .list_refs_ext(Some(DERIVED), ostree::RepoListRefsExtFlags::NONE, gio::Cancellable::NONE)
+        .doing("listing derived commits")?;
+    Ok(derived
+        .into_iter()
+        .filter(|(_, c)| !commits.contains(c.as_str()))
+        .map(|(name, _)| name.into())
+        .collect())
+}
+
+fn bases(snapshot: &Snapshot) -> BTreeSet<String> {
+    snapshot.entries.iter().map(|e| e.deployment.base_checksum.clone()).collect()
 }

@@ -64,9 +64,10 @@ pub fn publish(
         )
         .doing("writing the new deployment")?;
     let mut list = vec![deployment];
-    // The default becomes the rollback; whatever else is pinned or of another stateroot stays.
-    for (i, old) in sysroot.deployments().into_iter().enumerate() {
-        if i == 0 || old.is_pinned() || old.osname() != osname.as_str() {
+    // What it was merged from becomes the rollback; whatever else is pinned or of another stateroot stays.
+    for old in sysroot.deployments() {
+        let is_merge = merge.as_ref().is_some_and(|m| m.equal(&old));
+        if is_merge || old.is_pinned() || old.osname() != osname.as_str() {
             list.push(old);
         }
     }
@@ -74,21 +75,16 @@ pub fn publish(
     Ok(snapshot::id_of(&list[0]))
 }
 
-/// Puts the deployment with this id first. Returns the ids of staged deployments that this discarded.
-pub fn make_default(
-    sysroot: &ostree::Sysroot,
-    id: &str,
-    cancellable: &gio::Cancellable,
-) -> Result<Vec<String>> {
-    let (staged, mut list): (Vec<_>, Vec<_>) = sysroot.deployments().into_iter().partition(|d| d.is_staged());
+/// Puts the deployment with this id first. A staged deployment is discarded.
+pub fn make_default(sysroot: &ostree::Sysroot, id: &str, cancellable: &gio::Cancellable) -> Result<()> {
+    let mut list: Vec<_> = sysroot.deployments().into_iter().filter(|d| !d.is_staged()).collect();
     let at = list
         .iter()
         .position(|d| snapshot::id_of(d) == id)
         .ok_or_else(|| Error::new(ErrorKind::InvalidArgument, format!("there is no deployment {id}")))?;
     let chosen = list.remove(at);
     list.insert(0, chosen);
-    write(sysroot, &list, cancellable)?;
-    Ok(staged.iter().map(snapshot::id_of).collect())
+    write(sysroot, &list, cancellable)
 }
 
 /// Pins or unpins the deployment with this id.
@@ -128,6 +124,11 @@ fn stateroot(
         return Ok(merge.deployment.stateroot.clone());
     }
     let name = new.stateroot.clone().unwrap_or_else(|| "default".into());
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        let error = Error::new(ErrorKind::InvalidArgument, format!("{name:?} is not a name for a stateroot"));
+        return Err(error.hint("letters, digits, dots, dashes and underscores: --stateroot default"));
+    }
     let path = sysroot.path();
     let dir =
         ostree_ext::gio::prelude::FileExt::path(&path).unwrap_or_default().join("ostree/deploy").join(&name);

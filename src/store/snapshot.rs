@@ -3,7 +3,7 @@
 use super::origin::Origin;
 use super::tree::CommitTree;
 use crate::derive::provenance::Provenance;
-use crate::model::kargs::Owned;
+use crate::model::kargs::{self, Owned};
 use crate::model::status::{Deployment, Derivation, DropIn, OwnedKarg, OwnedPath};
 use crate::model::{Context, Result};
 use ostree_ext::{glib, ostree};
@@ -42,9 +42,23 @@ impl Snapshot {
             .or_else(|| if self.booted { None } else { self.entries.first() })
     }
 
-    /// The deployment that the next boot takes.
+    /// The deployment that the bootloader takes, once the staged one, if there is one, is out of the way.
+    pub fn default(&self) -> Option<&Entry> {
+        self.entries.iter().find(|e| !e.deployment.staged)
+    }
+
+    /// The deployment that runs, or the one that will when a sysroot that is not booted is.
+    pub fn runs(&self) -> Option<&Entry> {
+        if self.booted { self.merge() } else { self.default() }
+    }
+
+    /// The newest deployment of the stateroot that is worked on: what the next boot takes, unless it is told otherwise.
     pub fn next(&self) -> Option<&Entry> {
-        self.entries.first()
+        self.entries.iter().find(|e| self.ours(e))
+    }
+
+    fn ours(&self, entry: &Entry) -> bool {
+        self.merge().is_some_and(|m| m.deployment.stateroot == entry.deployment.stateroot)
     }
 
     /// The staged deployment.
@@ -54,9 +68,11 @@ impl Snapshot {
 
     /// Where `rollback` would go: the booted one if something newer waits, else the one behind it.
     pub fn rollback(&self) -> Option<&Entry> {
-        let real: Vec<&Entry> = self.entries.iter().filter(|e| !e.deployment.staged).collect();
-        let at = real.iter().position(|e| e.deployment.booted).unwrap_or(0);
-        if at > 0 { real.get(at).copied() } else { real.get(1).copied() }
+        let all: Vec<&Entry> = self.entries.iter().filter(|e| self.ours(e)).collect();
+        match all.iter().position(|e| e.deployment.booted) {
+            Some(at) if at > 0 => all.get(at).copied(),
+            _ => all.get(1).copied(),
+        }
     }
 }
 
@@ -92,7 +108,7 @@ fn entry(
     let options: Vec<String> = d
         .bootconfig()
         .and_then(|b| b.get("options"))
-        .map(|o| o.split_whitespace().filter(|a| !a.starts_with("ostree=")).map(str::to_owned).collect())
+        .map(|o| kargs::split(&o).into_iter().filter(|a| !a.starts_with("ostree=")).collect())
         .unwrap_or_default();
     let commit = repo
         .load_commit(&checksum)
@@ -101,6 +117,12 @@ fn entry(
     let meta = glib::VariantDict::new(Some(&commit.child_value(0)));
     let base = origin.base.clone().unwrap_or_else(|| checksum.clone());
     let text = |key: &str| meta.lookup_value(key, None).and_then(|v| v.get::<String>());
+    let mut incompatible = origin.unknown.clone();
+    // What a newer osctl wrote must not keep anybody from reading the rest, or from rolling back.
+    let derivation = derivation(repo, &checksum, &origin, &options).unwrap_or_else(|error| {
+        incompatible.push(error.chain());
+        Derivation::default()
+    });
     let deployment = Deployment {
         id: id_of(d),
         index,
@@ -114,10 +136,10 @@ fn entry(
         staged: d.is_staged(),
         default: false,
         pinned: d.is_pinned(),
-        derivation: derivation(repo, &checksum, &origin, &options)?,
+        derivation,
         bound_images: Default::default(),
         labels: labels(repo, &base),
-        incompatible: origin.unknown.clone(),
+        incompatible,
         checksum,
     };
     let path = sysroot.deployment_dirpath(d).to_string();

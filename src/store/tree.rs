@@ -48,6 +48,25 @@ impl CommitTree {
         Ok(self.lookup(path)?.map(|i| kind_of(&i)))
     }
 
+    /// The checksum of the regular file at this path, links followed inside the tree; `None` if there is none.
+    pub fn checksum(&self, path: &str) -> Result<Option<String>> {
+        let Some(real) = self.resolve(path, true)? else { return Ok(None) };
+        if self.info(&real)?.is_none_or(|info| kind_of(&info) != Kind::File) {
+            return Ok(None);
+        }
+        Ok(Some(self.repo_file(&real)?.checksum().to_string()))
+    }
+
+    /// The file in the repository, looked up: without that, asking for its checksum crashes inside libostree.
+    fn repo_file(&self, real: &str) -> Result<ostree::RepoFile> {
+        let file = self
+            .file(real)
+            .downcast::<ostree::RepoFile>()
+            .map_err(|_| Error::new(ErrorKind::Internal, format!("{real} is not in a repository")))?;
+        file.ensure_resolved().doing_with(|| format!("looking up {real}"))?;
+        Ok(file)
+    }
+
     /// The path with all links resolved inside the tree; `None` if something on the way is missing.
     ///
     /// `follow_last` says whether a link in the last component is followed. `/etc/...` is read as
@@ -103,12 +122,7 @@ impl CommitTree {
         }
         // Not `gio::File::read`: libostree returns a stream from it that is no GFileInputStream, which the
         // bindings assert.
-        let file = self
-            .file(&real)
-            .downcast::<ostree::RepoFile>()
-            .map_err(|_| Error::new(ErrorKind::Internal, format!("{path} is not in a repository")))?;
-        // Without this, asking for the checksum crashes inside libostree.
-        file.ensure_resolved().doing_with(|| format!("looking up {path}"))?;
+        let file = self.repo_file(&real)?;
         let (stream, ..) = file
             .repo()
             .load_file(&file.checksum(), gio::Cancellable::NONE)

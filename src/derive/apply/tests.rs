@@ -242,8 +242,8 @@ fn what_does_not_fit_the_base_is_refused_by_name() {
         ),
         (
             nodes([("/usr/lib/osctl/x", file("x"))]),
-            "50-agent.yaml: /usr/lib/osctl/x is /usr/lib/osctl/x, which belongs to osctl",
-            "choose a path outside /etc/osctl and /usr/lib/osctl",
+            "50-agent.yaml: /usr/lib/osctl/x is /usr/lib/osctl/x, and /usr/lib/osctl is never changed by drop-ins",
+            "the symbolic link on the way is the base's: declare another path",
         ),
         (
             nodes([("/etc/alias/x", file("x")), ("/etc/private/x", file("y"))]),

@@ -326,7 +326,7 @@ fn taking_can_be_repeated_and_undone_at_every_point() {
             live.hard_link("only", &live, "only.osctl-saved-1").unwrap();
         }
         if crash_after < 4 {
-            take::restore(&live, &takes).unwrap();
+            take::restore(&live, &old, &takes).unwrap();
             // A removal that was not yet reset is restored to a removal.
             assert_eq!(list(&host), before, "undone after {crash_after}");
         }
@@ -346,7 +346,7 @@ fn taking_can_be_repeated_and_undone_at_every_point() {
             changes.all.keys().collect::<Vec<_>>(),
             ["f.osctl-saved-1", "l.osctl-saved-1", "only.osctl-saved-1"]
         );
-        take::restore(&live, &takes).unwrap();
+        take::restore(&live, &old, &takes).unwrap();
         assert_eq!(list(&host), before);
     }
 }

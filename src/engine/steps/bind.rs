@@ -68,15 +68,6 @@ pub async fn pull(job: &Job<'_>, wanted: Wanted) -> Result<CompleteSet> {
     Ok(CompleteSet::verified(set, key))
 }
 
-/// Makes the tags of the store mean this set. Only for a set that runs, or that no running system shares the store with.
-pub async fn show(job: &Job<'_>, set: &BoundSet) -> Result<()> {
-    let moved = job.env.bound_store()?.show(job.cx, set).await?;
-    for name in moved {
-        tracing::info!(job = job.id, name, "the tag now means the digest of this deployment");
-    }
-    Ok(())
-}
-
 /// Images of mode `prefetch` never keep a deployment from being staged.
 fn warn(job: &Job<'_>, warnings: &[Error]) {
     for warning in warnings {

@@ -2,22 +2,26 @@
 
 use crate::bound;
 use crate::engine::pipeline::Job;
-use crate::engine::steps::stage::Staged;
 use crate::model::job::{JobResult, Step};
-use crate::model::{Error, Result};
+use crate::model::{Error, ErrorKind, Result};
 use crate::store::prune;
 
 /// Prunes the repository and the bound store, and finishes the job's result.
-pub async fn cleanup(job: &Job<'_>, staged: Staged) -> Result<JobResult> {
-    let mut result = staged.result;
+pub async fn cleanup(job: &Job<'_>, mut result: JobResult) -> Result<JobResult> {
     if let Err(error) = run(job).await {
-        // The deployment stands; the next job cleans up again.
+        // What the job did stands; the next one cleans up again.
         tracing::warn!(job = job.id, error = error.chain(), "cleaning up");
         result
             .notes
             .push(format!("cleaning up failed and is tried again by the next job: {}", error.chain()));
     }
     Ok(result)
+}
+
+/// The same where nothing else was done, if earlier jobs left anything. Nothing to do costs no more than a look.
+pub async fn leftovers(job: &Job<'_>, result: JobResult) -> Result<JobResult> {
+    let any = job.store.run(job.cx, |s, _| prune::has_leftovers(s)).await;
+    if any? { cleanup(job, result).await } else { Ok(result) }
 }
 
 async fn run(job: &Job<'_>) -> Result<(), Error> {
@@ -30,7 +34,14 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
         pruned.snapshot.entries.iter().filter_map(|e| e.origin.bound_set.clone()).collect();
     let mut sets = Vec::new();
     for key in &keep {
-        sets.extend(bound::recorded(journal.dir(), key)?);
+        let set = bound::recorded(journal.dir(), key)?;
+        // Unknown is not nothing: without its record a deployment may need any image of the store.
+        sets.push(set.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the record bound/{key} is missing; no bound image was removed"),
+            )
+        })?);
     }
     let store = job.env.bound_store()?;
     job.cx

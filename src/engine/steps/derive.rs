@@ -1,12 +1,13 @@
 //! derive: the drop-ins applied to the base, and the kernel arguments.
 
-use crate::derive::{apply, diff, read};
+use crate::derive::{apply, diff, possible, read};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
 use crate::engine::steps::bind::Wanted;
 use crate::model::dropin::{install::install_links, sysusers_conf};
 use crate::model::job::{JobResult, Step};
 use crate::model::kargs::{self, Owned};
+use crate::model::manifest::Manifest;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::snapshot::Snapshot;
 use crate::store::tree::CommitTree;
@@ -32,9 +33,11 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled) -> Result<Derived> {
             }),
         )
         .await?;
-    refuse_rejected(job, &pulled, &manifest)?;
+    possible(job, &pulled, &manifest).await?;
     let (base, digest, wanted) = (pulled.base.commit.clone(), pulled.base.digest.clone(), manifest.clone());
-    let merge = job.before.merge().map(|e| (e.options.clone(), e.origin.kargs.clone()));
+    // A staged deployment of ours has the newest local arguments; another program's was replaced on purpose.
+    let mine = job.before.staged().filter(|_| job.staged_is_ours);
+    let merge = mine.or(job.before.merge()).map(|e| (e.options.clone(), e.origin.kargs.clone()));
     let first = job.options.kargs.clone();
     let (commit, computed) = job
         .cx
@@ -87,39 +90,42 @@ pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir) -> Vec<St
     compare().unwrap_or_else(|error| vec![format!("the drop-ins cannot be applied: {}", error.chain())])
 }
 
-fn changes(
-    repo: &ostree::Repo,
-    commit: &str,
-    manifest: &crate::model::manifest::Manifest,
-) -> Result<Vec<String>> {
+fn changes(repo: &ostree::Repo, commit: &str, manifest: &Manifest) -> Result<Vec<String>> {
     Ok(diff::compare(&CommitTree::open(repo, commit)?, manifest)?.lines())
 }
 
 /// A pair of base and input that somebody rolled back from is not taken again by itself.
-fn refuse_rejected(
-    job: &Job<'_>,
-    pulled: &Pulled,
-    manifest: &crate::model::manifest::Manifest,
-) -> Result<()> {
-    let input = (!manifest.is_empty()).then(|| manifest.input_digest());
-    let journal = job.env.journal()?;
-    let digest = Some(&pulled.base.digest);
+pub fn refuse_rejected(job: &Job<'_>, derived: &Derived) -> Result<()> {
     if job.options.allow_rejected {
-        return journal.accept(digest, input.as_ref());
+        return Ok(());
     }
-    let hit =
-        journal.rejected()?.into_iter().find(|r| r.digest.as_ref() == digest && r.input_digest == input);
-    match hit {
+    let (digest, input) = (Some(&derived.pulled.base.digest), derived.input());
+    let rejected = job.env.journal()?.rejected()?;
+    match rejected.into_iter().find(|r| r.digest.as_ref() == digest && r.input_digest == input) {
         None => Ok(()),
         Some(r) => Err(Error::new(
             ErrorKind::Rejected,
             format!(
                 "{} with these drop-ins was rejected before ({}); nothing was staged",
-                pulled.base.digest, r.reason
+                derived.pulled.base.digest, r.reason
             ),
         )
         .hint("take it all the same with: osctl upgrade --allow-rejected")),
     }
+}
+
+/// Refuses what cannot work on this base or this host, before anything is written.
+async fn possible(job: &Job<'_>, pulled: &Pulled, manifest: &Manifest) -> Result<()> {
+    if manifest.is_empty() {
+        return Ok(());
+    }
+    let (base, wanted) = (pulled.base.commit.clone(), manifest.clone());
+    let root = job.before.merge().map(|m| job.env.deployment_root(m));
+    let check = move |s: &ostree::Sysroot, _: &_| {
+        possible::not_sealed(&CommitTree::open(&s.repo(), &base)?)?;
+        root.map_or(Ok(()), |root| possible::ids_free(&root, &wanted))
+    };
+    job.store.run(job.cx, check).await
 }
 
 fn vendor_kargs(tree: &CommitTree) -> Result<Vec<kargs::VendorKarg>> {

@@ -1,11 +1,14 @@
 //! resolve and plan: which digest, and whether policy allows it.
 
+use crate::derive::read;
 use crate::engine::cx::Cx;
 use crate::engine::env::Env;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Planned, Target};
+use crate::engine::steps::cleanup;
 use crate::model::image::ImageRef;
 use crate::model::job::{JobResult, Step};
+use crate::model::kargs;
 use crate::model::request::Options;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::pull::{FetchOptions, Resolved};
@@ -51,11 +54,18 @@ pub fn present(job: &Job<'_>) -> Result<Target> {
 pub async fn plan(job: &Job<'_>, target: Target) -> Result<Planned> {
     job.cx
         .step(Step::PlanCheck, async {
-            owned(&job.before, &job.options)?;
+            owned(job)?;
+            arguments(job)?;
+            // What is wrong with the host's own drop-ins is said before anything is downloaded.
+            read::read(&job.env.config_root()?, None)?;
             if let Target::Image(resolved) = &target {
                 allowed(&job.before, &job.options, resolved)?;
                 let needed: u64 = resolved.layers.iter().map(|l| l.size).sum();
-                if crate::pull::find(&open_repo(job.env)?, &resolved.digest)?.is_none() {
+                if crate::pull::find(&open_repo(job.env)?, &resolved.digest)?.is_none()
+                    && space(job.env, needed).is_err()
+                {
+                    // What earlier jobs left may be all that is in the way.
+                    cleanup::cleanup(job, JobResult::default()).await?;
                     space(job.env, needed)?;
                 }
             }
@@ -131,7 +141,8 @@ fn no_deployment() -> Error {
 }
 
 /// Refuses hosts and deployments that another tool owns.
-fn owned(before: &Snapshot, options: &Options) -> Result<()> {
+fn owned(job: &Job<'_>) -> Result<()> {
+    let before = &job.before;
     let foreign = |e: &&Entry| !e.deployment.incompatible.is_empty();
     if let Some(entry) = before.merge().filter(foreign) {
         let keys = entry.deployment.incompatible.join(", ");
@@ -153,8 +164,8 @@ fn owned(before: &Snapshot, options: &Options) -> Result<()> {
         .detail("keys", keys));
     }
     if let Some(staged) = before.staged()
-        && staged.origin.base.is_none()
-        && !options.replace_staged
+        && !job.staged_is_ours
+        && !job.options.replace_staged
     {
         return Err(Error::new(
             ErrorKind::Conflict,
@@ -163,6 +174,27 @@ fn owned(before: &Snapshot, options: &Options) -> Result<()> {
         .hint("reboot into it, or replace it with: --replace-staged"));
     }
     Ok(())
+}
+
+/// Refuses kernel arguments that cannot be, and those of a first deployment where there is one already.
+fn arguments(job: &Job<'_>) -> Result<()> {
+    for arg in &job.options.kargs {
+        kargs::form(arg).map_err(|refused| {
+            let error = Error::new(ErrorKind::InvalidArgument, format!("--karg: {}", refused.message));
+            match refused.hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        })?;
+    }
+    if job.options.kargs.is_empty() || job.before.merge().is_none() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        "--karg is for the first deployment of a sysroot; nothing was changed",
+    )
+    .hint("declare it in a drop-in: kernel-arguments: {append: [...]}"))
 }
 
 /// Refuses digests that the caller or the time order exclude.

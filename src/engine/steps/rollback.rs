@@ -1,9 +1,9 @@
 //! rollback and pin: no new deployment is made.
 
 use crate::engine::env;
-use crate::engine::journal::{Intent, Journal, Rollback};
+use crate::engine::journal::{Intent, Journal, Key, Rollback};
 use crate::engine::pipeline::Job;
-use crate::engine::steps::stage;
+use crate::engine::steps::{cleanup, stage};
 use crate::model::job::{JobResult, Step};
 use crate::model::status::{Deployment, Rejected};
 use crate::model::{Error, ErrorKind, Result};
@@ -31,19 +31,23 @@ pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
             to: target.deployment.id.clone(),
             reject: from.as_ref().filter(|_| reject).map(rejected),
         }),
+        // A person goes there on purpose.
+        accepts: Some(Key {
+            digest: target.deployment.digest.clone(),
+            input_digest: target.deployment.derivation.input_digest.clone(),
+        }),
         ..env::intent(job.id, &target.deployment.checksum, target.deployment.digest.clone(), &job.before)
     };
-    let scope = job.cx.commit_scope()?;
-    let discarded = match publish(job, &journal, &intent, target.deployment.id.clone()).await {
-        Ok(discarded) => discarded,
-        Err(error) => {
-            stage::settle(job, &journal, &intent).await?;
-            return Err(error);
-        }
-    };
-    let mut notes: Vec<String> =
-        discarded.iter().map(|d| format!("discarded the staged deployment {d}")).collect();
-    drop(scope);
+    job.cx.commit()?;
+    let discarded: Vec<String> = job.before.staged().iter().map(|e| e.deployment.id.clone()).collect();
+    let published = publish(job, &journal, &intent, target.deployment.id.clone()).await;
+    let (_, error) = stage::end(job, &journal, &intent, published.err()).await?;
+    let mut notes: Vec<String> = Vec::new();
+    notes.extend(error.map(|e| format!("it is done, although not everything went well: {}", e.chain())));
+    if !job.before.booted {
+        let shown = stage::show(job).await.err();
+        notes.extend(shown.map(|e| format!("bound images keep their old names: {}", e.chain())));
+    }
     notes.extend(pending(job).await?);
     Ok(JobResult {
         changed: true,
@@ -55,12 +59,10 @@ pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
     })
 }
 
-async fn publish(job: &Job<'_>, journal: &Journal, intent: &Intent, to: String) -> Result<Vec<String>> {
+async fn publish(job: &Job<'_>, journal: &Journal, intent: &Intent, to: String) -> Result<()> {
     job.cx.step(Step::StageIntent, async { journal.begin(intent) }).await?;
     let work = job.store.run(job.cx, move |s, c| store_publish::make_default(s, &to, c));
-    let discarded = job.cx.step(Step::StagePublish, work).await?;
-    job.cx.step(Step::StageRecord, async { journal.done(intent) }).await?;
-    Ok(discarded)
+    job.cx.step(Step::StagePublish, work).await
 }
 
 /// Keeps a deployment from being removed, or stops doing so.
@@ -76,7 +78,9 @@ pub async fn pin(job: &Job<'_>, id: String, pinned: bool) -> Result<JobResult> {
     }
     job.store.run(job.cx, move |s, _| store_publish::set_pinned(s, &wanted, pinned)).await?;
     let summary = format!("{} {id}", if pinned { "Pinned" } else { "Unpinned" });
-    Ok(JobResult { changed: true, summary, deployment: Some(id), ..Default::default() })
+    let result = JobResult { changed: true, summary, deployment: Some(id), ..Default::default() };
+    // Whoever unpins wants the space back.
+    if pinned { Ok(result) } else { cleanup::cleanup(job, result).await }
 }
 
 /// How the drop-ins that are in `/etc` now differ from what the next boot was derived from.

@@ -2,17 +2,19 @@
 
 use crate::derive::etc;
 use crate::derive::take::{self, Take};
-use crate::engine::env::{self, etc_dirs};
-use crate::engine::journal::{Intent, Journal};
+use crate::engine::env;
+use crate::engine::journal::{Intent, Journal, Key};
 use crate::engine::pipeline::Job;
+use crate::engine::settle::{self, etc_dirs};
 use crate::engine::stages::{Derived, Ready};
-use crate::engine::steps::bind::{self, Wanted};
+use crate::engine::steps::bind::Wanted;
 use crate::model::job::{JobResult, Step};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::publish::NewDeployment;
 use crate::store::tree::CommitTree;
 use crate::store::{publish, snapshot};
-use ostree_ext::ostree;
+use ostree_ext::{gio, ostree};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a deployment takes besides its hard links: its own `/etc` and metadata.
@@ -49,7 +51,8 @@ pub fn unchanged(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Result<Op
 pub struct EtcChanges {
     plan: etc::EtcPlan,
     takes: Vec<Take>,
-    root: Option<PathBuf>,
+    /// The deployment that is merged from: its id and its root.
+    of: Option<(String, PathBuf)>,
 }
 
 /// Space on `/` and `/boot`, and the `/etc` merge, before anything is visible.
@@ -58,49 +61,44 @@ pub async fn preflight(job: &Job<'_>, ready: &Ready) -> Result<EtcChanges> {
     job.cx
         .step(Step::PreflightSpace, job.store.run(job.cx, move |s, _| space(s, &layout.sysroot, &commit)))
         .await?;
-    let root = job.before.merge().map(|m| job.env.deployment_root(m));
+    let of = job.before.merge().map(|m| (m.deployment.id.clone(), job.env.deployment_root(m)));
     let (commit, manifest) = (ready.commit().to_owned(), ready.manifest().clone());
     let work = job.store.run(job.cx, move |s, _| {
         let tree = CommitTree::open(&s.repo(), &commit)?;
-        let Some(root) = root else {
+        let Some((id, root)) = of else {
             return Ok(EtcChanges { plan: etc::plan(None, &tree, &manifest)?, ..Default::default() });
         };
         let (live, defaults) = etc_dirs(&root)?;
         let plan = etc::plan(Some(etc::Previous { live: &live, defaults: &defaults }), &tree, &manifest)?;
         let takes = take::prepare(&live, plan.to_take().map(|p| p.path.as_str()))?;
-        Ok(EtcChanges { plan, takes, root: Some(root) })
+        Ok(EtcChanges { plan, takes, of: Some((id, root)) })
     });
     job.cx.step(Step::PreflightEtc, work).await
 }
 
-/// Publishes. From the intent to the record it cannot be cancelled.
+/// Publishes. From the intent on it cannot be cancelled.
 pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Staged> {
     let journal = job.env.journal()?;
-    let mut intent = env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), &job.before);
-    intent.takes.clone_from(&etc.takes);
-    intent.etc_root = etc.root.clone();
+    let intent = intent(job, &journal, &ready, &etc)?;
     let discarded: Vec<String> = job.before.staged().iter().map(|e| e.deployment.id.clone()).collect();
+    let mut notes = notes(&ready, &etc);
     let kept: Vec<String> = etc.plan.kept_local().map(|p| p.path.clone()).collect();
-    let mut notes: Vec<String> = kept.iter().map(|p| format!("kept the local version of {p}")).collect();
-    notes.extend(etc.takes.iter().map(|t| format!("took the declared version of /etc/{}", t.path)));
-    match ready.bound_count() {
-        0 => {}
-        1 => notes.push("1 bound image is in the store".into()),
-        n => notes.push(format!("{n} bound images are in the store")),
-    }
-    let scope = job.cx.commit_scope()?;
-    let id = match publish(job, &journal, &intent, ready.deployment(kept)).await {
-        Ok(id) => id,
-        Err(error) => {
-            settle(job, &journal, &intent).await?;
-            return Err(error);
+    job.cx.commit()?;
+    let root = etc.of.as_ref().map(|(_, root)| root.as_path());
+    let published = publish(job, &journal, &intent, root, ready.deployment(kept)).await;
+    let id = match end(job, &journal, &intent, published.err()).await? {
+        (id, None) => id,
+        (id, Some(error)) => {
+            notes.push(format!("it is there, although not everything went well: {}", error.chain()));
+            id
         }
     };
     if !job.before.booted {
         // Nothing runs from this sysroot: the tags follow at once. On a booted host they follow the boot.
-        bind::show(job, ready.bound()).await?;
+        notes.extend(
+            show(job).await.err().map(|e| format!("bound images keep their old names: {}", e.chain())),
+        );
     }
-    drop(scope);
     let version = ready.base().version.clone().unwrap_or_else(|| ready.base().digest.to_string());
     let verb = if job.before.booted { "Staged" } else { "Deployed" };
     tracing::info!(job = job.id, deployment = id, "published");
@@ -116,29 +114,95 @@ pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Stage
     })
 }
 
-async fn publish(job: &Job<'_>, journal: &Journal, intent: &Intent, new: NewDeployment) -> Result<String> {
+/// What is about to be published, with all that a crash must not lose.
+fn intent(job: &Job<'_>, journal: &Journal, ready: &Ready, etc: &EtcChanges) -> Result<Intent> {
+    let mut intent = env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), &job.before);
+    intent.takes.clone_from(&etc.takes);
+    intent.etc_of = etc.of.as_ref().map(|(id, _)| id.clone());
+    if job.options.allow_rejected {
+        intent.accepts = Some(Key { digest: Some(ready.base().digest.clone()), input_digest: ready.input() });
+    }
+    // The staged deployment that this one replaces took files, too: they are still owed to the same `/etc`.
+    if let Some(pending) = journal.pending()?.filter(|p| p.intent.etc_of == intent.etc_of) {
+        intent.carried = pending.intent.all_takes();
+    }
+    Ok(intent)
+}
+
+fn notes(ready: &Ready, etc: &EtcChanges) -> Vec<String> {
+    let mut notes: Vec<String> =
+        etc.plan.kept_local().map(|p| format!("kept the local version of {}", p.path)).collect();
+    for take in &etc.takes {
+        let saved = take.saved.as_ref().map(|s| format!(" (yours is /etc/{s})")).unwrap_or_default();
+        notes.push(format!("took the declared version of /etc/{}{saved}", take.path));
+    }
+    match ready.bound().images.len() {
+        0 => {}
+        1 => notes.push("1 bound image is in the store".into()),
+        n => notes.push(format!("{n} bound images are in the store")),
+    }
+    notes
+}
+
+async fn publish(
+    job: &Job<'_>,
+    journal: &Journal,
+    intent: &Intent,
+    etc: Option<&Path>,
+    new: NewDeployment,
+) -> Result<()> {
     job.cx.step(Step::StageIntent, async { journal.begin(intent) }).await?;
-    if let Some(root) = &intent.etc_root {
+    if let Some(root) = etc.filter(|_| !intent.takes.is_empty()) {
         let (live, defaults) = etc_dirs(root)?;
         take::take(&live, &defaults, &intent.takes)?;
     }
     let work = job.store.run(job.cx, move |s, c| publish::publish(s, &new, c));
-    let id = job.cx.step(Step::StagePublish, work).await?;
-    job.cx.step(Step::StageRecord, async { journal.done(intent) }).await?;
-    Ok(id)
+    job.cx.step(Step::StagePublish, work).await?;
+    Ok(())
 }
 
-/// A publish that failed half-way may still have published: look, and keep the journal and `/etc` true to it.
-pub(super) async fn settle(job: &Job<'_>, journal: &Journal, intent: &Intent) -> Result<()> {
-    let expected = intent.clone();
-    let there = job
-        .store
-        .run(job.cx, move |s, _| {
-            s.load(ostree_ext::gio::Cancellable::NONE).doing("reading the deployments back")?;
-            Ok(env::published(&snapshot::read(s)?, &expected))
-        })
-        .await?;
-    env::settle(journal, intent, there)
+/// Ends the intent. A publish that failed half-way may still have published: look, and stay true to it.
+///
+/// Returns the id of the deployment, and the error where there was one all the same.
+pub(super) async fn end(
+    job: &Job<'_>,
+    journal: &Journal,
+    intent: &Intent,
+    mut error: Option<Error>,
+) -> Result<(String, Option<Error>)> {
+    let ended = match job.cx.step(Step::StageRecord, record(job, journal, intent)).await {
+        Ok(ended) => ended,
+        Err(first) => {
+            error.get_or_insert(first);
+            // Once more; if that fails, too, the intent stays, and the next job or the next start settles it.
+            record(job, journal, intent).await?
+        }
+    };
+    match (ended, error) {
+        (Some(id), error) => Ok((id, error)),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::new(
+            ErrorKind::Internal,
+            "libostree published nothing; the running system is unchanged",
+        )),
+    }
+}
+
+async fn record(job: &Job<'_>, journal: &Journal, intent: &Intent) -> Result<Option<String>> {
+    let read = |s: &ostree::Sysroot, _: &gio::Cancellable| {
+        s.load(gio::Cancellable::NONE).doing("reading the deployments back")?;
+        snapshot::read(s)
+    };
+    settle::end(job.env, journal, &job.store.run(job.cx, read).await?, intent)
+}
+
+/// Gives the bound images of what this sysroot will boot their names.
+pub(super) async fn show(job: &Job<'_>) -> Result<()> {
+    let runs = job.store.run(job.cx, |s, _| Ok(snapshot::read(s)?.runs().cloned())).await?;
+    match runs {
+        Some(runs) => job.env.show_bound(job.cx, &runs).await,
+        None => Ok(()),
+    }
 }
 
 /// What `--download-only` reports.
@@ -158,10 +222,17 @@ fn space(sysroot: &ostree::Sysroot, root: &Path, commit: &str) -> Result<()> {
         return Err(no_space(ErrorKind::NoSpace, &root.display().to_string(), ROOT_RESERVE, free));
     }
     let tree = CommitTree::open(&sysroot.repo(), commit)?;
-    let need = boot_size(&tree)? + BOOT_RESERVE;
+    let wanted = boot_files(&tree)?;
+    // A kernel that a deployment here has is in /boot already, whatever else differs.
+    for entry in snapshot::read(sysroot)?.entries {
+        if boot_files(&CommitTree::open(&sysroot.repo(), &entry.deployment.checksum)?)? == wanted {
+            return Ok(());
+        }
+    }
+    let need = wanted.values().sum::<u64>() + BOOT_RESERVE;
     let boot = root.join("boot");
     let free = crate::sys::fs::free_bytes(&boot)?;
-    if free < need && !snapshot::read(sysroot)?.entries.iter().any(|e| e.deployment.checksum == commit) {
+    if free < need {
         return Err(no_space(ErrorKind::BootNoSpace, &boot.display().to_string(), need, free));
     }
     Ok(())
@@ -175,15 +246,16 @@ fn no_space(kind: ErrorKind, fs: &str, need: u64, have: u64) -> Error {
         .detail("have", have)
 }
 
-/// The bytes of kernel, initramfs and device trees that go to `/boot`.
-fn boot_size(tree: &CommitTree) -> Result<u64> {
-    let mut sum = 0;
+/// The checksums and sizes of kernels, initramfs and device trees: what goes to `/boot`.
+fn boot_files(tree: &CommitTree) -> Result<BTreeMap<String, u64>> {
+    let mut files = BTreeMap::new();
     for version in tree.list("/usr/lib/modules")? {
         for name in ["vmlinuz", "initramfs.img", "devicetree"] {
-            if let Some(info) = tree.lookup(&format!("/usr/lib/modules/{version}/{name}"))? {
-                sum += u64::try_from(info.size()).unwrap_or(0);
+            let path = format!("/usr/lib/modules/{version}/{name}");
+            if let (Some(info), Some(sum)) = (tree.lookup(&path)?, tree.checksum(&path)?) {
+                files.insert(sum, u64::try_from(info.size()).unwrap_or(0));
             }
         }
     }
-    Ok(sum)
+    Ok(files)
 }

@@ -2,7 +2,7 @@
 
 use super::cursor::{Cursor, Fields, printable};
 use super::path::{self, Refused};
-use super::{Declarations, Declared, MAX_CONTENTS, ReadLocal, kargs, stanza, units};
+use super::{Declarations, Declared, Local, MAX_CONTENTS, ReadLocal, kargs, stanza, units};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::manifest::{Directory, File, Link, Meta, Node, OnConflict, User};
 
@@ -67,10 +67,17 @@ pub(super) fn document(root: Cursor<'_>, out: &mut Declarations, local: ReadLoca
 fn file(place: &Cursor<'_>, common: &Common, local: ReadLocal<'_>) -> Result<Declared<Node>> {
     let fields = place.fields(&["path", "contents", "mode", "user", "group", "overwrite", "on-conflict"])?;
     let (at, name) = declared_path(&fields, false)?;
+    let from = fields.need("contents")?;
+    let contents = contents(&from, local)?;
+    if contents.private && fields.get("mode").is_none() {
+        let error =
+            from.error("the local file is its owner's only, and what it becomes would be everybody's");
+        return Err(error.hint("state the mode: 0600 to keep it, 0644 if it is no secret"));
+    }
     let file = File {
         owner: common.owner.clone(),
         meta: meta(&fields, 0o644)?,
-        contents: contents(&fields.need("contents")?, local)?,
+        contents: contents.bytes,
         overwrite: fields.boolean("overwrite")?.unwrap_or_default(),
         on_conflict: conflict(&fields, common)?,
     };
@@ -113,7 +120,7 @@ pub(super) fn refuse(place: &Cursor<'_>, refused: Refused) -> Error {
     }
 }
 
-fn contents(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Vec<u8>> {
+fn contents(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Local> {
     let fields = place.fields(&["inline", "local", "source", "sha256"]).map_err(|e| {
         if e.hint.is_none() { e.hint("write contents: {inline: ...} or contents: {local: FILE}") } else { e }
     })?;
@@ -127,11 +134,11 @@ fn contents(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Vec<u8>> {
         return Err(sha256.error("only goes with `source`"));
     }
     match (fields.get("inline"), fields.get("local")) {
-        (Some(inline), None) => Ok(inline.text()?.as_bytes().to_vec()),
+        (Some(inline), None) => Ok(Local { bytes: inline.text()?.as_bytes().to_vec(), private: false }),
         (None, Some(place)) => {
             let name = place.text()?;
             path::local(name).map_err(|r| refuse(&place, r))?;
-            let bytes = local(name).map_err(|e| {
+            let found = local(name).map_err(|e| {
                 let (kind, hint, cause) = (e.kind, e.hint.clone(), e.chain());
                 // What the reader knows comes after where it was asked for.
                 let error = place.error_of(kind, cause);
@@ -140,13 +147,13 @@ fn contents(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Vec<u8>> {
                     None => error,
                 }
             })?;
-            if bytes.len() as u64 > MAX_CONTENTS {
+            if found.bytes.len() as u64 > MAX_CONTENTS {
                 return Err(place.error(format!(
                     "{} bytes are more than the {MAX_CONTENTS} that a file may have",
-                    bytes.len()
+                    found.bytes.len()
                 )));
             }
-            Ok(bytes)
+            Ok(found)
         }
         (Some(_), Some(local)) => Err(local.error("give either `inline` or `local`, not both")),
         (None, None) => Err(place.error("give `inline` or `local`")),

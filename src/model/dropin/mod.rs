@@ -13,7 +13,7 @@ mod decode;
 pub mod install;
 mod kargs;
 mod merge;
-mod path;
+pub(crate) mod path;
 mod stanza;
 mod sysusers;
 mod units;
@@ -78,8 +78,17 @@ impl Declarations {
     }
 }
 
+/// A `local:` file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// Whether its mode keeps it from group and others.
+    pub private: bool,
+}
+
 /// Reads a `local:` file, named relative to the drop-in's directory.
-pub type ReadLocal<'r> = &'r mut dyn FnMut(&str) -> Result<Vec<u8>>;
+pub type ReadLocal<'r> = &'r mut dyn FnMut(&str) -> Result<Local>;
 
 /// Decodes one drop-in.
 ///
@@ -114,7 +123,7 @@ pub fn decode(text: &Text, local: ReadLocal<'_>) -> Result<Declarations> {
 }
 
 /// Decodes and merges drop-ins in the given order. `local` is called with the index of the drop-in.
-pub fn compile(texts: &[Text], local: &mut dyn FnMut(usize, &str) -> Result<Vec<u8>>) -> Result<Manifest> {
+pub fn compile(texts: &[Text], local: &mut dyn FnMut(usize, &str) -> Result<Local>) -> Result<Manifest> {
     let mut merger = Merger::default();
     for (index, text) in texts.iter().enumerate() {
         merger.add(decode(text, &mut |name| local(index, name))?)?;

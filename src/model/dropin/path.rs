@@ -89,6 +89,11 @@ pub(super) fn declared(path: &str, tree: bool) -> Result<String, Refused> {
     Ok(normal)
 }
 
+/// The forbidden path that this one, as the booted system sees it, is or is below.
+pub fn forbidden(path: &str) -> Option<&'static str> {
+    FORBIDDEN.into_iter().find(|f| within(path, f))
+}
+
 /// Checks a link's target: any absolute path, or a relative one that stays below `/`.
 pub(super) fn link_target(path: &str, target: &str) -> Result<(), Refused> {
     if target.is_empty() {

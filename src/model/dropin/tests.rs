@@ -8,10 +8,12 @@ fn text(name: &str, yaml: &str) -> Text {
     Text { name: name.into(), path: name.into(), bytes: yaml.as_bytes().to_vec() }
 }
 
-fn no_local(name: &str) -> Result<Vec<u8>> {
+fn no_local(name: &str) -> Result<Local> {
+    let local = |bytes: &[u8], private| Ok(Local { bytes: bytes.to_vec(), private });
     match name {
-        "conf/a" => Ok(b"local".to_vec()),
-        "big" => Ok(vec![0; MAX_CONTENTS as usize + 1]),
+        "conf/a" => local(b"local", false),
+        "key" => local(b"secret", true),
+        "big" => local(&vec![0; MAX_CONTENTS as usize + 1], false),
         _ => Err(Error::new(ErrorKind::InvalidDropIn, format!("{name} does not exist"))),
     }
 }
@@ -363,4 +365,13 @@ proptest! {
             prop_assert_eq!(path::declared(&normal, false), Ok(normal.clone()));
         }
     }
+}
+
+#[test]
+fn a_local_file_that_is_private_needs_a_mode() {
+    let file = |mode: &str| format!("files:\n  - path: /etc/key\n    contents: {{local: key}}\n{mode}");
+    let error = one(&file("")).unwrap_err();
+    assert!(error.to_string().starts_with("a.yaml:3"), "{error}");
+    assert!(error.hint.unwrap().contains("0600"));
+    one(&file("    mode: 0600\n")).unwrap();
 }

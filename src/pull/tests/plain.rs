@@ -506,12 +506,19 @@ async fn only_kept_images_stay() {
     retain(&scratch.repo, &one).unwrap();
     retain(&scratch.repo, &two).unwrap();
     let names = || scratch.repo.list_refs(None, ostree_ext::gio::Cancellable::NONE).unwrap().len();
-    // Three layers, two images, two reasons.
-    assert_eq!(names(), 7);
+    // Three layers, two images that are claimed, two bases, and which of them came last.
+    assert_eq!(names(), 10);
+    let theirs = &crate::pull::refs::of_image(&"docker://quay.io/admin/other:1".parse().unwrap()).unwrap();
+    let none = ostree_ext::gio::Cancellable::NONE;
+    scratch.repo.set_ref_immediate(None, theirs, Some(&one.commit), none).unwrap();
     let both = BTreeSet::from([one.commit.clone(), two.commit.clone()]);
     assert_eq!(forget_unused(&scratch.repo, &both).unwrap(), 0);
     assert_eq!(forget_unused(&scratch.repo, &BTreeSet::from([two.commit.clone()])).unwrap(), 3);
-    assert_eq!(names(), 4);
+    assert_eq!(names(), 8, "another program's image stays, with its layers");
+    scratch.repo.set_ref_immediate(None, theirs, None, none).unwrap();
+    assert_eq!(forget_unused(&scratch.repo, &BTreeSet::from([two.commit.clone()])).unwrap(), 1);
+    // What was downloaded last stays without a deployment.
+    assert_eq!(forget_unused(&scratch.repo, &BTreeSet::new()).unwrap(), 0);
     assert_eq!(find(&scratch.repo, &one.digest).unwrap(), None);
     assert_eq!(find(&scratch.repo, &two.digest).unwrap(), Some(two));
 }

@@ -81,6 +81,7 @@ fn status() -> Status {
         deployments: vec![staged, booted, old],
         pending_changes: vec!["60-bond.yaml changed".into()],
         last_outcome: Some(Outcome {
+            shadowed: Vec::new(),
             ok: false,
             checksum: "2c".into(),
             digest: None,
