@@ -166,8 +166,20 @@ impl Host {
         self.ostree(&["fsck", "-q", &format!("--repo={}", self.sysroot().join("ostree/repo").display())]);
     }
 
-    /// The references of the images that podman finds in the bound store, an additional one as on a host.
+    /// The references of the images that podman finds in the bound store.
     pub fn podman_images(&self) -> Vec<String> {
+        self.podman(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).lines().map(str::to_owned).collect()
+    }
+
+    /// The digest that podman finds under this name, which may be the end of one.
+    pub fn podman_digest(&self, name: &str) -> String {
+        let all = self.podman(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.Digest}}"]);
+        let line = all.lines().find_map(|l| l.split_once(' ').filter(|(n, _)| n.ends_with(name)));
+        line.unwrap_or_else(|| panic!("no {name} in {all}")).1.to_owned()
+    }
+
+    /// podman with the bound store as an additional one, as on a host.
+    fn podman(&self, args: &[&str]) -> String {
         let own = tempfile::tempdir().unwrap();
         let out = Command::new("podman")
             .arg("--root")
@@ -176,11 +188,11 @@ impl Host {
             .arg(own.path().join("run"))
             .arg("--storage-opt")
             .arg(format!("additionalimagestore={}", self.store().display()))
-            .args(["images", "--format", "{{.Repository}}:{{.Tag}}"])
+            .args(args)
             .output()
             .unwrap();
         assert!(out.status.success(), "{}", text(&out));
-        String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
+        String::from_utf8(out.stdout).unwrap()
     }
 
     /// The boot entry that is taken by default.

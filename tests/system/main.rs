@@ -11,3 +11,4 @@ mod host;
 mod image;
 mod pipeline;
 mod registry;
+mod rules;

@@ -1,0 +1,193 @@
+//! The rules that decide whether this can be trusted, each shown on a real sysroot.
+
+use crate::host::{Host, World, read, text};
+use crate::image::{Image, Layer, os_layer};
+
+fn ok(host: &Host, args: &[&str]) -> String {
+    let out = host.osctl(args);
+    assert!(out.status.success(), "{args:?}: {}", text(&out));
+    text(&out)
+}
+
+fn refused(host: &Host, args: &[&str], wanted: &str) {
+    let before = host.deployments();
+    let out = host.osctl(args);
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {}", text(&out));
+    assert!(text(&out).contains(wanted), "{args:?}: {}", text(&out));
+    assert_eq!(host.deployments(), before);
+}
+
+const TAKE: &str = "files:\n  - path: /etc/default.conf\n    contents: {inline: \"declared\\n\"}\n    overwrite: true\non-conflict: take\n";
+
+#[test]
+fn what_a_drop_in_took_comes_back_with_the_deployment_that_had_it() {
+    let world = World::new();
+    let host = world.host();
+    let old = host.deployed();
+    std::fs::write(old.join("etc/default.conf"), "by hand\n").unwrap();
+    host.drop_in("50-a.yaml", TAKE);
+    let said = ok(&host, &["reconcile"]);
+    assert!(said.contains("took the declared version of /etc/default.conf"), "{said}");
+    assert_eq!(read(&host.deployed(), "etc/default.conf"), "declared\n");
+    assert_eq!(read(&old, "etc/default.conf"), "by hand\n");
+    ok(&host, &["rollback"]);
+    assert_eq!(host.deployed(), old);
+}
+
+#[test]
+fn a_crash_after_taking_is_undone_by_whatever_job_comes_next() {
+    let world = World::new();
+    let host = world.host();
+    let old = host.deployed();
+    std::fs::write(old.join("etc/default.conf"), "by hand\n").unwrap();
+    host.drop_in("50-a.yaml", TAKE);
+    host.osctl_with("stage.publish=kill", &["reconcile"]);
+    assert_eq!(read(&old, "etc/default.conf"), "default of 1\n", "it gave way");
+    std::fs::remove_file(host.etc().join("osctl/derive.d/50-a.yaml")).unwrap();
+    assert!(ok(&host, &["reconcile"]).contains("No changes in input."));
+    assert_eq!(read(&old, "etc/default.conf"), "by hand\n");
+    assert!(!old.join("etc/default.conf.osctl-saved-1").exists());
+}
+
+#[test]
+fn bound_images_of_a_deployment_whose_record_is_lost_are_kept_and_come_back_if_removed() {
+    let world = World::new();
+    let host = world.host();
+    world.declare(&host);
+    ok(&host, &["reconcile"]);
+    let image = [world.registry.name("app:1")];
+    assert_eq!(host.podman_images(), image);
+
+    std::fs::remove_dir_all(host.sysroot().join("ostree/osctl/bound")).unwrap();
+    std::fs::remove_file(host.etc().join("osctl/bound-images.d/app.toml")).unwrap();
+    world.push_os("2");
+    let said = ok(&host, &["upgrade"]);
+    assert!(said.contains("no bound image was removed"), "{said}");
+    assert_eq!(host.podman_images(), image, "the rollback deployment needs it");
+
+    host.bind("app", &format!("image = \"{}\"\nmode = \"bind\"\ntls-verify = false\n", image[0]));
+    ok(&host, &["reconcile"]);
+    for part in ["storage", "storage-index"] {
+        std::fs::remove_dir_all(host.sysroot().join("ostree/osctl").join(part)).unwrap();
+    }
+    assert!(ok(&host, &["reconcile"]).contains("No changes in input."));
+    ok(&host, &["rebase", &world.os(), "--allow-downgrade"]);
+    assert_eq!(host.podman_images(), image);
+}
+
+#[test]
+fn a_tag_follows_its_deployment_also_after_a_crash_and_a_rollback() {
+    let world = World::new();
+    let host = world.host();
+    world.declare(&host);
+    ok(&host, &["reconcile"]);
+    let first = host.podman_digest("app:1");
+    world.registry.push(&Image::with_file("app", b"#!/bin/false\n"), "app:1");
+    host.osctl_with("stage.record.done=kill", &["upgrade"]);
+    assert!(ok(&host, &["upgrade"]).contains("No changes in input."));
+    assert_ne!(host.podman_digest("app:1"), first);
+    ok(&host, &["rollback"]);
+    assert_eq!(host.podman_digest("app:1"), first);
+}
+
+#[test]
+fn an_argument_with_spaces_is_one_argument_for_ever() {
+    let world = World::new();
+    let host = world.host();
+    host.drop_in("60-a.yaml", "kernel-arguments: {append: ['dyndbg=\"file a.c +p\"']}\n");
+    ok(&host, &["reconcile"]);
+    assert!(ok(&host, &["reconcile"]).contains("No changes in input."));
+    assert_eq!(host.boot_entry().matches("dyndbg").count(), 1, "{}", host.boot_entry());
+    std::fs::remove_file(host.etc().join("osctl/derive.d/60-a.yaml")).unwrap();
+    ok(&host, &["reconcile"]);
+    assert!(!host.boot_entry().contains("dyndbg"), "{}", host.boot_entry());
+    let bad = host.osctl(&["rebase", &world.os(), "--karg", "a\nlinux /evil"]);
+    assert_eq!(bad.status.code(), Some(2), "{}", text(&bad));
+    let late = host.osctl(&["rebase", &world.os(), "--karg", "foo=1"]);
+    assert!(text(&late).contains("drop-in"), "{}", text(&late));
+}
+
+#[test]
+fn going_back_to_a_rejected_deployment_by_hand_accepts_it_again() {
+    let world = World::new();
+    let host = world.host();
+    world.push_os("2");
+    ok(&host, &["upgrade"]);
+    let v2 = host.deployments()[0].clone();
+    ok(&host, &["rollback"]);
+    refused(&host, &["upgrade"], "rejected");
+    refused(&host, &["upgrade", "--dry-run"], "rejected");
+    ok(&host, &["rollback"]);
+    assert_eq!(host.deployments()[0], v2);
+    assert!(ok(&host, &["upgrade"]).contains("No changes in input."));
+}
+
+#[test]
+fn nothing_is_derived_from_a_sealed_tree_nor_with_an_id_that_the_host_gave_away() {
+    let world = World::new();
+    let host = world.host();
+    std::fs::write(host.deployed().join("etc/passwd"), "other:x:777:777::/:/bin/sh\n").unwrap();
+    host.drop_in("50-a.yaml", "users: [{name: agent, system: true, uid: 777}]\n");
+    refused(&host, &["reconcile"], "which /etc/passwd gives to other");
+    host.drop_in("50-a.yaml", "users: [{name: agent, system: true, uid: 778}]\n");
+    ok(&host, &["reconcile", "--check"]);
+    let sealed = Layer::new()
+        .dir("usr/lib/ostree")
+        .file("usr/lib/ostree/prepare-root.conf", b"[composefs]\nenabled = signed\n");
+    world.registry.push(&Image::default().layer(os_layer("9")).layer(sealed), "sealed:1");
+    refused(&host, &["rebase", &world.registry.name("sealed:1")], "its composefs is signed");
+}
+
+#[test]
+fn a_wrong_drop_in_is_said_before_anything_is_downloaded() {
+    let world = World::new();
+    let host = world.host();
+    world.push_os("2");
+    host.drop_in("50-a.yaml", "nonsense: 1\n");
+    world.registry.clear_log();
+    refused(&host, &["upgrade"], "50-a.yaml:1");
+    assert!(world.registry.blobs_sent().len() <= 1, "only the configuration");
+}
+
+#[test]
+fn refs_of_other_programs_and_the_last_download_survive_a_cleanup() {
+    let world = World::new();
+    let host = world.host();
+    let repo = format!("--repo={}", host.sysroot().join("ostree/repo").display());
+    let base = host.status()["deployments"][0]["base-checksum"].as_str().unwrap().to_owned();
+    let theirs = "ostree/container/image/docker_3A__2F__2F_quay_2E_io/admin/other_3A_1";
+    host.ostree(&["refs", &repo, &base, &format!("--create={theirs}")]);
+    world.push_os("2");
+    ok(&host, &["upgrade", "--download-only"]);
+    host.drop_in("60-args.yaml", "kernel-arguments: {append: [nosmt]}\n");
+    ok(&host, &["reconcile"]);
+    world.registry.clear_log();
+    ok(&host, &["upgrade"]);
+    assert!(
+        world.registry.blobs_sent().len() <= 1,
+        "the layers were here: {:?}",
+        world.registry.blobs_sent()
+    );
+    world.push_os("3");
+    ok(&host, &["upgrade"]);
+    assert!(host.ostree(&["refs", &repo]).contains(theirs));
+}
+
+#[test]
+fn an_origin_that_a_newer_osctl_wrote_can_be_seen_and_rolled_back_from() {
+    let world = World::new();
+    let host = world.host();
+    let v1 = host.deployments()[0].clone();
+    world.push_os("2");
+    ok(&host, &["upgrade"]);
+    let origin = host.deployed().with_extension("0.origin");
+    let origin =
+        if origin.exists() { origin } else { format!("{}.origin", host.deployed().display()).into() };
+    let newer =
+        std::fs::read_to_string(&origin).unwrap().replace("kargs={\"version\":1", "kargs={\"version\":2");
+    std::fs::write(&origin, newer).unwrap();
+    let status = host.status();
+    assert_eq!(status["deployments"].as_array().unwrap().len(), 2);
+    ok(&host, &["rollback"]);
+    assert_eq!(host.deployments()[0], v1);
+}
