@@ -105,11 +105,13 @@ impl Engine {
 struct Waiting {
     id: String,
     request: Request,
+    uid: u32,
 }
 
 struct Running {
     id: String,
     request: Request,
+    uid: u32,
     cx: Cx,
 }
 
@@ -295,14 +297,10 @@ impl Actor {
                     )
                     .await;
                 }
-                if let Some(id) = self.running.as_ref().map(|r| r.id.clone())
-                    && let Err(error) = self.cancel(&id).await
+                if let Some(running) = &self.running
+                    && !running.cx.cancel()
                 {
-                    tracing::info!(
-                        job = id,
-                        error = error.chain(),
-                        "waiting for the running job instead of cancelling it"
-                    );
+                    tracing::info!(job = running.id, "waiting for a job past its point of no return");
                 }
                 self.draining = Some(reply);
             }
@@ -320,8 +318,12 @@ impl Actor {
         }
         // A job that has read the drop-ins does not know what was edited since.
         let joinable = |id: &String| self.status.jobs.iter().any(|j| &j.id == id && !j.has_read_drop_ins());
-        let running = self.running.iter().filter(|r| r.request == request && joinable(&r.id)).map(|r| &r.id);
-        let same = running.chain(self.queue.iter().filter(|w| w.request == request).map(|w| &w.id)).next();
+        // Whose job it is may cancel it: nobody gets that right by asking for the same.
+        let equal = |asked: &Request, uid| *asked == request && uid == initiator.uid;
+        let running =
+            self.running.iter().filter(|r| equal(&r.request, r.uid) && joinable(&r.id)).map(|r| &r.id);
+        let queued = self.queue.iter().filter(|w| equal(&w.request, w.uid)).map(|w| &w.id);
+        let same = running.chain(queued).next();
         if let Some(job) = same.and_then(|id| self.status.jobs.iter().find(|j| &j.id == id))
             && job.state != State::Cancelling
         {
@@ -340,14 +342,14 @@ impl Actor {
         if self.queue.len() >= QUEUE_LIMIT {
             return Err(Error::new(ErrorKind::Busy, "the queue is full").hint("see: osctl jobs"));
         }
+        let uid = initiator.uid;
         let job = Job::new(uuid::Uuid::new_v4().to_string(), request.kind(), initiator, now());
         // Before libostree has made /sysroot writable this cannot work; it is kept again when it starts.
         if let Err(error) = self.env.keep(&job).await {
             tracing::debug!(job = job.id, error = error.chain(), "keeping a queued job");
         }
         self.status.jobs.insert(0, job.clone());
-        self.status.jobs.truncate(QUEUE_LIMIT + Journal::KEEP);
-        self.queue.push_back(Waiting { id: job.id.clone(), request });
+        self.queue.push_back(Waiting { id: job.id.clone(), request, uid });
         Ok(job)
     }
 
@@ -379,7 +381,15 @@ impl Actor {
 
     async fn event(&mut self, id: &str, event: &Event) {
         let Some(job) = self.status.jobs.iter_mut().find(|j| j.id == id) else { return };
-        job.apply(event);
+        match event {
+            // Nobody cancelled it but we, who are leaving.
+            Event::Finished { at, outcome: Err(failure) }
+                if failure.kind == ErrorKind::Cancelled && job.state == State::Running =>
+            {
+                job.apply(&Event::Finished { at: *at, outcome: Err(super::journal::interrupted()) });
+            }
+            event => job.apply(event),
+        }
         let finished = matches!(event, Event::Finished { .. });
         if finished || matches!(event, Event::Started { .. }) {
             let job = job.clone();
@@ -390,9 +400,31 @@ impl Actor {
                 tracing::warn!(job = id, error = error.chain(), "the job's state could not be kept");
             }
         }
+        if finished {
+            self.trim();
+        }
         if finished && self.running.as_ref().is_some_and(|r| r.id == id) {
             self.running = None;
             self.refresh().await;
+        }
+    }
+
+    /// Forgets the oldest jobs that have ended.
+    fn trim(&mut self) {
+        let mut ended = 0;
+        let mut gone = Vec::new();
+        self.status.jobs.retain(|job| {
+            ended += usize::from(job.state.is_final());
+            let keep = !job.state.is_final() || ended <= Journal::KEEP;
+            if !keep {
+                gone.push(job.id.clone());
+            }
+            keep
+        });
+        for id in gone {
+            if let Err(error) = self.env.forget(&id) {
+                tracing::warn!(job = id, error = error.chain(), "an old job could not be removed");
+            }
         }
     }
 
@@ -430,7 +462,7 @@ impl Actor {
             };
             send(Event::Finished { at: now(), outcome });
         });
-        self.running = Some(Running { id: next.id, request: next.request, cx: own });
+        self.running = Some(Running { id: next.id, request: next.request, uid: next.uid, cx: own });
     }
 
     fn publish(&mut self) {

@@ -122,6 +122,11 @@ impl Env {
         self.journal()?.keep(job)
     }
 
+    /// Forgets a job's state.
+    pub fn forget(&self, id: &str) -> Result<()> {
+        self.journal()?.forget(id)
+    }
+
     /// The jobs of earlier processes.
     pub fn history(&self, now: u64) -> Result<History> {
         self.existing_journal()?.map_or(Ok(History::default()), |journal| journal.history(now))

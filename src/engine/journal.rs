@@ -242,6 +242,11 @@ impl Journal {
         self.save(&format!("jobs/{}.json", job.id), job)
     }
 
+    /// Forgets a job.
+    pub fn forget(&self, id: &str) -> Result<()> {
+        remove_durably(&self.dir, format!("jobs/{id}.json"))
+    }
+
     /// The kept jobs. Writes nothing: [`Journal::tidy`] does.
     pub fn history(&self, now: u64) -> Result<History> {
         let mut jobs: Vec<Job> = Vec::new();
@@ -280,14 +285,12 @@ impl Journal {
         for job in history.jobs.iter().filter(|j| history.cut.contains(&j.id)) {
             self.keep(job)?;
         }
-        for id in &history.old {
-            remove_durably(&self.dir, format!("jobs/{id}.json"))?;
-        }
-        Ok(())
+        history.old.iter().try_for_each(|id| self.forget(id))
     }
 }
 
-fn interrupted() -> Failure {
+/// How a job ends that nobody ended.
+pub fn interrupted() -> Failure {
     Failure {
         kind: ErrorKind::Interrupted,
         message: "osctld ended while this job ran; the deployments are as they were before it, or complete"

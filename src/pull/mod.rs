@@ -39,7 +39,7 @@ mod fixture;
 mod tests;
 
 pub use import::import_in_process;
-pub use refs::{find, forget_unused, has_unused, retain};
+pub use refs::{find, forget_unused, has_unused, retain, retain_latest};
 pub use resolve::resolve_in_process;
 pub use types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved, Worker};
 pub use worker::{WORKER_ARG, pull, resolve, worker_main};

@@ -1,6 +1,6 @@
 //! The refs that images live under, shared with rpm-ostree and bootc.
 
-use super::resolve::kind_of;
+use super::resolve::{kind_of, version_of};
 use super::types::{Base, ImageKind};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Result};
@@ -80,8 +80,7 @@ pub(super) fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>
         .map(|labels| labels.into_iter().collect())
         .unwrap_or_default();
     let diff_ids = config.map(|c| c.rootfs().diff_ids().clone()).unwrap_or_default();
-    let version =
-        ["org.opencontainers.image.version", "version"].iter().find_map(|k| labels.get(*k)).cloned();
+    let version = version_of(&labels);
     Ok(Some(Base {
         commit: commit.to_owned(),
         digest,
@@ -92,9 +91,14 @@ pub(super) fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>
     }))
 }
 
-/// Keeps the base, and its layers, until [`forget_unused`] is called without it, or with a newer one downloaded.
+/// Keeps the base, and its layers, until [`forget_unused`] is called without it.
 pub fn retain(repo: &ostree::Repo, base: &Base) -> Result<()> {
-    write(repo, &format!("{}/{}", ours(), base.commit), &base.commit)?;
+    write(repo, &format!("{}/{}", ours(), base.commit), &base.commit)
+}
+
+/// Keeps the base also without a deployment, until the next one is downloaded.
+pub fn retain_latest(repo: &ostree::Repo, base: &Base) -> Result<()> {
+    retain(repo, base)?;
     write(repo, &latest(), &base.commit)
 }
 

@@ -119,8 +119,7 @@ fn describe(
         .or(config.created().as_ref())
         .and_then(|text| seconds(text))
         .unwrap_or(0);
-    let version =
-        ["org.opencontainers.image.version", "version"].iter().find_map(|k| labels.get(*k)).cloned();
+    let version = version_of(&labels);
     Ok(Resolved {
         image,
         digest,
@@ -168,8 +167,21 @@ fn seconds(text: &str) -> Option<u64> {
     u64::try_from(time.to_unix()).ok()
 }
 
+/// The version that an image's labels claim, as one line: libostree writes it into the boot entry, where a line break
+/// would begin another setting.
+pub(super) fn version_of(labels: &BTreeMap<String, String>) -> Option<String> {
+    let version = ["org.opencontainers.image.version", "version"].iter().find_map(|k| labels.get(*k))?;
+    Some(version.replace(char::is_control, " "))
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_version_is_one_line() {
+        let labels = [("version".to_owned(), "3\noptions evil".to_owned())].into();
+        assert_eq!(version_of(&labels).as_deref(), Some("3 options evil"));
+    }
+
     use super::*;
 
     #[test]

@@ -18,6 +18,8 @@ use crate::sys::auth;
 
 /// The newest image of the reference that the host tracks.
 pub async fn tracked(job: &Job<'_>) -> Result<Target> {
+    // What another tool owns is said first: the other hints would lead nowhere.
+    owned(job)?;
     let image = tracked_image(&job.before)?;
     self::image(job, image).await
 }
@@ -31,6 +33,7 @@ pub async fn image(job: &Job<'_>, image: ImageRef) -> Result<Target> {
 
 /// The base that the next deployment has.
 pub fn present(job: &Job<'_>) -> Result<Target> {
+    owned(job)?;
     let next = job.before.next().ok_or_else(no_deployment)?;
     let Some(digest) = next.deployment.digest.clone() else {
         return Err(Error::new(

@@ -3,7 +3,7 @@
 use crate::model::{ErrorKind, Result};
 use crate::pull::fixture::{Layout, Pack, Scratch, Tar, below, bootable};
 use crate::pull::types::{Base, Report};
-use crate::pull::{find, forget_unused, retain};
+use crate::pull::{find, forget_unused, retain, retain_latest};
 use std::collections::BTreeSet;
 
 /// What is in `/usr/x` after these layers.
@@ -504,7 +504,7 @@ async fn only_kept_images_stay() {
     };
     let (one, two) = (pull(1).await, pull(2).await);
     retain(&scratch.repo, &one).unwrap();
-    retain(&scratch.repo, &two).unwrap();
+    retain_latest(&scratch.repo, &two).unwrap();
     let names = || scratch.repo.list_refs(None, ostree_ext::gio::Cancellable::NONE).unwrap().len();
     // Three layers, two images that are claimed, two bases, and which of them came last.
     assert_eq!(names(), 10);
