@@ -207,7 +207,10 @@ fn follow(tree: &CommitTree, path: &str) -> Result<String> {
         let Some(target) = target.to_str() else {
             return Err(refused(path, None, "links to a name that is not UTF-8"));
         };
-        here = join(&here, target)
+        // Relative to where the link really is: a directory on the way to it may be a link itself.
+        let real = tree.resolve(&here, false).map_err(|e| tree_error(path, e))?.unwrap_or(here);
+        let booted = real.strip_prefix("/usr/etc/").map(|rest| format!("/etc/{rest}")).unwrap_or(real);
+        here = join(&booted, target)
             .ok_or_else(|| refused(path, None, format!("links to {target}, which leaves the tree")))?;
     }
     Err(refused(path, None, "is part of a loop of links"))

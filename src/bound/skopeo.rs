@@ -2,10 +2,10 @@
 
 use crate::engine::cx::Cx;
 use crate::model::bound::BoundSpec;
-use crate::model::image::Digest;
+use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::skopeo::{options, reason};
-use crate::sys::{auth, process};
+use crate::sys::{auth, policy, process};
 use cap_std_ext::cap_std::fs::Dir;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -58,14 +58,34 @@ impl Skopeo {
     pub(super) async fn run<S: AsRef<OsStr>>(
         &self,
         cx: &Cx,
+        trust: Trust<'_>,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Vec<u8>> {
         std::fs::create_dir_all(&self.tmp).doing_with(|| format!("creating {}", self.tmp.display()))?;
         let mut command = Command::new("skopeo");
         command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", &self.tmp);
-        let policy = auth::policy(&self.config_root);
-        command.args(options(policy.as_deref(), self.registries().map(Path::new))).args(args);
+        let mut policy = auth::policy(&self.config_root);
+        // Lives until skopeo has ended.
+        let mut rewritten = None;
+        if let Trust::Policy(Some((image, digest))) = trust {
+            let path = policy.as_deref().unwrap_or(Path::new(policy::SYSTEM));
+            // An unreadable policy is skopeo's to complain about.
+            let text = std::fs::read(path).ok().and_then(|text| policy::by_digest(&text, image, digest));
+            if let Some(text) = text {
+                let doing = "writing a policy for skopeo";
+                let file = tempfile::NamedTempFile::new_in(&self.tmp).doing(doing)?;
+                std::fs::write(file.path(), text).doing(doing)?;
+                policy = Some(file.path().to_owned());
+                rewritten = Some(file);
+            }
+        }
+        command.args(options(policy.as_deref(), self.registries().map(Path::new)));
+        if matches!(trust, Trust::Verified) {
+            command.arg("--insecure-policy");
+        }
+        command.args(args);
         let output = process::run(cx, command).await?;
+        drop(rewritten);
         if output.success { Ok(output.stdout) } else { Err(reason(&output.stderr)) }
     }
 
@@ -75,8 +95,10 @@ impl Skopeo {
         if let Some(verify) = spec.tls_verify {
             options.push(format!("--{prefix}tls-verify={verify}"));
         }
-        if let Some(file) = auth::find_auth(&self.config_root, spec.auth_file.as_deref()) {
-            options.push(format!("--{prefix}authfile={}", file.display()));
+        match auth::find_auth(&self.config_root, spec.auth_file.as_deref()) {
+            Some(file) => options.push(format!("--{prefix}authfile={}", file.display())),
+            // Without either, skopeo looks for files of its own, such as root's.
+            None => options.push(format!("--{prefix}no-creds")),
         }
         options
     }
@@ -91,8 +113,18 @@ impl Skopeo {
             None => spec.reference.clone(),
         };
         args.push(reference.to_string());
-        self.run(cx, args).await
+        self.run(cx, Trust::Policy(None), args).await
     }
+}
+
+/// Whose word is taken for an image.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Trust<'a> {
+    /// The signature policy's; with the reference that was asked for, where it is fetched by this digest.
+    Policy(Option<(&'a ImageRef, &'a Digest)>),
+    /// Ours: the image is in our store, where it came through the policy, and is named by its digest. A policy may well
+    /// reject everything local.
+    Verified,
 }
 
 /// Wraps the reason why a bound image could not be had, as the person at the console needs it.

@@ -7,7 +7,7 @@
 //! it speaks of: a power cut can leave an index with empty files. Our own index names an image as complete only after
 //! everything was synced.
 
-use super::skopeo::{Skopeo, failed};
+use super::skopeo::{Skopeo, Trust, failed};
 use crate::engine::cx::Cx;
 use crate::model::bound::{BoundImage, BoundSet};
 use crate::model::image::{Digest, ImageRef, Transport};
@@ -130,7 +130,7 @@ impl Store {
     }
 
     async fn manifest(&self, cx: &Cx, name: &str) -> Result<Option<Vec<u8>>> {
-        match self.skopeo.run(cx, ["inspect", "--raw", &self.location(name)]).await {
+        match self.skopeo.run(cx, Trust::Verified, ["inspect", "--raw", &self.location(name)]).await {
             Ok(manifest) => Ok(Some(manifest)),
             Err(e) if e.kind == ErrorKind::Cancelled => Err(e),
             Err(e)
@@ -181,7 +181,8 @@ impl Store {
         args.extend(self.skopeo.registry_options(&image.spec, "src-"));
         args.push(format!("{}{from}", Transport::Registry.prefix()));
         args.push(self.location(to));
-        self.skopeo.run(cx, args).await.map(drop)
+        let trust = Trust::Policy(Some((&image.spec.reference, &image.digest)));
+        self.skopeo.run(cx, trust, args).await.map(drop)
     }
 
     /// Makes `repository:tag` of every image mean the digest of this set. Needs no network.
@@ -213,8 +214,9 @@ impl Store {
     /// are found in the store by their digests.
     async fn name(&self, cx: &Cx, image: &BoundImage, name: &str) -> Result<()> {
         let location = self.location(&Entry::of(image).name());
-        let manifest = self.skopeo.run(cx, ["inspect", "--raw", &location]).await?;
-        let config = self.skopeo.run(cx, ["inspect", "--config", "--raw", &location]).await?;
+        let manifest = self.skopeo.run(cx, Trust::Verified, ["inspect", "--raw", &location]).await?;
+        let config =
+            self.skopeo.run(cx, Trust::Verified, ["inspect", "--config", "--raw", &location]).await?;
         let parsed: serde_json::Value = serde_json::from_slice(&manifest)
             .kind(ErrorKind::Corrupt, format!("the manifest of {location} is damaged"))?;
         let media_type = parsed["mediaType"].as_str().unwrap_or("application/vnd.oci.image.manifest.v1+json");
@@ -232,7 +234,7 @@ impl Store {
             .doing("writing a layout for renaming an image")?;
         let from = format!("oci:{}", layout.path().display());
         let args = ["copy", "--quiet", "--preserve-digests", &from, &self.location(name)];
-        self.skopeo.run(cx, args).await.map(drop)
+        self.skopeo.run(cx, Trust::Verified, args).await.map(drop)
     }
 
     /// Makes everything in the store durable: skopeo does not sync the files of layers.
@@ -302,7 +304,7 @@ pub async fn collect(cx: &Cx, store: &Store, keep: &[BoundSet]) -> Result<Vec<St
             store.write_entry(&Entry { complete: false, ..entry.clone() })?;
             store
                 .skopeo
-                .run(cx, ["delete", &store.location(&name)])
+                .run(cx, Trust::Verified, ["delete", &store.location(&name)])
                 .await
                 .map_err(|e| Error::new(e.kind, format!("removing {name} from the image store")).source(e))?;
         }

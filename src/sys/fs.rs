@@ -55,6 +55,12 @@ fn sync_parent(dir: &Dir, path: &Path) -> Result<()> {
     rustix::fs::fsync(file).doing_with(|| format!("syncing {}", parent.display()))
 }
 
+/// The bytes that can still be written to the file system of this open file.
+pub fn free_bytes_of(file: impl std::os::fd::AsFd) -> Result<u64> {
+    let stat = rustix::fs::fstatvfs(file).doing("asking for the free space")?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// The bytes that root can still write to the file system of this path.
 pub fn free_bytes(path: &Path) -> Result<u64> {
     let stat = rustix::fs::statvfs(path)

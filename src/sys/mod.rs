@@ -2,5 +2,7 @@
 
 pub mod auth;
 pub mod fs;
+pub mod policy;
 pub mod process;
 pub mod skopeo;
+pub mod text;

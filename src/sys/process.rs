@@ -3,6 +3,7 @@
 use crate::engine::cx::Cx;
 use crate::model::{Context, Error, ErrorKind, Result};
 use std::process::Stdio;
+use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -31,8 +32,19 @@ pub struct Group {
 impl Group {
     /// Starts the command.
     pub fn spawn(mut command: Command) -> Result<Group> {
+        command.process_group(0).kill_on_drop(true);
         let name = command.as_std().get_program().to_string_lossy().into_owned();
-        let child = command.process_group(0).kill_on_drop(true).spawn();
+        Self::started(&name, command.spawn())
+    }
+
+    /// Starts the command so that it ends when we do, even by SIGKILL. Only the child itself, not its helpers.
+    pub fn spawn_bound(mut command: Command) -> Result<Group> {
+        command.process_group(0).kill_on_drop(true);
+        let name = command.as_std().get_program().to_string_lossy().into_owned();
+        Self::started(&name, spawn_from_lasting_thread(bound_to_parent(command)))
+    }
+
+    fn started(name: &str, child: std::io::Result<Child>) -> Result<Group> {
         match child {
             Ok(child) => Ok(Group { child }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -72,11 +84,58 @@ impl Drop for Group {
     }
 }
 
-/// Runs a command to its end, or ends it when the job is cancelled. A non-zero exit is not an error here.
+/// The command, to be killed when the thread that starts it ends.
+#[allow(unsafe_code)]
+fn bound_to_parent(mut command: Command) -> Command {
+    let parent = rustix::process::getpid();
+    let bind = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // Before the call above nobody would have told us.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(std::io::ErrorKind::Interrupted.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only what is async-signal-safe may run: these are two system calls, and neither
+    // allocates, locks, or panics. The closure owns nothing but a number.
+    unsafe { command.pre_exec(bind) };
+    command
+}
+
+/// Starts a command from a thread that lives as long as this process.
+///
+/// The kernel's "parent" of the death signal is the thread, and those of a runtime come and go.
+fn spawn_from_lasting_thread(mut command: Command) -> std::io::Result<Child> {
+    type Order = Box<dyn FnOnce() + Send>;
+    static ORDERS: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let orders = ORDERS.get_or_init(|| {
+        let (sender, orders) = mpsc::channel::<Order>();
+        // If it cannot be started, the orders below fail.
+        let thread = std::thread::Builder::new().name("spawner".into());
+        let started = thread.spawn(move || orders.into_iter().for_each(|order| order()));
+        if let Err(error) = started {
+            tracing::error!(%error, "starting the thread that starts children");
+        }
+        sender
+    });
+    let (answer, answered) = mpsc::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let order = move || {
+        let _inside = runtime.enter();
+        // Nobody waits any more only if the caller's thread died, and kill_on_drop then ends the child.
+        drop(answer.send(command.spawn()));
+    };
+    let gone = |_| std::io::Error::other("the thread that starts children is gone");
+    orders.send(Box::new(order)).map_err(|_| gone(mpsc::RecvError))?;
+    answered.recv().map_err(gone)?
+}
+
+/// Runs a command to its end, or ends it when the job is cancelled or this process ends, however it does. A non-zero
+/// exit is not an error here.
 pub async fn run(cx: &Cx, mut command: Command) -> Result<Output> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let name = command.as_std().get_program().to_string_lossy().into_owned();
-    let mut group = Group::spawn(command)?;
+    let mut group = Group::spawn_bound(command)?;
     let mut stdout = group.child.stdout.take().expect("stdout is piped");
     let mut stderr = group.child.stderr.take().expect("stderr is piped");
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -107,4 +166,55 @@ pub async fn run(cx: &Cx, mut command: Command) -> Result<Output> {
 pub fn kill_own_group() {
     let sent = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
     tracing::error!(?sent, "a kill failpoint did not kill");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    #[ignore = "no test: the parent of the test below"]
+    fn parent_entry() {
+        // On a runtime with one thread, as a job has it, and a second child from another.
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let script = "echo $$ >\"$0.new\" && mv \"$0.new\" \"$0\"; exec sleep 1000";
+        runtime.block_on(async {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script, &std::env::var("PID_FILE").unwrap()]);
+            run(&Cx::detached(), command).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_child_ends_with_a_parent_that_is_killed() {
+        let tmp = tempfile::tempdir().unwrap();
+        let pid_file = tmp.path().join("pid");
+        let mut parent = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "sys::process::tests::parent_entry", "--ignored"])
+            .env("PID_FILE", &pid_file)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let wait = |what: &str, done: &dyn Fn() -> bool| {
+            let since = Instant::now();
+            while !done() {
+                assert!(since.elapsed() < Duration::from_secs(20), "{what}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        wait("the child starts", &|| pid_file.exists());
+        let child = std::fs::read_to_string(&pid_file).unwrap();
+        let runs = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+            stat.contains(") ") && !stat.contains(") Z")
+        };
+        // It does not end with a thread of the runtime, or at once.
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(runs());
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        wait("the child ends", &|| !runs());
+    }
 }

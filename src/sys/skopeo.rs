@@ -21,6 +21,8 @@ pub fn options(policy: Option<&Path>, registries: Option<&Path>) -> Vec<OsString
 const TABLE: &[(&str, ErrorKind, &str)] = {
     use ErrorKind::*;
     &[
+        // ENOSPC as well, of the space for attributes.
+        ("setxattr", Unsupported, "the file system does not take an extended attribute of it"),
         ("no space left on device", NoSpace, "the disk is full"),
         ("disk quota exceeded", NoSpace, "the quota of the disk is used up"),
         // A damaged archive fails while it is unpacked, with an inner text that looks like a network error.
@@ -68,6 +70,7 @@ const TABLE: &[(&str, ErrorKind, &str)] = {
         ("status code from registry 401", AuthRequired, "the registry wants credentials"),
         ("status code from registry 403", AuthRequired, "the registry does not let these credentials in"),
         ("(forbidden)", AuthRequired, "the registry does not let these credentials in"),
+        ("statuscode: 403", AuthRequired, "the registry does not let these credentials in"),
         ("denied: ", AuthRequired, "the registry does not let these credentials in"),
         ("server gave http response to https client", RegistryUnavailable, "the registry does not speak TLS"),
         ("x509: ", RegistryUnavailable, "the registry's certificate cannot be verified"),
@@ -84,6 +87,13 @@ const TABLE: &[(&str, ErrorKind, &str)] = {
         ("invalid reference format", InvalidArgument, "the name is not valid"),
         ("invalid image name", InvalidArgument, "the name is not valid"),
         ("permission denied", InvalidArgument, "a file of it cannot be read"),
+        // Below the permission of files, which ends in the same words without a colon.
+        (": denied", AuthRequired, "the registry does not let these credentials in"),
+        (
+            "invalid character '<'",
+            RegistryUnavailable,
+            "a web page answers in its place: is there a login to the network?",
+        ),
         ("connection refused", RegistryUnavailable, "the registry refuses connections"),
         ("connection reset", RegistryUnavailable, "the registry ended the connection"),
         ("no such host", RegistryUnavailable, "the registry's name cannot be resolved"),
@@ -129,11 +139,53 @@ fn hint(kind: ErrorKind, text: &str) -> Option<&'static str> {
 
 /// The kind that an error text of skopeo stands for, and what it says to a person.
 fn classify(text: &str) -> (ErrorKind, &'static str) {
+    known(text).unwrap_or((ErrorKind::Internal, "skopeo failed"))
+}
+
+fn known(text: &str) -> Option<(ErrorKind, &'static str)> {
     let text = text.to_lowercase();
-    TABLE
-        .iter()
-        .find(|(needle, _, _)| text.contains(needle))
-        .map_or((ErrorKind::Internal, "skopeo failed"), |(_, kind, meaning)| (*kind, *meaning))
+    // Some registries give a code and no message.
+    if text == "denied" {
+        return Some((ErrorKind::AuthRequired, "the registry does not let these credentials in"));
+    }
+    let found = TABLE.iter().find(|(needle, _, _)| text.contains(needle));
+    found.map(|(_, kind, meaning)| (*kind, *meaning))
+}
+
+/// The text without the queries of its URLs: those of blobs that a registry keeps elsewhere are keys to them.
+fn without_queries(text: &str) -> String {
+    let mut rest = text;
+    let mut safe = String::with_capacity(text.len());
+    while let Some(at) = rest.find("://") {
+        let end = rest[at..]
+            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '\\'))
+            .map_or(rest.len(), |end| at + end);
+        match rest[..end].find('?').filter(|query| *query > at) {
+            // A colon behind the URL is Go's, not the query's.
+            Some(query) => {
+                safe.push_str(&rest[..query]);
+                safe.push_str("?...");
+                safe.push_str(if rest[..end].ends_with(':') { ":" } else { "" });
+            }
+            None => safe.push_str(&rest[..end]),
+        }
+        rest = &rest[end..];
+    }
+    safe.push_str(rest);
+    safe
+}
+
+/// Our error for a failure of the reference importer, which passes skopeo's on and has its own.
+pub fn from_importer(doing: &str, text: &str) -> Error {
+    match known(text) {
+        Some(_) => from_skopeo(doing, text),
+        None => Error::new(
+            ErrorKind::Corrupt,
+            format!("{doing}: its ostree commit cannot be imported; the running system is unchanged"),
+        )
+        .hint("the image is broken, or made by a tool that osctl does not know: build it again")
+        .source(without_queries(text)),
+    }
 }
 
 /// Our error for a failure of skopeo or its proxy while `doing` something (`reading docker://...`).
@@ -156,7 +208,8 @@ pub fn from_skopeo(doing: &str, error: impl Into<crate::model::error::BoxError>)
     }
     let (kind, meaning) = classify(&text);
     // The proxy wraps the Go text in the same words up to three times.
-    let cause = text.rsplit_once("failed to invoke method ").map_or(text.as_str(), |(_, t)| t).to_owned();
+    let cause = text.rsplit_once("failed to invoke method ").map_or(text.as_str(), |(_, t)| t);
+    let cause = without_queries(cause);
     let ours = Error::new(kind, format!("{doing}: {meaning}; the running system is unchanged")).source(cause);
     match hint(kind, &text) {
         Some(hint) => ours.hint(hint),
@@ -166,7 +219,7 @@ pub fn from_skopeo(doing: &str, error: impl Into<crate::model::error::BoxError>)
 
 /// What skopeo wrote to standard error, as an error with the fitting kind and hint. The message is skopeo's own.
 pub fn reason(stderr: &str) -> Error {
-    let text = message(stderr);
+    let text = without_queries(&message(stderr));
     let (kind, _) = classify(&text);
     let hint = hint(kind, &text);
     let error = Error::new(kind, text);
@@ -256,6 +309,16 @@ mod tests {
         ("expected 12 bytes in blob, got 10", ErrorKind::DigestMismatch),
         ("Manifest does not match provided manifest digest sha256:1", ErrorKind::DigestMismatch),
         ("more than one image in oci, choose an image", ErrorKind::InvalidArgument),
+        ("reading manifest 1 in r.io/x: denied", ErrorKind::AuthRequired),
+        ("denied", ErrorKind::AuthRequired),
+        ("open /srv/os/index.json: permission denied", ErrorKind::InvalidArgument),
+        ("Error reading blob: StatusCode: 403, <html>", ErrorKind::AuthRequired),
+        (
+            "reading manifest: invalid character '<' looking for beginning of value",
+            ErrorKind::RegistryUnavailable,
+        ),
+        ("fsetxattr(user.a): No space left on device", ErrorKind::Unsupported),
+        ("write /x: no space left on device", ErrorKind::NoSpace),
         ("something nobody has seen", ErrorKind::Internal),
     ];
 
@@ -264,6 +327,37 @@ mod tests {
         for (text, kind) in RECORDED {
             assert_eq!(classify(text).0, *kind, "{text}");
         }
+    }
+
+    #[test]
+    fn what_the_importer_says_itself_is_not_skopeos() {
+        let error = from_importer("importing r.io/x:1", "Importing: Missing commit object");
+        assert_eq!(error.kind, ErrorKind::Corrupt);
+        assert!(!error.chain().contains("skopeo") && error.chain().contains("Missing commit object"));
+        let error = from_importer("importing r.io/x:1", "Unencapsulating base: corrupted blob, expecting x");
+        assert_eq!(error.kind, ErrorKind::DigestMismatch);
+    }
+
+    #[test]
+    fn no_message_has_the_query_of_a_url() {
+        for (text, expected) in [
+            (
+                r#"Get "https://s3.io/blob?X-Sig=secret&b=c": dial tcp: timeout"#,
+                r#"Get "https://s3.io/blob?...": dial tcp: timeout"#,
+            ),
+            (
+                "Get https://s3.io/b?sig=1: EOF, then http://r.io/v2/?n=1",
+                "Get https://s3.io/b?...: EOF, then http://r.io/v2/?...",
+            ),
+            ("is it there? https://r.io/v2/", "is it there? https://r.io/v2/"),
+            ("docker://r.io/x:1", "docker://r.io/x:1"),
+        ] {
+            assert_eq!(without_queries(text), expected);
+            assert!(!from_skopeo("reading x", text).chain().contains("sig"), "{text}");
+        }
+        assert!(
+            !reason("level=fatal msg=\"Get \\\"https://s3.io/b?sig=1\\\": EOF\"").to_string().contains("sig")
+        );
     }
 
     #[test]

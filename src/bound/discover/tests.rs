@@ -252,3 +252,22 @@ fn lint_gives_the_same_messages_offline() {
         Err(format!("{}: binding a .kube file is not supported by this version", path("d.kube").display()))
     );
 }
+
+#[test]
+fn relative_links_lead_from_where_they_really_are() {
+    for (dir, at) in [
+        ("/usr/lib/osctl/bound-images.d", "../../share/vendor/bound"),
+        ("/usr/lib/osctl/bound-images.d", "/usr/share/vendor/bound"),
+    ] {
+        let got = found(
+            &[
+                (dir, Link(at)),
+                ("/usr/share/vendor/bound/a.container", Link("../../containers/systemd/a.container")),
+                ("/usr/share/containers/systemd/a.container", File(OK)),
+            ],
+            &[],
+        );
+        let got = got.unwrap_or_else(|e| panic!("{at}: {}", e.chain()));
+        assert_eq!(got, ["/usr/lib/osctl/bound-images.d/a.container quay.io/x/a:1"], "{at}");
+    }
+}
