@@ -9,6 +9,8 @@ use std::io::{self, Read};
 const BLOCK: usize = 512;
 /// Far more than any real PAX header or long name; they are held in memory.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// All that Linux can hold in one attribute (XATTR_SIZE_MAX); more than file systems take in all.
+const MAX_XATTRS: usize = 64 << 10;
 /// A sparse file with more pieces than this is not one that anybody made on purpose.
 const MAX_PIECES: usize = 1 << 16;
 
@@ -56,6 +58,11 @@ pub(super) struct Archive<R> {
 
 fn bad(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text.into())
+}
+
+/// As [`bad`], for what is right and not read.
+fn unsupported(text: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, text.into())
 }
 
 #[derive(Default)]
@@ -172,7 +179,7 @@ impl<R: Read> Archive<R> {
 
     fn entry(&mut self, header: &tar::Header, size: u64, ext: Extensions) -> io::Result<Entry> {
         if ext.pax.keys().any(|k| k.starts_with(b"GNU.sparse.")) {
-            return Err(bad(
+            return Err(unsupported(
                 "a sparse file in PAX format, which is not supported: write the layer without --sparse",
             ));
         }
@@ -221,21 +228,24 @@ impl<R: Read> Archive<R> {
             tar::EntryType::Block => Kind::Block,
             tar::EntryType::Fifo => Kind::Fifo,
             other => {
-                return Err(bad(format!("an entry of the unknown type {:?}", char::from(other.as_byte()))));
+                return Err(unsupported(format!(
+                    "an entry of the unknown type {:?}",
+                    char::from(other.as_byte())
+                )));
             }
         };
-        // Only files have content; some writers put a size into hard links that have none (pax -c does have
-        // it, and POSIX allows that: then the linked name is what counts, and the content is skipped).
-        let stored = match kind {
-            Kind::File | Kind::Link(_) => stored,
-            _ => 0,
-        };
+        // Only files have content. POSIX lets a hard link have it as well, and some writers note a size there without
+        // it: as Go's archive/tar, and so podman, the size of anything but a file is ignored.
+        let stored = if kind == Kind::File { stored } else { 0 };
         self.set_data(stored)?;
-        let xattrs = ext
+        let xattrs: BTreeMap<Vec<u8>, Vec<u8>> = ext
             .pax
             .iter()
             .filter_map(|(k, v)| k.strip_prefix(b"SCHILY.xattr.").map(|name| (name.to_vec(), v.clone())))
             .collect();
+        if xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > MAX_XATTRS {
+            return Err(unsupported("extended attributes of more than 64 KiB on one entry"));
+        }
         Ok(Entry { path, kind, mode: header.mode()? & 0o7777, uid, gid, size: real, xattrs, pieces })
     }
 
@@ -385,6 +395,28 @@ mod tests {
         archive.content(&entry).read_to_end(&mut content).unwrap();
         assert_eq!(content, b"\0\0abc\0\0\0\0\0def\0\0\0\0\0\0\0");
         assert!(archive.next().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_size_of_a_hard_link_is_ignored() {
+        let mut link = tar::Header::new_ustar();
+        link.set_entry_type(tar::EntryType::Link);
+        link.set_path("b").unwrap();
+        link.set_link_name("a").unwrap();
+        let mut file = tar::Header::new_ustar();
+        file.set_path("c").unwrap();
+        let mut bytes = Vec::new();
+        for (header, size) in [(&mut link, 1000), (&mut file, 0)] {
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_size(size);
+            header.set_cksum();
+            bytes.extend_from_slice(header.as_bytes());
+        }
+        let mut archive = Archive::new(&bytes[..]);
+        assert_eq!(archive.next().unwrap().unwrap().kind, Kind::Link(b"a".to_vec()));
+        assert_eq!(archive.next().unwrap().unwrap().path, b"c");
     }
 
     #[test]

@@ -200,6 +200,24 @@ impl Layout {
         layout
     }
 
+    fn json(&self, digest: &str) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.path(&digest.parse().unwrap())).unwrap()).unwrap()
+    }
+
+    /// Changes the manifest and the configuration, and gives the result the tag `latest`.
+    pub(super) fn rewrite(&mut self, change: impl FnOnce(&mut serde_json::Value, &mut serde_json::Value)) {
+        let mut manifest = self.json(self.manifest.as_str());
+        let mut config = self.json(manifest["config"]["digest"].as_str().unwrap());
+        change(&mut manifest, &mut config);
+        let config = serde_json::to_vec(&config).unwrap();
+        manifest["config"]["digest"] = self.blob(&config).to_string().into();
+        manifest["config"]["size"] = config.len().into();
+        let manifest = serde_json::to_vec(&manifest).unwrap();
+        self.manifest = self.blob(&manifest);
+        self.manifest_size = manifest.len();
+        self.index(&[self.descriptor()]);
+    }
+
     pub(super) fn descriptor(&self) -> serde_json::Value {
         serde_json::json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
             "digest": self.manifest, "size": self.manifest_size,

@@ -1,8 +1,9 @@
 //! The import: skip what is here, fetch and store each missing layer, merge, commit.
 
-use super::commit::{self, Labels};
+use super::commit::{self, Filtered, Labels};
 use super::layer::{self, Stored};
 use super::merge::{self, Directories};
+use super::pulse::{self, Local};
 use super::source::Source;
 use super::tree::{Dir, write_dirmeta};
 use super::types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved};
@@ -52,16 +53,17 @@ async fn plain_image(
     fetch.missing().await?;
     let (repo, resolved, opts, report) = (repo.clone(), resolved.clone(), opts.clone(), report.clone());
     blocking(move || {
+        let _local = Local::work();
         let doing = "merging the layers; the running system is unchanged";
         let transaction = repo.auto_transaction(gio::Cancellable::NONE).doing(doing)?;
         let mut root = Dir::new(write_dirmeta(&repo, 0, 0, 0o755, &BTreeMap::new())?);
-        merge_layers(&repo, &mut root, &resolved.layers, Directories::TakeLayer, |_| Ok(()))?;
+        merge_layers(&repo, &mut root, &resolved.layers, Directories::TakeLayer, |_, _| Ok(()))?;
         for note in plain::map(&repo, &mut root, &opts)? {
             report(Report::Note(note));
         }
         // What mapping wrote is not referenced before the next transaction: it is repeated if that one fails.
         transaction.commit(gio::Cancellable::NONE).doing(doing)?;
-        commit::write(&repo, &resolved, root, Labels::FromTree)
+        commit::write(&repo, &resolved, root, Labels::FromTree, &Filtered::new())
     })
     .await
 }
@@ -72,14 +74,14 @@ pub(super) fn merge_layers(
     root: &mut Dir,
     layers: &[Layer],
     directories: Directories,
-    prepare: impl Fn(&mut Stored) -> Result<()>,
+    mut prepare: impl FnMut(&Layer, &mut Stored) -> Result<()>,
 ) -> Result<()> {
     for layer in layers {
         let mut stored = layer::find(repo, layer)?.ok_or_else(|| {
             Error::new(ErrorKind::Conflict, format!("layer {} disappeared during the import", layer.digest))
                 .hint("another tool pruned the repository: try again")
         })?;
-        prepare(&mut stored)?;
+        prepare(layer, &mut stored)?;
         merge::apply(repo, root, stored, directories)?;
     }
     Ok(())
@@ -122,7 +124,8 @@ impl<'a> Fetch<'a> {
                 todo.push(layer.clone());
             }
         }
-        let total_bytes = before + todo.iter().map(|l| l.size).sum::<u64>();
+        // The sizes are the manifest's, and may be anything.
+        let total_bytes = todo.iter().fold(before, |sum, l| sum.saturating_add(l.size));
         Ok(Fetch { report, repo, resolved, opts, todo, done_bytes: before, total_bytes })
     }
 
@@ -150,7 +153,7 @@ impl<'a> Fetch<'a> {
             for note in self.one(&source, &layer).await? {
                 (self.report)(Report::Note(note));
             }
-            self.done_bytes += layer.size;
+            self.done_bytes = self.done_bytes.saturating_add(layer.size);
             (self.report)(Report::Bytes { done: self.done_bytes, total: self.total_bytes });
         }
         (self.report)(Report::Items { done: total, total, current: String::new() });
@@ -169,7 +172,7 @@ impl<'a> Fetch<'a> {
             report: self.report.clone(),
             done: self.done_bytes,
             reported: self.done_bytes,
-            limit: self.done_bytes + layer.size,
+            limit: self.done_bytes.saturating_add(layer.size),
             total: self.total_bytes,
         };
         let bridge = tokio_util::io::SyncIoBridge::new(counting);
@@ -190,6 +193,8 @@ impl<'a> Fetch<'a> {
                 Ok(notes)
             }
             (Ok(notes), Ok(())) => Ok(notes),
+            // Skopeo compares as we do, and the size as well: where only one of us is content, nobody is.
+            (Ok(_), Err(theirs)) if theirs.kind == ErrorKind::DigestMismatch => Err(theirs),
             // The ref is there, and both digests were right: the proxy complains about the end of the transfer.
             (Ok(notes), Err(e)) => {
                 tracing::debug!(error = %e.chain(), "ignored, because both digests are right");
@@ -222,7 +227,11 @@ impl<R: AsyncRead + Unpin> AsyncRead for Counting<R> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
         // Local storage sends more than the compressed size that was announced.
-        self.done = (self.done + (buf.filled().len() - before) as u64).min(self.limit);
+        let arrived = (buf.filled().len() - before) as u64;
+        if arrived > 0 {
+            pulse::tick();
+        }
+        self.done = self.done.saturating_add(arrived).min(self.limit);
         if self.done - self.reported >= REPORT_EVERY {
             self.reported = self.done;
             let report = Arc::clone(&self.report);

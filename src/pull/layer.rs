@@ -7,15 +7,19 @@
 //! - `osctl.implied`: directories that no entry describes: on merging, a directory below keeps its own metadata;
 //! - `osctl.links`: hard links to a file of a lower layer, by path: resolved on merging, against the tree below.
 //!
-//! The ref is written by the transaction that commits the objects, after both digests were verified. So a layer
-//! that has its ref is complete and never fetched again, after kill -9 as well.
+//! The ref, and the one that says that the digest is right ([`refs::verified`]), are written by the transaction that
+//! commits the objects, after both digests were verified. So a layer that has its refs is complete and never fetched
+//! again, after kill -9 as well.
 
 use super::archive::{Archive, Entry, Kind};
-use super::refs;
+use super::pulse::{self, Local};
+use super::refs::{self, Made};
 use super::tree::{Dir, Found, Xattrs, write_dirmeta, xattrs_variant};
 use super::types::Layer;
 use crate::model::image::Digest;
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::fs::free_bytes_of;
+use crate::sys::text::one_line;
 use ostree_ext::gio::prelude::*;
 use ostree_ext::{gio, glib, ostree};
 use sha2::Digest as _;
@@ -31,6 +35,21 @@ const LAYOUT: u32 = 1;
 const INLINE: u64 = 128 << 10;
 /// How libostree spells an overlayfs whiteout that is content (ostree issue 2712): deploying makes it a device.
 const PASSTHROUGH: &str = ".ostree-wh.";
+/// What Linux takes as a path (PATH_MAX, with the NUL) and as a name in it.
+const MAX_PATH: usize = 4095;
+const MAX_NAME: usize = 255;
+/// Trees are walked by recursion. The deepest path of a Debian desktop has 20 parts.
+const MAX_DEPTH: usize = 256;
+/// The longest name of an extended attribute (XATTR_NAME_MAX).
+const MAX_XATTR_NAME: usize = 255;
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+/// What is left of the file system, whatever a layer unpacks to.
+const RESERVE: u64 = 64 << 20;
+/// After so many unpacked bytes, the free space is looked at again.
+const LOOK_EVERY: u64 = 64 << 20;
+/// As many names as a note has room for.
+const NAMED: usize = 3;
 
 /// A layer in the repository.
 #[derive(Debug)]
@@ -40,13 +59,19 @@ pub(super) struct Stored {
     pub links: BTreeMap<String, String>,
 }
 
-/// The finished layer, if it is here in our layout.
+/// The finished layer, if it is here in our layout: as its blob, or as the uncompressed stream that it stands for.
 pub(super) fn find(repo: &ostree::Repo, layer: &Layer) -> Result<Option<Stored>> {
-    let name = refs::of_layer(&layer.digest)?;
-    let Some(commit) = repo.resolve_rev(&name, true).doing_with(|| format!("looking up {name}"))? else {
-        return Ok(None);
-    };
-    let (variant, state) = repo.load_commit(&commit).doing_with(|| format!("reading {name}"))?;
+    for digest in [&layer.digest, &layer.diff_id] {
+        if let Some(stored) = load(repo, digest)? {
+            return Ok(Some(stored));
+        }
+    }
+    Ok(None)
+}
+
+fn load(repo: &ostree::Repo, digest: &Digest) -> Result<Option<Stored>> {
+    let Some(commit) = refs::vouched(repo, Made::Layer, digest)? else { return Ok(None) };
+    let (variant, state) = repo.load_commit(&commit).doing_with(|| format!("reading layer {digest}"))?;
     let meta = glib::VariantDict::new(Some(&variant.child_value(0)));
     let ours = meta.lookup::<u32>(META_LAYER).ok().flatten() == Some(LAYOUT);
     if !ours || state.contains(ostree::RepoCommitState::PARTIAL) {
@@ -57,8 +82,28 @@ pub(super) fn find(repo: &ostree::Repo, layer: &Layer) -> Result<Option<Stored>>
     Ok(Some(Stored { tree: Dir::of_commit(repo, &commit)?, implied: implied.into_iter().collect(), links }))
 }
 
-/// Imports a blob and writes its ref. Returns remarks for people.
+/// Imports a blob and writes its refs. Returns remarks for people.
 pub(super) fn import(repo: &ostree::Repo, layer: &Layer, blob: impl Read + Send) -> Result<Vec<String>> {
+    import_as(repo, layer, &layer.digest, Some(layer.size), blob)
+}
+
+/// As [`import`] for local storage, which has the uncompressed stream only. Nothing then verifies the blob's digest,
+/// so the layer gets the name of the uncompressed one.
+pub(super) fn import_uncompressed(
+    repo: &ostree::Repo,
+    layer: &Layer,
+    tar: impl Read + Send,
+) -> Result<Vec<String>> {
+    import_as(repo, layer, &layer.diff_id, None, tar)
+}
+
+fn import_as(
+    repo: &ostree::Repo,
+    layer: &Layer,
+    digest: &Digest,
+    size: Option<u64>,
+    blob: impl Read + Send,
+) -> Result<Vec<String>> {
     let doing = || format!("importing layer {}; the running system is unchanged", layer.digest);
     let transaction = repo.auto_transaction(gio::Cancellable::NONE).doing_with(doing)?;
     let mut blob = Hashing::new(blob);
@@ -74,10 +119,19 @@ pub(super) fn import(repo: &ostree::Repo, layer: &Layer, blob: impl Read + Send)
     // Bytes behind the compressed stream belong to the blob's digest. Where reading failed, the cause may be a
     // damaged blob: its digest says so, if the rest of it can be had.
     let drained = io::copy(&mut blob, &mut io::sink());
-    if drained.is_ok() && blob.count > 0 {
+    let count = blob.count;
+    if drained.is_ok() {
         let found = blob.finish();
-        if found != layer.digest {
-            return Err(mismatch("blob", &layer.digest, &found));
+        if found != *digest {
+            return Err(mismatch("blob", digest, &found));
+        }
+        if let Some(size) = size.filter(|size| *size != count) {
+            return Err(Error::new(
+                ErrorKind::DigestMismatch,
+                format!(
+                    "blob {digest} has {count} bytes and the manifest says {size}; the running system is unchanged"
+                ),
+            ));
         }
     }
     read.map_err(|e| in_layer(layer, e))?;
@@ -85,24 +139,9 @@ pub(super) fn import(repo: &ostree::Repo, layer: &Layer, blob: impl Read + Send)
     if diff_id != layer.diff_id {
         return Err(mismatch("uncompressed layer", &layer.diff_id, &diff_id));
     }
-    let notes = builder.commit(layer)?;
+    let _local = Local::work();
+    let notes = builder.commit(digest)?;
     transaction.commit(gio::Cancellable::NONE).doing_with(doing)?;
-    Ok(notes)
-}
-
-/// As [`import`] for local storage, which has the uncompressed stream only: the blob's digest cannot be checked,
-/// the uncompressed one is.
-pub(super) fn import_uncompressed(
-    repo: &ostree::Repo,
-    layer: &Layer,
-    tar: impl Read + Send,
-) -> Result<Vec<String>> {
-    let stored = Layer { digest: layer.diff_id.clone(), ..layer.clone() };
-    let notes = import(repo, &stored, tar)?;
-    let doing = || format!("naming layer {}", layer.digest);
-    let commit = repo.require_rev(&refs::of_layer(&stored.digest)?).doing_with(doing)?;
-    repo.set_ref_immediate(None, &refs::of_layer(&layer.digest)?, Some(&commit), gio::Cancellable::NONE)
-        .doing_with(doing)?;
     Ok(notes)
 }
 
@@ -159,6 +198,9 @@ impl<R: Read> Hashing<R> {
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
+        if n > 0 {
+            pulse::tick();
+        }
         self.hash.update(&buf[..n]);
         self.count += n as u64;
         Ok(n)
@@ -173,9 +215,41 @@ struct Builder<'a> {
     implied: BTreeSet<String>,
     links: BTreeMap<String, String>,
     symlinks: BTreeSet<String>,
-    /// Metadata objects by owner, group, mode and attributes: most directories share a few.
-    metas: HashMap<(u32, u32, u32, Xattrs), String>,
-    notes: Vec<String>,
+    /// Metadata objects by owner, group and mode, of directories without attributes: most share a few.
+    metas: HashMap<(u32, u32, u32), String>,
+    space: Space,
+    /// How many entries in `/dev` were left out, and the first of them.
+    devices: (usize, Vec<String>),
+}
+
+/// Keeps a layer from filling the file system: what it unpacks to is not said anywhere.
+#[derive(Debug, Default)]
+struct Space {
+    /// What may be written before the next look.
+    left: u64,
+}
+
+impl Space {
+    /// Takes `size` bytes, where `free` looks how many there are.
+    fn take(&mut self, size: u64, free: impl FnOnce() -> Result<u64>) -> Result<()> {
+        // An object is at least one block.
+        let size = size.max(4096);
+        if self.left < size {
+            let free = free()?;
+            let usable = free.saturating_sub(RESERVE);
+            if usable < size {
+                return Err(Error::new(
+                    ErrorKind::NoSpace,
+                    format!("it needs {size} bytes more, and {free} are free"),
+                )
+                .detail("need", size)
+                .detail("have", free));
+            }
+            self.left = usable.min(LOOK_EVERY).max(size);
+        }
+        self.left -= size;
+        Ok(())
+    }
 }
 
 impl<'a> Builder<'a> {
@@ -189,7 +263,8 @@ impl<'a> Builder<'a> {
             links: BTreeMap::new(),
             symlinks: BTreeSet::new(),
             metas: HashMap::new(),
-            notes: Vec::new(),
+            space: Space::default(),
+            devices: (0, Vec::new()),
         })
     }
 
@@ -204,7 +279,11 @@ impl<'a> Builder<'a> {
     }
 
     fn add(&mut self, path: &str, entry: &Entry, archive: &mut Archive<impl Read>) -> Result<()> {
-        let xattrs = kept_xattrs(entry);
+        // To the kernel, this number means "leave it as it is".
+        if entry.uid == u32::MAX || entry.gid == u32::MAX {
+            return Err(refused(path, "has an owner or a group that cannot exist (4294967295)"));
+        }
+        let xattrs = kept_xattrs(path, entry)?;
         match &entry.kind {
             Kind::Directory => self.directory(path, entry, &xattrs),
             _ if path.is_empty() => Err(refused("", "the root is not a directory")),
@@ -219,6 +298,9 @@ impl<'a> Builder<'a> {
                 if target.is_empty() {
                     return Err(refused(path, "is a link without a target"));
                 }
+                if target.contains('\0') || target.len() > MAX_PATH {
+                    return Err(refused(path, "is a link whose target contains a NUL or is too long"));
+                }
                 let object = self
                     .repo
                     .write_symlink(
@@ -229,14 +311,17 @@ impl<'a> Builder<'a> {
                         target,
                         gio::Cancellable::NONE,
                     )
-                    .doing_with(|| format!("writing link /{path}"))?;
+                    .map_err(|e| in_path(path, unwritten("writing a link", e)))?;
                 self.place(path, object.into())?;
                 self.symlinks.insert(path.to_owned());
                 Ok(())
             }
             Kind::Link(target) => self.hard_link(path, &mapped(target)?),
             Kind::Char { .. } | Kind::Block | Kind::Fifo if path.starts_with("dev/") => {
-                self.notes.push(format!("left out the device /{path}: /dev is made at boot"));
+                self.devices.0 += 1;
+                if self.devices.1.len() < NAMED {
+                    self.devices.1.push(shown(path));
+                }
                 Ok(())
             }
             // An overlayfs whiteout inside the image, as nested container storage has them.
@@ -255,18 +340,21 @@ impl<'a> Builder<'a> {
     }
 
     fn directory(&mut self, path: &str, entry: &Entry, xattrs: &Xattrs) -> Result<()> {
-        let key = (entry.uid, entry.gid, entry.mode, xattrs.clone());
-        let meta = match self.metas.get(&key) {
+        let key = (entry.uid, entry.gid, entry.mode);
+        let meta = match self.metas.get(&key).filter(|_| xattrs.is_empty()) {
             Some(meta) => meta.clone(),
             None => {
                 let meta = write_dirmeta(self.repo, entry.uid, entry.gid, entry.mode, xattrs)?;
-                self.metas.insert(key, meta.clone());
+                if xattrs.is_empty() {
+                    self.metas.insert(key, meta.clone());
+                }
                 meta
             }
         };
         if let Some((parent, name)) = split(path) {
             let repo = self.repo;
             let entries = self.parent(parent)?.open(repo)?;
+            entries.files.remove(&other_spelling(name));
             if entries.files.remove(name).is_some() {
                 self.forget(path);
             }
@@ -283,25 +371,45 @@ impl<'a> Builder<'a> {
     fn place(&mut self, path: &str, object: String) -> Result<()> {
         let (parent, name) = split(path).expect("the root is handled by the caller");
         let repo = self.repo;
+        let other = other_spelling(name);
         let entries = self.parent(parent)?.open(repo)?;
         entries.dirs.remove(name);
+        entries.files.remove(&other);
+        entries.dirs.remove(&other);
         entries.files.insert(name.to_owned(), object);
         self.forget(path);
+        self.forget(&super::merge::join(parent, &other));
         Ok(())
     }
 
     /// Drops what was noted about a path, and about everything below it, that is replaced.
     fn forget(&mut self, path: &str) {
+        // By range: a scan for every entry would be quadratic.
         let below = format!("{path}/");
-        let stale = |p: &String| p == path || p.starts_with(&below);
-        self.symlinks.retain(|p| !stale(p));
-        self.implied.retain(|p| !stale(p));
-        self.links.retain(|p, _| !stale(p));
+        for set in [&mut self.symlinks, &mut self.implied] {
+            set.remove(path);
+            let stale = set.range(below.clone()..).take_while(|p| p.starts_with(&below));
+            for stale in stale.cloned().collect::<Vec<_>>() {
+                set.remove(&stale);
+            }
+        }
+        self.links.remove(path);
+        let stale = self.links.range(below.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(&below));
+        for stale in stale.cloned().collect::<Vec<_>>() {
+            self.links.remove(&stale);
+        }
     }
 
     fn hard_link(&mut self, path: &str, target: &str) -> Result<()> {
         if path == target {
             return Err(refused(path, "is a hard link to itself"));
+        }
+        // overlayfs has one inode for all its whiteouts.
+        if let (Some((up, name)), Some((parent, own))) = (split(target), split(path))
+            && let spelled = super::merge::join(up, &other_spelling(name))
+            && let Found::File(object) = self.root.find(self.repo, &spelled)?
+        {
+            return self.place(&super::merge::join(parent, &other_spelling(own)), object);
         }
         match self.root.find(self.repo, target)? {
             Found::File(object) => {
@@ -314,13 +422,16 @@ impl<'a> Builder<'a> {
             }
             Found::Dir(_) => Err(refused(path, "is a hard link to a directory")),
             Found::Nothing => {
+                // A link to a link: what this layer has under the name is what counts, wherever that comes from.
+                let target = self.links.get(target).map_or_else(|| target.to_owned(), String::clone);
                 let (parent, name) = split(path).expect("the root is handled by the caller");
                 let repo = self.repo;
                 let entries = self.parent(parent)?.open(repo)?;
                 entries.files.remove(name);
+                entries.files.remove(&other_spelling(name));
                 entries.dirs.remove(name);
                 self.forget(path);
-                self.links.insert(path.to_owned(), target.to_owned());
+                self.links.insert(path.to_owned(), target);
                 Ok(())
             }
         }
@@ -359,13 +470,14 @@ impl<'a> Builder<'a> {
     }
 
     fn regular(
-        &self,
+        &mut self,
         entry: &Entry,
         xattrs: &glib::Variant,
         archive: &mut Archive<impl Read>,
     ) -> Result<String> {
         let mode = 0o100_000 | entry.mode;
         let broken = |e| malformed("its content cannot be read", e);
+        self.space.take(entry.size, || free_bytes_of(self.repo.dfd_borrow()))?;
         let mut content = archive.content(entry);
         if entry.size <= INLINE {
             let mut bytes = Vec::new();
@@ -375,7 +487,7 @@ impl<'a> Builder<'a> {
         let writer = self
             .repo
             .write_regfile(None, entry.uid, entry.gid, mode, entry.size, Some(xattrs))
-            .doing("writing a file")?;
+            .map_err(|e| unwritten("writing a file", e))?;
         let mut buffer = vec![0; 256 << 10];
         loop {
             let n = content.read(&mut buffer).map_err(broken)?;
@@ -386,20 +498,21 @@ impl<'a> Builder<'a> {
                 writer.write_all(&buffer[..n], gio::Cancellable::NONE).doing("writing a file")?;
             failed.map_or(Ok(()), Err).doing("writing a file")?;
         }
-        Ok(writer.finish(gio::Cancellable::NONE).doing("writing a file")?.into())
+        let object = writer.finish(gio::Cancellable::NONE).map_err(|e| unwritten("writing a file", e))?;
+        Ok(object.into())
     }
 
     fn inline(&self, uid: u32, gid: u32, mode: u32, xattrs: &glib::Variant, bytes: &[u8]) -> Result<String> {
         let object = self
             .repo
             .write_regfile_inline(None, uid, gid, mode, Some(xattrs), bytes, gio::Cancellable::NONE)
-            .doing("writing a file")?;
+            .map_err(|e| unwritten("writing a file", e))?;
         Ok(object.into())
     }
 
-    /// Writes the commit and sets the ref within the current transaction.
-    fn commit(self, layer: &Layer) -> Result<Vec<String>> {
-        let doing = || format!("writing the commit of layer {}", layer.digest);
+    /// Writes the commit and sets the refs within the current transaction.
+    fn commit(self, digest: &Digest) -> Result<Vec<String>> {
+        let doing = || format!("writing the commit of layer {digest}");
         let root = self.root.write(self.repo)?;
         let implied: Vec<String> = self.implied.into_iter().collect();
         let metadata: BTreeMap<&str, glib::Variant> = BTreeMap::from([
@@ -419,8 +532,13 @@ impl<'a> Builder<'a> {
                 gio::Cancellable::NONE,
             )
             .doing_with(doing)?;
-        self.repo.transaction_set_ref(None, &refs::of_layer(&layer.digest)?, Some(&commit));
-        Ok(self.notes)
+        for name in [refs::of_layer(digest)?, refs::verified(Made::Layer, digest)?] {
+            self.repo.transaction_set_ref(None, &name, Some(&commit));
+        }
+        let (count, named) = self.devices;
+        let more = if count > named.len() { ", ..." } else { "" };
+        let note = format!("left out {count} devices ({}{more}): /dev is made at boot", named.join(", "));
+        Ok(if count > 0 { vec![note] } else { Vec::new() })
     }
 }
 
@@ -439,8 +557,16 @@ fn mapped(raw: &[u8]) -> Result<String> {
             "" | "." => {}
             ".." => return Err(refused(path, "climbs out of its directory")),
             part if part.contains('\0') => return Err(refused(path, "contains a NUL")),
+            part if part.len() > MAX_NAME => return Err(refused(path, "has a name of more than 255 bytes")),
+            part if part.strip_prefix(".wh.").unwrap_or(part).starts_with(PASSTHROUGH) => {
+                return Err(refused(path, "has a name that libostree would make a device of"));
+            }
             part => parts.push(part),
         }
+    }
+    // With room for the /usr of /usr/etc.
+    if path.len() > MAX_PATH - 4 || parts.len() >= MAX_DEPTH {
+        return Err(refused(path, "is longer or deeper than a path can be"));
     }
     match parts.first() {
         Some(&"etc") => parts.insert(0, "usr"),
@@ -450,32 +576,137 @@ fn mapped(raw: &[u8]) -> Result<String> {
     Ok(parts.join("/"))
 }
 
+/// The name under which the other of two things that cannot be side by side is stored: a file, and a whiteout that is
+/// content.
+pub(super) fn other_spelling(name: &str) -> String {
+    name.strip_prefix(PASSTHROUGH).map_or_else(|| format!("{PASSTHROUGH}{name}"), str::to_owned)
+}
+
 /// The extended attributes that belong to the content. Labels come from the target's policy, and overlayfs' own
-/// notes mean nothing outside the machine that built the image.
-fn kept_xattrs(entry: &Entry) -> Xattrs {
+/// notes mean nothing outside the machine that built the image. Refused is what a file system would not keep as it is:
+/// the object would not have its checksum afterwards.
+fn kept_xattrs(path: &str, entry: &Entry) -> Result<Xattrs> {
     let dropped = |name: &[u8]| {
         name == b"security.selinux"
             || name.starts_with(b"trusted.overlay.")
             || name.starts_with(b"user.overlay.")
             || name == b"security.ima"
     };
-    entry.xattrs.iter().filter(|(n, _)| !dropped(n)).map(|(n, v)| (n.clone(), v.clone())).collect()
+    let mut kept = Xattrs::new();
+    // Hard links have the attributes of their file, and of devices only whiteouts are kept.
+    if matches!(entry.kind, Kind::Link(_)) {
+        return Ok(kept);
+    }
+    let link = matches!(entry.kind, Kind::Symlink(_));
+    let directory = entry.kind == Kind::Directory;
+    // libostree cannot hold an attribute without a value.
+    for (name, value) in entry.xattrs.iter().filter(|(n, v)| !dropped(n) && !v.is_empty()) {
+        let text = String::from_utf8_lossy(name);
+        let bad =
+            |why: &str| Err(refused(path, &format!("has the extended attribute {}, {why}", one_line(&text))));
+        if name.contains(&0) || name.len() > MAX_XATTR_NAME {
+            return bad("whose name contains a NUL or is too long");
+        }
+        let acl = name == ACL_ACCESS || name == ACL_DEFAULT;
+        let known = acl || ["user.", "trusted.", "security."].iter().any(|p| name.starts_with(p.as_bytes()));
+        if !known {
+            return bad("which a file system cannot store");
+        }
+        if link && (acl || name.starts_with(b"user.")) || name == ACL_DEFAULT && !directory {
+            return bad("which an entry of its type cannot have");
+        }
+        if acl {
+            match canonical_acl(value, (name == ACL_ACCESS).then_some(entry.mode)) {
+                Ok(Some(acl)) => _ = kept.insert(name.clone(), acl),
+                Ok(None) => {}
+                Err(why) => return bad(why),
+            }
+        } else {
+            kept.insert(name.clone(), value.clone());
+        }
+    }
+    Ok(kept)
+}
+
+/// An ACL as the kernel gives it back; `None` if it says no more than the mode, as the kernel then stores none.
+///
+/// The format is that of `linux/posix_acl_xattr.h`: a version, then tag, permissions and id of each entry.
+fn canonical_acl(value: &[u8], mode: Option<u32>) -> Result<Option<Vec<u8>>, &'static str> {
+    const VERSION: [u8; 4] = [2, 0, 0, 0];
+    const NO_ID: [u8; 4] = [0xff; 4];
+    const TAGS: [u16; 6] = [OWNER, USER, OWNING_GROUP, GROUP, MASK, OTHER];
+    const OWNER: u16 = 0x01;
+    const USER: u16 = 0x02;
+    const OWNING_GROUP: u16 = 0x04;
+    const GROUP: u16 = 0x08;
+    const MASK: u16 = 0x10;
+    const OTHER: u16 = 0x20;
+    let (entries, rest) = value.strip_prefix(&VERSION).ok_or("which is no POSIX ACL")?.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err("which is no POSIX ACL");
+    }
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let mut canonical = VERSION.to_vec();
+    let mut counts = [0_usize; TAGS.len()];
+    let mut permissions = [0_u32; TAGS.len()];
+    let mut last = 0;
+    for [t0, t1, p0, p1, id @ ..] in entries {
+        let tag = u16::from_le_bytes([*t0, *t1]);
+        let at = TAGS.iter().position(|t| *t == tag).ok_or("which is no POSIX ACL")?;
+        let named = matches!(tag, USER | GROUP);
+        if at < last || *p0 > 7 || *p1 != 0 || named && *id == NO_ID || !named && counts[at] > 0 {
+            return Err("which is no valid POSIX ACL");
+        }
+        (last, permissions[at]) = (at, u32::from(*p0));
+        counts[at] += 1;
+        canonical.extend_from_slice(&[*t0, *t1, *p0, *p1]);
+        canonical.extend_from_slice(if named { id } else { &NO_ID });
+    }
+    let [owner, users, owning_group, groups, mask, other] = counts;
+    if (owner, owning_group, other) != (1, 1, 1) || users + groups > 0 && mask == 0 {
+        return Err("which is no valid POSIX ACL");
+    }
+    let Some(mode) = mode else { return Ok(Some(canonical)) };
+    // The middle bits of the mode are the mask, where there is one: setting either changes the other.
+    let middle = if mask > 0 { permissions[4] } else { permissions[2] };
+    if mode & 0o777 != permissions[0] << 6 | middle << 3 | permissions[5] {
+        return Err("which contradicts its mode");
+    }
+    Ok((mask > 0).then_some(canonical))
+}
+
+/// A path of the image as people may see it.
+pub(super) fn shown(path: &str) -> String {
+    format!("/{}", one_line(path.trim_start_matches('/')))
 }
 
 fn refused(path: &str, why: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("/{} {why}", path.trim_start_matches('/')))
-        .detail("path", format!("/{}", path.trim_start_matches('/')))
+    Error::new(ErrorKind::Unsupported, format!("{} {why}", shown(path))).detail("path", shown(path))
 }
 
 fn in_path(path: &str, error: Error) -> Error {
-    Error::new(error.kind, format!("/{path}")).source(error)
+    let mut outer = Error::new(error.kind, shown(path)).detail("path", shown(path));
+    outer.details.extend(error.details.clone());
+    outer.source(error)
+}
+
+/// A failed write. An attribute that is too large for the file system is ENOSPC as well, and no full disk.
+fn unwritten(doing: &'static str, error: glib::Error) -> Error {
+    if error.message().contains("setxattr") {
+        let why = "the file system of the repository does not take its extended attributes";
+        return Error::new(ErrorKind::Unsupported, why).source(error);
+    }
+    Err::<(), _>(error).doing(doing).expect_err("an error stays one")
 }
 
 fn malformed(what: &str, error: io::Error) -> Error {
     // The proxy's own error says why a stream ended early; this one is then dropped by the caller.
     let kind = match error.kind() {
         io::ErrorKind::StorageFull => ErrorKind::NoSpace,
-        _ => ErrorKind::InvalidArgument,
+        io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+        _ => ErrorKind::Corrupt,
     };
     Error::new(kind, what.to_owned()).source(error)
 }
@@ -483,6 +714,28 @@ fn malformed(what: &str, error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_file_system_is_never_filled() {
+        let mut space = Space::default();
+        let looks = std::cell::Cell::new(0);
+        let mut take = |size, free| {
+            space.take(size, || {
+                looks.set(looks.get() + 1);
+                Ok(free)
+            })
+        };
+        let plenty = RESERVE + (1 << 40);
+        take(1 << 30, plenty).unwrap();
+        for _ in 0..LOOK_EVERY / 4096 {
+            take(1, plenty).unwrap();
+        }
+        assert_eq!(looks.get(), 2, "one look for the large file, and one for many small ones");
+        for (size, free) in [(1, RESERVE), (1 << 30, RESERVE + (1 << 30) - 1), (u64::MAX, plenty)] {
+            assert_eq!(take(size, free).unwrap_err().kind, ErrorKind::NoSpace, "{size} of {free}");
+        }
+        take(4096, RESERVE + 4096).unwrap();
+    }
 
     #[test]
     fn paths_are_normalised_and_never_climb() {

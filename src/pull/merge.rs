@@ -5,15 +5,18 @@
 //! - `.wh.NAME` (not a link) removes NAME of the tree below, never of its own layer;
 //! - `.wh..wh..opq` empties the directory of the tree below, and the directory takes the layer's metadata;
 //! - other names that start with `.wh..wh.` are notes of aufs and dropped;
-//! - a file replaces a file or a directory; a directory replaces a regular file;
-//! - a directory over a link is refused, unless the layer removes the link: extracting tools follow it, out of
-//!   the tree if it is absolute (the reference importer writes to the host there);
+//! - a file replaces a file or a directory; a directory that an entry describes replaces a file or a link;
+//! - a directory that no entry describes is refused over a link, unless the layer removes the link: extracting tools
+//!   follow it, out of the tree if it is absolute (the reference importer writes to the host there);
+//! - a file and a whiteout that is content (`.ostree-wh.NAME`) are two spellings of one place;
+//! - `/etc`, which is stored in `/usr`, stays where a layer removes or empties `/usr`;
 //! - a hard link to a path that its layer does not have names the file of the tree below, before the layer's
 //!   whiteouts.
 
-use super::layer::{Stored, split};
-use super::tree::{Dir, Found, link_target};
+use super::layer::{Stored, other_spelling, shown, split};
+use super::tree::{Dir, Entries, Found, link_target};
 use crate::model::{Error, ErrorKind, Result};
+use crate::sys::text::one_line;
 use ostree_ext::ostree;
 use std::collections::BTreeSet;
 
@@ -45,7 +48,7 @@ pub(super) fn apply(
 ) -> Result<()> {
     for (path, target) in &layer.links {
         let Found::File(object) = below.find(repo, target)? else {
-            return Err(refused(path, &format!("is a hard link to /{target}, which no layer has")));
+            return Err(refused(path, &format!("is a hard link to {}, which no layer has", shown(target))));
         };
         let (parent, name) = split(path).expect("a hard link is not the root");
         let Found::Dir(dir) = layer.tree.find(repo, parent)? else {
@@ -62,8 +65,10 @@ impl Merge<'_> {
         let implied = self.implied.contains(path);
         let layer = layer.open(self.repo)?;
         if layer.files.contains_key(OPAQUE) {
+            let etc = if path == "usr" { below.open(self.repo)?.dirs.remove("etc") } else { None };
             below.clear();
             below.meta = meta;
+            below.open(self.repo)?.dirs.extend(etc.map(|etc| ("etc".to_owned(), etc)));
         } else if self.directories == Directories::TakeLayer && !implied {
             below.meta = meta;
         }
@@ -75,13 +80,20 @@ impl Merge<'_> {
                 Some("" | "." | "..") => return Err(refused(&join(path, name), "is a whiteout of nothing")),
                 Some(hidden) if link_target(self.repo, object)?.is_none() => {
                     entries.files.remove(hidden);
-                    entries.dirs.remove(hidden);
+                    entries.files.remove(&other_spelling(hidden));
+                    if path.is_empty() && hidden == "usr" {
+                        self.remove_usr(entries)?;
+                    } else {
+                        entries.dirs.remove(hidden);
+                    }
                 }
                 Some(_) | None => content.push((name, object)),
             }
         }
         for (name, object) in content {
             entries.dirs.remove(name);
+            entries.files.remove(&other_spelling(name));
+            entries.dirs.remove(&other_spelling(name));
             entries.files.insert(name.clone(), object.clone());
         }
         for (name, dir) in &mut layer.dirs {
@@ -89,14 +101,18 @@ impl Merge<'_> {
             if name.starts_with(WHITEOUT) {
                 return Err(refused(&here, "is a whiteout and a directory"));
             }
+            entries.files.remove(&other_spelling(name));
             if let Some(object) = entries.files.get(name) {
-                let replaced = dir.open(self.repo)?.files.contains_key(OPAQUE);
+                let replaced =
+                    !self.implied.contains(&here) || dir.open(self.repo)?.files.contains_key(OPAQUE);
                 if !replaced && let Some(target) = link_target(self.repo, object)? {
-                    return Err(refused(
-                        &here,
-                        &format!("is a directory in one layer and a link to {target} in an earlier one"),
-                    )
-                    .hint("remove the link in the image's build before making a directory of that name"));
+                    let why = format!(
+                        "is a directory in one layer and a link to {} in an earlier one",
+                        one_line(&target)
+                    );
+                    return Err(refused(&here, &why).hint(
+                        "remove the link in the image's build before making a directory of that name",
+                    ));
                 }
                 entries.files.remove(name);
             }
@@ -108,11 +124,24 @@ impl Merge<'_> {
     }
 }
 
+impl Merge<'_> {
+    /// Removes `/usr`, but not the `/etc` that is stored there.
+    fn remove_usr(&self, root: &mut Entries) -> Result<()> {
+        let Some(mut usr) = root.dirs.remove("usr") else { return Ok(()) };
+        if let Some(etc) = usr.open(self.repo)?.dirs.remove("etc") {
+            let mut kept = Dir::new(usr.meta);
+            kept.open(self.repo)?.dirs.insert("etc".to_owned(), etc);
+            root.dirs.insert("usr".to_owned(), kept);
+        }
+        Ok(())
+    }
+}
+
 pub(super) fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") }
 }
 
 fn refused(path: &str, why: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("/{path} {why}; the running system is unchanged"))
-        .detail("path", format!("/{path}"))
+    Error::new(ErrorKind::Unsupported, format!("{} {why}; the running system is unchanged", shown(path)))
+        .detail("path", shown(path))
 }

@@ -11,6 +11,7 @@
 //!
 //! ```text
 //!  refs/heads/ostree/container/blob/<digest>            one commit per finished layer
+//!  refs/heads/osctl/verified/{layer,chunk}/<digest>     the same commit again: the blob had its digest
 //!  refs/heads/ostree/container/image/<image reference>  the merge commit; manifest and config in its metadata
 //!  refs/heads/ostree/container/baseimage/osctl/<commit> our reason to keep a merge commit
 //! ```
@@ -25,8 +26,10 @@ mod import;
 mod layer;
 mod merge;
 mod plain;
+mod pulse;
 mod refs;
 mod resolve;
+mod scratch;
 mod source;
 mod tree;
 mod trust;

@@ -13,6 +13,12 @@ const IMAGES: &str = "ostree/container/image";
 /// Below it the names of refs below [`IMAGES`] that we wrote, with the commits that we wrote to them.
 const CLAIMED: &str = "osctl/image";
 const LAYERS: &str = "ostree/container/blob";
+/// Below it one ref per blob that had its digest when we imported it, with the commit that was made of it.
+///
+/// A ref below [`LAYERS`] alone says nothing: the reference importer writes it before the blob was read to its end, so
+/// that a blob with other content is refused once and taken for finished ever after. What other tools imported is
+/// not trusted either, and fetched once more.
+const VERIFIED: &str = "osctl/verified";
 /// Commit metadata of the reference importer.
 pub(super) const META_DIGEST: &str = "ostree.manifest-digest";
 pub(super) const META_MANIFEST: &str = "ostree.manifest";
@@ -31,6 +37,53 @@ fn latest() -> String {
 /// The ref of a layer.
 pub(super) fn of_layer(digest: &Digest) -> Result<String> {
     refescape::prefix_escape_for_ref(LAYERS, digest.as_str()).doing("naming a layer's ref")
+}
+
+/// How a blob was imported: the two make different commits of one blob, and neither may be taken for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Made {
+    /// By us, as a tree.
+    Layer,
+    /// By the reference importer, as a part of an ostree commit.
+    Chunk,
+}
+
+/// The ref that says of a blob's commit that the blob had its digest.
+pub(super) fn verified(made: Made, digest: &Digest) -> Result<String> {
+    let kind = match made {
+        Made::Layer => "layer",
+        Made::Chunk => "chunk",
+    };
+    refescape::prefix_escape_for_ref(&format!("{VERIFIED}/{kind}"), digest.as_str())
+        .doing("naming a layer's ref")
+}
+
+fn resolve(repo: &ostree::Repo, name: &str) -> Result<Option<String>> {
+    let found = repo.resolve_rev(name, true).doing_with(|| format!("looking up {name}"))?;
+    Ok(found.map(Into::into))
+}
+
+/// The commit of a blob that had its digest when it was imported in this way.
+pub(super) fn vouched(repo: &ostree::Repo, made: Made, digest: &Digest) -> Result<Option<String>> {
+    let commit = resolve(repo, &of_layer(digest)?)?;
+    Ok(if commit == resolve(repo, &verified(made, digest)?)? { commit } else { None })
+}
+
+/// Notes that the blob that was just imported by the reference importer had its digest.
+pub(super) fn vouch_for_chunk(repo: &ostree::Repo, digest: &Digest) -> Result<()> {
+    match resolve(repo, &of_layer(digest)?)? {
+        Some(commit) => write(repo, &verified(Made::Chunk, digest)?, &commit),
+        None => Ok(()),
+    }
+}
+
+/// Drops the blob's ref unless it is known to be a part of an ostree commit and to have had its digest.
+pub(super) fn distrust(repo: &ostree::Repo, digest: &Digest) -> Result<()> {
+    let name = of_layer(digest)?;
+    if vouched(repo, Made::Chunk, digest)?.is_none() && resolve(repo, &name)?.is_some() {
+        remove(repo, &name)?;
+    }
+    Ok(())
 }
 
 /// The ref of an image, by the reference that is tracked.
@@ -154,5 +207,14 @@ pub fn forget_unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<u32
         remove(repo, &name)?;
         removed += 1;
     }
-    Ok(removed + gc_image_layers(repo).doing("removing unused layers")?)
+    removed += gc_image_layers(repo).doing("removing unused layers")?;
+    // Our notes about layers that are gone, or are others' by now, would keep their objects. They do not count.
+    let layers = list(repo, LAYERS)?;
+    for (name, commit) in list(repo, VERIFIED)? {
+        let blob = name.rsplit('/').next().map(|escaped| format!("{LAYERS}/{escaped}"));
+        if blob.and_then(|blob| layers.get(&blob)) != Some(&commit) {
+            remove(repo, &name)?;
+        }
+    }
+    Ok(removed)
 }

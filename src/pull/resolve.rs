@@ -1,10 +1,12 @@
 //! What an image reference stands for now. Transfers the manifest and the configuration.
 
+use super::pulse;
 use super::source::Source;
 use super::trust;
 use super::types::{FetchOptions, ImageKind, Layer, Resolved};
 use crate::model::image::{Digest, ImageRef, Transport};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::text::one_line;
 use ostree_ext::glib;
 use ostree_ext::oci_spec::image::{self as oci, ImageConfiguration, ImageManifest};
 use std::collections::BTreeMap;
@@ -26,7 +28,9 @@ const LAYER_TYPES: [&str; 5] = [
 /// Resolves in this process. Dropping the future may leave a thread and skopeo behind until the registry answers.
 pub async fn resolve_in_process(image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
     let source = Source::open(image, opts).await?;
+    pulse::tick();
     let (digest, manifest_text) = source.manifest().await?;
+    pulse::tick();
     // Skopeo has compared a pinned registry reference itself. Where the pin names a manifest list, the digest of
     // the entry rightly differs, and only skopeo saw the list. No other transport knows pins.
     if let Some(pinned) = image.digest()
@@ -57,7 +61,8 @@ pub async fn resolve_in_process(image: &ImageRef, opts: &FetchOptions) -> Result
     } else {
         source.rendered_config().await?
     };
-    trust::check(&image.pinned(&digest), opts).await?;
+    pulse::tick();
+    trust::check(image, &digest, opts).await?;
     describe(image.clone(), digest, manifest, manifest_text, config)
 }
 
@@ -74,9 +79,12 @@ fn describe(
     };
     let config_text =
         String::from_utf8(config).map_err(|_| unsupported("has no readable configuration".into()))?;
-    let config_text = with_history(config_text);
+    let (config_text, had_history) = with_history(config_text);
     let config: ImageConfiguration = serde_json::from_str(&config_text)
         .map_err(|e| unsupported("has no readable configuration".into()).source(e))?;
+    if *config.os() != oci::Os::Linux {
+        return Err(unsupported(format!("is for the operating system {}", config.os())));
+    }
     if *config.architecture() != oci::Arch::default() {
         return Err(unsupported(format!(
             "is for the architecture {}, this host is {}",
@@ -98,10 +106,15 @@ fn describe(
         if !LAYER_TYPES.contains(&media_type.as_str()) {
             return Err(unsupported(format!("has a layer of the type {media_type}")));
         }
+        let digest = |text: &str| {
+            text.parse::<Digest>().map_err(|e| {
+                unsupported(format!("has a layer with the digest {text}, which is not a SHA-256")).source(e)
+            })
+        };
         layers.push(Layer {
-            digest: layer.digest().to_string().parse()?,
+            digest: digest(&layer.digest().to_string())?,
             size: layer.size(),
-            diff_id: diff_id.parse()?,
+            diff_id: digest(diff_id)?,
             media_type,
         });
     }
@@ -111,7 +124,16 @@ fn describe(
         .and_then(|c| c.labels().as_ref())
         .map(|l| l.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
         .unwrap_or_default();
+    // Neither D-Bus nor GLib can hold one.
+    if let Some((key, _)) = labels.iter().find(|(k, v)| k.contains('\0') || v.contains('\0')) {
+        return Err(unsupported(format!("has a NUL in its label {}", one_line(key))));
+    }
     let kind = kind_of(&labels, diff_ids).map_err(unsupported)?;
+    // Of a plain image we can do without, see above; the reference importer reads the configuration itself.
+    if kind == ImageKind::Encapsulated && !had_history {
+        return Err(unsupported("has no history in its configuration".into())
+            .hint("an image that carries an ostree commit needs one: was it rewritten by another tool?"));
+    }
     let created = manifest
         .annotations()
         .as_ref()
@@ -136,14 +158,14 @@ fn describe(
 }
 
 /// The history is optional in the specification, and skopeo leaves out an empty one. Readers of the commit's
-/// metadata (ostree-ext, zincati) cannot do without.
-fn with_history(text: String) -> String {
+/// metadata (ostree-ext, zincati) cannot do without. Also says whether it was there.
+fn with_history(text: String) -> (String, bool) {
     match serde_json::from_str::<serde_json::Value>(&text) {
         Ok(serde_json::Value::Object(mut config)) if !config.contains_key("history") => {
             config.insert("history".to_owned(), serde_json::json!([]));
-            serde_json::Value::Object(config).to_string()
+            (serde_json::Value::Object(config).to_string(), false)
         }
-        _ => text,
+        _ => (text, true),
     }
 }
 
@@ -163,6 +185,10 @@ pub(super) fn kind_of(labels: &BTreeMap<String, String>, diff_ids: &[String]) ->
 
 /// Seconds since 1970 of an RFC 3339 time.
 fn seconds(text: &str) -> Option<u64> {
+    // GLib's strings end at one, and its bindings panic.
+    if text.contains('\0') {
+        return None;
+    }
     let time = glib::DateTime::from_iso8601(text, Some(&glib::TimeZone::utc())).ok()?;
     u64::try_from(time.to_unix()).ok()
 }
@@ -176,13 +202,57 @@ pub(super) fn version_of(labels: &BTreeMap<String, String>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use serde_json::json;
+
     #[test]
     fn a_version_is_one_line() {
         let labels = [("version".to_owned(), "3\noptions evil".to_owned())].into();
         assert_eq!(version_of(&labels).as_deref(), Some("3 options evil"));
     }
 
-    use super::*;
+    #[test]
+    fn what_an_image_cannot_be_is_said_before_a_layer_is_fetched() {
+        let sha256 = Digest::of(b"").to_string();
+        let sha512 = format!("sha512:{}", "0".repeat(128));
+        let amd = oci::Arch::default().to_string();
+        let plain = json!({"version": "1"});
+        let encapsulated = json!({"ostree.final-diffid": sha256, "ostree.bootable": "1"});
+        for (os, labels, blob, diff_id, history, refusal) in [
+            ("linux", &plain, &sha256, &sha256, false, None),
+            ("linux", &encapsulated, &sha256, &sha256, true, None),
+            ("linux", &encapsulated, &sha256, &sha256, false, Some("has no history")),
+            ("windows", &plain, &sha256, &sha256, true, Some("the operating system windows")),
+            ("linux", &plain, &sha512, &sha256, true, Some("sha512:0")),
+            ("linux", &plain, &sha256, &sha512, true, Some("sha512:0")),
+            ("linux", &json!({"a": "x\0y"}), &sha256, &sha256, true, Some("a NUL in its label a;")),
+            ("linux", &json!({"a\0": "x"}), &sha256, &sha256, true, Some("its label a\\u{0};")),
+        ] {
+            let mut config = json!({"architecture": amd, "os": os, "config": {"Labels": labels},
+                "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+            if history {
+                config["history"] = json!([]);
+            }
+            let manifest = json!({"schemaVersion": 2,
+                "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": sha256, "size": 1},
+                "layers": [{"mediaType": LAYER_TYPES[0], "digest": blob, "size": 1}]});
+            let described = describe(
+                "r.io/os:1".parse().unwrap(),
+                Digest::of(b""),
+                serde_json::from_value(manifest.clone()).unwrap(),
+                manifest.to_string(),
+                config.to_string().into_bytes(),
+            );
+            match (described, refusal) {
+                (Ok(_), None) => {}
+                (Err(e), Some(text)) => {
+                    assert_eq!(e.kind, ErrorKind::Unsupported, "{}", e.chain());
+                    assert!(e.to_string().contains(text) && e.to_string().contains("r.io/os:1"), "{e}");
+                }
+                (described, _) => panic!("{refusal:?}: {described:?}"),
+            }
+        }
+    }
 
     #[test]
     fn times_are_read_in_every_zone_and_nonsense_is_none() {
@@ -192,6 +262,7 @@ mod tests {
             ("2024-01-02T04:04:05+01:00", Some(1_704_164_645)),
             ("0001-01-01T00:00:00Z", None),
             ("yesterday", None),
+            ("2024-01-02T03:04:05Z\0", None),
         ] {
             assert_eq!(seconds(text), expected, "{text}");
         }

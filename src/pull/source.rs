@@ -1,11 +1,12 @@
 //! One image, opened through skopeo's image proxy.
 
 use super::types::FetchOptions;
-use crate::model::Result;
 use crate::model::image::{Digest, ImageRef};
+use crate::model::{Error, ErrorKind, Result};
 use crate::sys::skopeo::{self, from_skopeo};
 use ostree_ext::containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
 use ostree_ext::oci_spec::image as oci;
+use std::ffi::OsStr;
 use std::future::Future;
 use std::process::Command;
 use tokio::io::{AsyncBufRead, AsyncReadExt};
@@ -20,6 +21,7 @@ const MAX_CONFIG: u64 = 8 << 20;
 pub(super) fn proxy_config(opts: &FetchOptions) -> ImageProxyConfig {
     let mut skopeo = Command::new("skopeo");
     skopeo.args(skopeo::options(opts.policy.as_deref(), opts.registries.as_deref()));
+    skopeo.args(opts.tmp.iter().flat_map(|tmp| [OsStr::new("--tmpdir"), tmp.as_os_str()]));
     ImageProxyConfig {
         authfile: opts.auth_file.clone(),
         auth_anonymous: opts.auth_file.is_none(),
@@ -54,8 +56,17 @@ impl Source {
     pub(super) async fn manifest(&self) -> Result<(Digest, String)> {
         let (digest, raw) =
             self.proxy.fetch_manifest_raw_oci(&self.opened).await.map_err(|e| from_skopeo(&self.doing, e))?;
-        let text = String::from_utf8(raw).map_err(|e| from_skopeo(&self.doing, e))?;
-        Ok((digest.parse()?, text))
+        let unsupported = |why: &str| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("{}: {why}; the running system is unchanged", self.doing),
+            )
+        };
+        let text = String::from_utf8(raw).map_err(|e| unsupported("the manifest is not UTF-8").source(e))?;
+        let parsed = digest
+            .parse::<Digest>()
+            .map_err(|e| unsupported(&format!("its digest is {digest}, which is not a SHA-256")).source(e))?;
+        Ok((parsed, text))
     }
 
     /// The configuration as skopeo renders it.
@@ -63,14 +74,32 @@ impl Source {
         self.proxy.fetch_config_raw(&self.opened).await.map_err(|e| from_skopeo(&self.doing, e))
     }
 
-    /// A small blob as a whole, `None` if the source does not have it under this digest.
+    /// A small blob as a whole.
     pub(super) async fn small_blob(&self, descriptor: &oci::Descriptor) -> Result<Vec<u8>> {
+        let too_large = || {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "{}: the configuration is larger than {MAX_CONFIG} bytes; the running system is unchanged",
+                    self.doing
+                ),
+            )
+        };
+        if descriptor.size() > MAX_CONFIG {
+            return Err(too_large());
+        }
         let (blob, driver) = self.blob(descriptor.digest(), descriptor.size()).await?;
-        let mut bytes = Vec::new();
-        let mut limited = blob.take(MAX_CONFIG);
-        let (read, driven) = tokio::join!(limited.read_to_end(&mut bytes), driver);
+        // The pipe ends with the reader: skopeo waits for room in it as long as it is open, and the driver for skopeo.
+        let reading = async move {
+            let mut bytes = Vec::new();
+            blob.take(MAX_CONFIG + 1).read_to_end(&mut bytes).await.map(|_| bytes)
+        };
+        let (read, driven) = tokio::join!(reading, driver);
+        let bytes = read.map_err(|e| from_skopeo(&self.doing, e))?;
+        if bytes.len() as u64 > MAX_CONFIG {
+            return Err(too_large());
+        }
         driven?;
-        read.map_err(|e| from_skopeo(&self.doing, e))?;
         Ok(bytes)
     }
 

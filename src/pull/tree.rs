@@ -201,6 +201,15 @@ pub(super) fn read_dirmeta(repo: &ostree::Repo, checksum: &str) -> Result<(u32, 
     }
 }
 
+/// The size of a regular file's object; `None` for a link.
+pub(super) fn regular_size(repo: &ostree::Repo, checksum: &str) -> Result<Option<u64>> {
+    let (info, _) = repo
+        .query_file(checksum, gio::Cancellable::NONE)
+        .doing_with(|| format!("reading object {checksum}"))?;
+    let regular = info.file_type() == gio::FileType::Regular;
+    Ok(regular.then(|| u64::try_from(info.size()).unwrap_or(0)))
+}
+
 /// The target of a link object; `None` for a regular file.
 pub(super) fn link_target(repo: &ostree::Repo, checksum: &str) -> Result<Option<String>> {
     let (info, _) = repo

@@ -6,29 +6,43 @@
 //! for anything, a copy is started and stopped at that line. No line, no trust.
 
 use super::types::FetchOptions;
-use crate::model::image::ImageRef;
+use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Result};
+use crate::sys::policy;
 use crate::sys::skopeo::{self, from_skopeo};
 use std::path::Path;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
-const SYSTEM_POLICY: &str = "/etc/containers/policy.json";
 /// What `skopeo copy` prints behind the policy check, before the first blob.
 const PASSED: &str = "Getting image source signatures";
 
-/// Fails with `SignatureRejected` if the policy does. The reference should be pinned.
-pub(super) async fn check(image: &ImageRef, opts: &FetchOptions) -> Result<()> {
-    let policy = opts.policy.as_deref().unwrap_or(Path::new(SYSTEM_POLICY));
+/// Fails with `SignatureRejected` if the policy does, for what the image is by this digest.
+pub(super) async fn check(image: &ImageRef, digest: &Digest, opts: &FetchOptions) -> Result<()> {
+    let policy = opts.policy.as_deref().unwrap_or(Path::new(policy::SYSTEM));
     // An unreadable policy is skopeo's to complain about.
-    if std::fs::read(policy).is_ok_and(|text| accepts_anything(&text)) {
+    let text = std::fs::read(policy).unwrap_or_default();
+    if accepts_anything(&text) {
         return Ok(());
     }
     let doing = format!("checking {image} against {}", policy.display());
-    let scratch = tempfile::tempdir().doing_with(|| doing.clone())?;
+    let scratch = match &opts.tmp {
+        Some(tmp) => tempfile::tempdir_in(tmp),
+        None => tempfile::tempdir(),
+    };
+    let scratch = scratch.doing_with(|| doing.clone())?;
+    let mut policy = policy.to_owned();
+    if let Some(text) = policy::by_digest(&text, image, digest) {
+        policy = scratch.path().join("policy.json");
+        std::fs::write(&policy, text).doing_with(|| doing.clone())?;
+    }
     let mut command = Command::new("skopeo");
-    command.args(skopeo::options(Some(policy), opts.registries.as_deref())).arg("copy");
+    command.args(skopeo::options(Some(&policy), opts.registries.as_deref()));
+    if let Some(tmp) = &opts.tmp {
+        command.arg("--tmpdir").arg(tmp);
+    }
+    command.arg("copy");
     match &opts.auth_file {
         Some(file) => command.arg("--src-authfile").arg(file),
         None => command.arg("--src-no-creds"),
@@ -36,7 +50,8 @@ pub(super) async fn check(image: &ImageRef, opts: &FetchOptions) -> Result<()> {
     if opts.insecure {
         command.arg("--src-tls-verify=false");
     }
-    command.arg(image.to_string()).arg(format!("dir:{}", scratch.path().display()));
+    command.arg(image.pinned(digest).to_string());
+    command.arg(format!("dir:{}", scratch.path().join("image").display()));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // In our own process group, unlike other children: a cancelled worker takes it along.
     let mut child = command.kill_on_drop(true).spawn().map_err(|e| from_skopeo(&doing, e))?;

@@ -19,6 +19,9 @@ pub struct FetchOptions {
     pub policy: Option<PathBuf>,
     /// A containers-registries.conf(5) in place of the system's.
     pub registries: Option<PathBuf>,
+    /// Where skopeo unpacks archives, and made if missing; `None` is its own choice, `/var/tmp`. What is left there by
+    /// a killed pull is removed by the next one.
+    pub tmp: Option<PathBuf>,
     /// Accept a plain image with files in `/var`, and leave them out.
     pub drop_var: bool,
     /// Where the work is done.

@@ -4,15 +4,19 @@
 //! it never outlives its parent. On standard output it says one JSON object per line: any number of `report`,
 //! then one `done` or `failed`. It leads a process group of its own, which is killed as a whole on cancellation:
 //! libostree's blocking threads and skopeo go with it, and the repository is left as a crash would leave it,
-//! which every import is made for.
+//! which every import is made for. As long as it gets on it says `alive` from time to time ([`super::pulse`]): a registry
+//! that neither answers nor hangs up would otherwise hold the job for ever.
 
 use super::import::import_in_process;
+use super::pulse::{self, Local};
 use super::resolve::resolve_in_process;
+use super::scratch::Scratch;
 use super::types::{Base, FetchOptions, Report, Reporter, Resolved, Worker};
 use crate::engine::cx::Cx;
-use crate::model::image::ImageRef;
+use crate::model::image::{ImageRef, Transport};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::{Group, kill_own_group};
+use crate::sys::text::one_line;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -20,11 +24,15 @@ use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 /// The first argument that makes an executable a worker.
 pub const WORKER_ARG: &str = "internal-pull-worker";
+/// A worker that says nothing for so long has a registry that says nothing. Skopeo itself waits for ever; TCP gives up
+/// a peer that is gone after 15 minutes, and never one that is there.
+pub(super) const STALL: Duration = Duration::from_secs(60);
 /// Lines of the worker's standard error that are kept for the message if it dies.
 const STDERR_LINES: usize = 20;
 
@@ -39,6 +47,7 @@ enum Request {
 #[serde(rename_all = "kebab-case")]
 enum Message {
     Report(Report),
+    Alive,
     Done(serde_json::Value),
     Failed(Failed),
 }
@@ -54,8 +63,14 @@ struct Failed {
 
 impl From<Error> for Failed {
     fn from(e: Error) -> Self {
-        let message = e.chain();
-        Failed { kind: e.kind, message, hint: e.hint.map(Into::into), details: e.details }
+        // Much of this is the text of images and registries.
+        let visible = |text: &str| text.split('\n').map(one_line).collect::<Vec<_>>().join("\n");
+        Failed {
+            kind: e.kind,
+            message: visible(&e.chain()),
+            hint: e.hint.map(|hint| visible(&hint)),
+            details: e.details.iter().map(|(key, value)| (key.clone(), visible(value))).collect(),
+        }
     }
 }
 
@@ -74,7 +89,7 @@ pub async fn resolve(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<R
     if matches!(opts.worker, Worker::InProcess) {
         return resolve_in_process(image, opts).await;
     }
-    call(cx, &Request::Resolve { image: image.clone(), opts: opts.clone() }, opts).await
+    call(cx, image, opts, STALL, |opts| Request::Resolve { image: image.clone(), opts }).await
 }
 
 /// Brings the image into the repository, or finds that it is there. Fetches only what is missing.
@@ -85,12 +100,12 @@ pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOp
     if matches!(opts.worker, Worker::InProcess) {
         return import_in_process(&reporter(cx), repo_path, resolved, opts).await;
     }
-    let request = Request::Pull {
+    call(cx, &resolved.image, opts, STALL, |opts| Request::Pull {
         repo: repo_path.to_owned(),
         resolved: Box::new(resolved.clone()),
-        opts: opts.clone(),
-    };
-    call(cx, &request, opts).await
+        opts,
+    })
+    .await
 }
 
 fn reporter(cx: &Cx) -> Reporter {
@@ -102,11 +117,24 @@ fn tell(cx: &Cx, report: Report) {
     match report {
         Report::Bytes { done, total } => cx.bytes(done, total),
         Report::Items { done, total, current } => cx.items(done, total, &current),
-        Report::Note(text) => cx.message(text),
+        Report::Note(text) => cx.message(one_line(&text)),
     }
 }
 
-async fn call<T: DeserializeOwned>(cx: &Cx, request: &Request, opts: &FetchOptions) -> Result<T> {
+async fn call<T: DeserializeOwned>(
+    cx: &Cx,
+    image: &ImageRef,
+    opts: &FetchOptions,
+    stall: Duration,
+    request: impl FnOnce(FetchOptions) -> Request,
+) -> Result<T> {
+    // Removed when the worker is gone, however it went. Of a registry nothing is unpacked.
+    let tmp = opts.tmp.as_deref().filter(|_| image.transport != Transport::Registry);
+    let scratch = tmp.map(Scratch::below).transpose()?;
+    let request = request(FetchOptions {
+        tmp: scratch.as_ref().map(|scratch| scratch.path().to_owned()),
+        ..opts.clone()
+    });
     let mut command = match &opts.worker {
         Worker::Program(program, arguments) => {
             let mut command = Command::new(program);
@@ -120,16 +148,16 @@ async fn call<T: DeserializeOwned>(cx: &Cx, request: &Request, opts: &FetchOptio
         }
     };
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut line = serde_json::to_vec(request).doing("writing the worker's request")?;
+    let mut line = serde_json::to_vec(&request).doing("writing the worker's request")?;
     line.push(b'\n');
     let mut group = Group::spawn(command)?;
     let answered = tokio::select! {
-        answered = converse(cx, &mut group, &line) => Some(answered),
+        answered = converse(cx, &mut group, &line, stall) => Some(answered),
         () = cx.cancelled() => None,
     };
     // Without an answer it is cancelled, with one it has nothing left to do: either way, it leaves now.
+    group.end().await;
     let Some(answered) = answered else {
-        group.end().await;
         cx.checkpoint()?;
         return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
     };
@@ -138,7 +166,7 @@ async fn call<T: DeserializeOwned>(cx: &Cx, request: &Request, opts: &FetchOptio
 }
 
 /// Sends the request and reads until the answer.
-async fn converse(cx: &Cx, group: &mut Group, request: &[u8]) -> Result<serde_json::Value> {
+async fn converse(cx: &Cx, group: &mut Group, request: &[u8], stall: Duration) -> Result<serde_json::Value> {
     let doing = "talking to the pull worker";
     let mut stdin = group.child.stdin.take().expect("stdin is piped");
     let stdout = group.child.stdout.take().expect("stdout is piped");
@@ -159,9 +187,21 @@ async fn converse(cx: &Cx, group: &mut Group, request: &[u8]) -> Result<serde_js
         tracing::debug!(%error, "writing to the pull worker");
     }
     let mut lines = BufReader::new(stdout).lines();
-    while let Some(line) = lines.next_line().await.doing(doing)? {
+    loop {
+        let Ok(line) = tokio::time::timeout(stall, lines.next_line()).await else {
+            return Err(Error::new(
+                ErrorKind::RegistryUnavailable,
+                format!(
+                    "nothing has come from the registry for {} seconds; the running system is unchanged",
+                    stall.as_secs()
+                ),
+            )
+            .hint("finished layers are kept: try again later"));
+        };
+        let Some(line) = line.doing(doing)? else { break };
         match serde_json::from_str::<Message>(&line) {
             Ok(Message::Report(report)) => tell(cx, report),
+            Ok(Message::Alive) => {}
             Ok(Message::Done(value)) => {
                 drop(stdin);
                 group.child.wait().await.doing(doing)?;
@@ -198,6 +238,7 @@ pub fn worker_main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     std::thread::spawn(leave_with_parent);
+    std::thread::spawn(|| pulse::report(|| say(&Message::Alive)));
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -218,6 +259,12 @@ pub fn worker_main() -> ExitCode {
 
 async fn serve(request: Request) -> Result<serde_json::Value> {
     let doing = "writing the worker's answer";
+    let image = match &request {
+        Request::Resolve { image, .. } => image,
+        Request::Pull { resolved, .. } => &resolved.image,
+    };
+    // Unpacking a large archive takes long, and nobody else is waited for.
+    let _local = (image.transport != Transport::Registry).then(Local::work);
     match request {
         Request::Resolve { image, opts } => {
             serde_json::to_value(resolve_in_process(&image, &opts).await?).doing(doing)
@@ -249,5 +296,56 @@ fn say(message: &Message) {
     if let Err(error) = out.write_all(&line).and_then(|()| out.flush()) {
         // The parent is gone; the thread above ends us.
         tracing::debug!(%error, "telling the parent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, tmp: &Path) -> FetchOptions {
+        let arguments = ["-c", script].iter().map(Into::into).collect();
+        FetchOptions {
+            worker: Worker::Program("/bin/sh".into(), arguments),
+            tmp: Some(tmp.to_owned()),
+            ..Default::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_stands_still_is_given_up_and_one_that_gets_on_is_not() {
+        let tmp = tempfile::tempdir().unwrap();
+        let stall = Duration::from_millis(900);
+        let image: ImageRef = "r.io/os:1".parse().unwrap();
+        let resolve = |opts| Request::Resolve { image: image.clone(), opts };
+        let opts = shell("read line; sleep 100", tmp.path());
+        let error = call::<u32>(&Cx::detached(), &image, &opts, stall, resolve).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::RegistryUnavailable, "{}", error.chain());
+        let script = r#"read line; for i in 1 2 3 4; do sleep 0.4; echo '"alive"'; done; echo '{"done":7}'"#;
+        let opts = shell(script, tmp.path());
+        let answer = call::<u32>(&Cx::detached(), &image, &opts, stall, resolve).await;
+        assert_eq!(answer.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn what_a_worker_unpacks_goes_with_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        // It finds the directory in its request, and does not clean up.
+        let script = r#"read line; dir=${line#*'"tmp":"'}; touch "${dir%%'"'*}/left" && echo '{"done":7}'"#;
+        let image: ImageRef = "oci-archive:/os.tar".parse().unwrap();
+        let resolve = |opts| Request::Resolve { image: image.clone(), opts };
+        let opts = shell(script, tmp.path());
+        let answer = call::<u32>(&Cx::detached(), &image, &opts, STALL, resolve).await;
+        assert_eq!(answer.unwrap(), 7);
+        assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nothing_of_an_error_can_drive_a_terminal() {
+        let error = Error::new(ErrorKind::Internal, "a\0b\x1b[2J\nc").hint("h\x1b").detail("path", "p\0");
+        let error = Error::from(Failed::from(error));
+        assert_eq!(error.to_string(), "a\\u{0}b\\u{1b}[2J\nc");
+        assert_eq!(error.hint.as_deref(), Some("h\\u{1b}"));
+        assert_eq!(error.details["path"], "p\\u{0}");
     }
 }

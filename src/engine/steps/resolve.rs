@@ -63,7 +63,8 @@ pub async fn plan(job: &Job<'_>, target: Target) -> Result<Planned> {
             read::read(&job.env.config_root()?, None)?;
             if let Target::Image(resolved) = &target {
                 allowed(&job.before, &job.options, resolved)?;
-                let needed: u64 = resolved.layers.iter().map(|l| l.size).sum();
+                // The sizes are the manifest's, and may be anything.
+                let needed = resolved.layers.iter().fold(0_u64, |sum, l| sum.saturating_add(l.size));
                 if crate::pull::find(&open_repo(job.env)?, &resolved.digest)?.is_none()
                     && space(job.env, needed).is_err()
                 {
@@ -102,6 +103,7 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
         policy: auth::policy(&config_root),
         registries: env.variable(auth::REGISTRIES_CONF).map(Into::into),
         drop_var: options.drop_var,
+        tmp: Some(env.layout.state.join("tmp")),
         ..Default::default()
     })
 }

@@ -2,6 +2,7 @@
 
 mod tmpfiles;
 
+use super::layer::shown;
 use super::merge::join;
 use super::tree::{Dir, Found, link_target, write_dirmeta};
 use super::types::FetchOptions;
@@ -83,7 +84,7 @@ impl Mapping<'_> {
             .keys()
             .chain(entries.dirs.keys())
             .filter(|name| !TOP_LEVEL.contains(&name.as_str()))
-            .map(|name| format!("/{name}"))
+            .map(|name| shown(name))
             .collect();
         if !unknown.is_empty() {
             return Err(refused(format!(
@@ -218,14 +219,14 @@ impl Mapping<'_> {
         }
         if !lines.files.is_empty() && !drop_files {
             let files = &lines.files;
-            let mut shown = files.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
+            let mut listed = files.iter().take(LISTED).map(|f| shown(f)).collect::<Vec<_>>().join(", ");
             if files.len() > LISTED {
-                shown.push_str(&format!(" and {} more", files.len() - LISTED));
+                listed.push_str(&format!(" and {} more", files.len() - LISTED));
             }
-            return Err(refused(format!("the image has {} files in /var or a place that moves there: {shown}", files.len()))
+            return Err(refused(format!("the image has {} files in /var or a place that moves there: {listed}", files.len()))
                 .hint("no update would ever change them: move them below /usr in the image's build, or leave them out with --drop-var")
                 .detail("files", files.len())
-                .detail("paths", files.iter().take(LISTED).cloned().collect::<Vec<_>>().join(" ")));
+                .detail("paths", files.iter().take(LISTED).map(|f| shown(f)).collect::<Vec<_>>().join(" ")));
         }
         if !lines.files.is_empty() {
             self.notes.push(format!("left out {} files in /var (--drop-var)", lines.files.len()));
@@ -246,7 +247,11 @@ impl Mapping<'_> {
         let dir = root
             .ensure(self.repo, TMPFILES, &meta)?
             .ok_or_else(|| refused(format!("/{TMPFILES} is not a directory")))?;
-        dir.open(self.repo)?.files.insert(TMPFILES_NAME.to_owned(), object.into());
+        let entries = dir.open(self.repo)?;
+        if entries.dirs.contains_key(TMPFILES_NAME) {
+            return Err(refused(format!("/{TMPFILES}/{TMPFILES_NAME} is a directory")));
+        }
+        entries.files.insert(TMPFILES_NAME.to_owned(), object.into());
         Ok(())
     }
 
@@ -281,7 +286,7 @@ enum Taken {
 }
 
 fn join_names(names: &[&String]) -> String {
-    names.iter().take(LISTED).map(|n| join("/opt", n)).collect::<Vec<_>>().join(", ")
+    names.iter().take(LISTED).map(|n| shown(&join("opt", n))).collect::<Vec<_>>().join(", ")
 }
 
 fn refused(why: String) -> Error {

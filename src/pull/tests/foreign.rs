@@ -3,11 +3,12 @@
 use crate::model::ErrorKind;
 use crate::model::image::Digest;
 use crate::pull::fixture::{Layout, Pack, Scratch, Tar, bootable, pack};
+use crate::pull::refs;
 use crate::pull::types::{Base, ImageKind};
 use ostree_ext::container::store::{self, ImageImporter, PrepareResult};
 use ostree_ext::container::{ImageReference, OstreeImageReference, SignatureSource};
 use ostree_ext::gio::prelude::*;
-use ostree_ext::{gio, ostree};
+use ostree_ext::{gio, glib, ostree};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -252,24 +253,13 @@ fn read_layout(dir: &Path) -> Layout {
 
 /// Puts a layer on top of an image.
 fn on_top(layout: &mut Layout, tar: &[u8]) {
-    let read = |digest: &Digest| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(layout.path(digest)).unwrap()).unwrap()
-    };
-    let mut manifest = read(&layout.manifest);
-    let mut config = read(&manifest["config"]["digest"].as_str().unwrap().parse().unwrap());
-    config["rootfs"]["diff_ids"].as_array_mut().unwrap().push(Digest::of(tar).to_string().into());
     let (blob, media_type) = pack(tar, Pack::Gzip);
-    manifest["layers"]
-        .as_array_mut()
-        .unwrap()
-        .push(serde_json::json!({"mediaType": media_type, "digest": layout.blob(&blob), "size": blob.len()}));
-    let config = serde_json::to_vec(&config).unwrap();
-    manifest["config"]["digest"] = layout.blob(&config).to_string().into();
-    manifest["config"]["size"] = config.len().into();
-    let manifest = serde_json::to_vec(&manifest).unwrap();
-    layout.manifest = layout.blob(&manifest);
-    layout.manifest_size = manifest.len();
-    layout.index(&[layout.descriptor()]);
+    let digest = layout.blob(&blob);
+    layout.rewrite(|manifest, config| {
+        config["rootfs"]["diff_ids"].as_array_mut().unwrap().push(Digest::of(tar).to_string().into());
+        let layers = manifest["layers"].as_array_mut().unwrap();
+        layers.push(serde_json::json!({"mediaType": media_type, "digest": digest, "size": blob.len()}));
+    });
 }
 
 /// The checksums of a tree's root: contents and metadata.
@@ -339,6 +329,20 @@ async fn layers_on_top_of_a_commit_give_the_reference_importers_tree() {
     assert!(!tree.contains_key("/usr/share/removed"));
     let (repo, merged) = reference(&scratch, &layout).await;
     let theirs = Scratch { dir: tempfile::tempdir().unwrap(), repo, reports: Default::default() };
+    // What has no place is counted as they count it, and said.
+    let filtered = |repo: &ostree::Repo, commit: &str| {
+        let meta = glib::VariantDict::new(Some(&repo.load_commit(commit).unwrap().0.child_value(0)));
+        meta.lookup::<BTreeMap<String, BTreeMap<String, u32>>>("ostree.tar-filtered").unwrap().unwrap()
+    };
+    let ours = filtered(&scratch.repo, &base.commit);
+    assert_eq!(ours, filtered(&theirs.repo, &merged));
+    let names: Vec<_> = ours.values().flatten().map(|(name, count)| (name.as_str(), *count)).collect();
+    assert_eq!(names, [("nix", 1), ("sbin", 1)]);
+    let said = format!("{:?}", scratch.reports.lock().unwrap());
+    assert!(
+        said.contains("left out what is neither in /usr") && said.contains("/nix: 1, /sbin: 1"),
+        "{said}"
+    );
     assert_eq!(tree, theirs.tree(&merged));
     assert_eq!(contents(&scratch.repo, &base.commit), contents(&theirs.repo, &merged));
 }
@@ -347,10 +351,7 @@ async fn layers_on_top_of_a_commit_give_the_reference_importers_tree() {
 async fn a_layer_that_reaches_through_an_absolute_link_is_refused() {
     let scratch = Scratch::new();
     let (mut layout, _) = encapsulate(&scratch, "1", &[]).await;
-    on_top(
-        &mut layout,
-        &Tar::new().dir("usr/share/absolute", 0o755).file("usr/share/absolute/f", 0o644, b"").finish(),
-    );
+    on_top(&mut layout, &Tar::new().file("usr/share/absolute/f", 0o644, b"").finish());
     let error = scratch.pull(&layout.image()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unsupported, "{}", error.chain());
     assert!(
@@ -381,4 +382,128 @@ async fn a_tree_with_a_policy_is_labelled_by_it() {
     run("ostree", &["fsck", "--repo", &scratch.path("repo").display().to_string()]);
     // The same labels in another repository.
     assert_eq!(Scratch::new().pull_layers(vec![policy(contexts)]).await.unwrap().commit, base.commit);
+}
+
+#[tokio::test]
+async fn a_chunk_with_other_content_is_refused_every_time_and_a_verified_one_is_kept() {
+    let scratch = Scratch::new();
+    let (mut layout, root) = encapsulate(&scratch, "1", &[("containers.bootc", "1")]).await;
+    let mut layers = Vec::new();
+    layout.rewrite(|manifest, _| {
+        let digest = |l: &serde_json::Value| l["digest"].as_str().unwrap().parse::<Digest>().unwrap();
+        layers = manifest["layers"].as_array().unwrap().iter().map(digest).collect();
+    });
+    let last = layout.path(layers.last().unwrap());
+    let whole = std::fs::read(&last).unwrap();
+    // Right for the importer, which has then written the ref: the same tar in other bytes.
+    let mut tar = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&whole[..]), &mut tar).unwrap();
+    std::fs::write(&last, pack(&tar, Pack::Gzip).0).unwrap();
+    assert_ne!(std::fs::read(&last).unwrap(), whole);
+    for attempt in ["first", "second", "after a crash"] {
+        let error = scratch.pull(&layout.image()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::DigestMismatch, "{attempt}: {}", error.chain());
+        let name = refs::of_layer(layers.last().unwrap()).unwrap();
+        assert_eq!(scratch.repo.resolve_rev(&name, true).unwrap(), None, "{attempt}");
+        if attempt == "second" {
+            // As kill -9 leaves it, or another tool: a ref without our word for it.
+            let other = scratch.repo.list_refs(None, gio::Cancellable::NONE).unwrap().into_values().next();
+            let commit = other.unwrap_or_else(|| contents_commit(&scratch.repo));
+            scratch.repo.set_ref_immediate(None, &name, Some(&commit), gio::Cancellable::NONE).unwrap();
+        }
+    }
+    std::fs::write(&last, &whole).unwrap();
+    let base = scratch.pull(&layout.image()).await.unwrap();
+    assert_eq!(contents(&scratch.repo, &base.commit), root);
+    // Now that they are verified, the next version does not fetch them.
+    for digest in &layers {
+        std::fs::remove_file(layout.path(digest)).unwrap();
+    }
+    on_top(&mut layout, &Tar::new().file("usr/share/new", 0o644, b"2").finish());
+    let next = scratch.pull(&layout.image()).await.unwrap();
+    assert_eq!(scratch.tree(&next.commit)["/usr/share/new"], "644 2");
+    // Our word goes with the layer.
+    for name in scratch.repo.list_refs(Some("ostree/container/image"), gio::Cancellable::NONE).unwrap().keys()
+    {
+        scratch.repo.set_ref_immediate(None, name, None, gio::Cancellable::NONE).unwrap();
+    }
+    crate::pull::forget_unused(&scratch.repo, &Default::default()).unwrap();
+    let left = scratch.repo.list_refs(None, gio::Cancellable::NONE).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Any commit.
+fn contents_commit(repo: &ostree::Repo) -> String {
+    let transaction = repo.auto_transaction(gio::Cancellable::NONE).unwrap();
+    let meta = crate::pull::tree::write_dirmeta(repo, 0, 0, 0o755, &BTreeMap::new()).unwrap();
+    let root = crate::pull::tree::Dir::new(meta).write(repo).unwrap();
+    let commit =
+        repo.write_commit_with_time(None, None, None, None, &root, 0, gio::Cancellable::NONE).unwrap();
+    transaction.commit(gio::Cancellable::NONE).unwrap();
+    commit.into()
+}
+
+#[tokio::test]
+async fn a_policy_that_leads_out_of_the_image_is_refused() {
+    let config = |text: &str| Tar::new().file("etc/selinux/config", 0o644, text.as_bytes());
+    let enforcing = "SELINUX=enforcing\nSELINUXTYPE=test\n";
+    let large = "#".repeat(65 << 10);
+    for (what, layer, text) in [
+        (
+            "the configuration",
+            Tar::new().symlink("etc/selinux/config", "/dev/zero"),
+            "/usr/etc/selinux/config is a link",
+        ),
+        (
+            "the contexts",
+            config(enforcing).symlink("etc/selinux/test/contexts/files/file_contexts", "/etc/passwd"),
+            "/usr/etc/selinux/test/contexts/files/file_contexts is a link",
+        ),
+        (
+            "the policy",
+            config(enforcing).symlink("etc/selinux/test", "/etc"),
+            "/usr/etc/selinux/test is a link",
+        ),
+        ("its name", config("SELINUXTYPE=../../../../etc\n"), "which is no name"),
+        ("a large one", config(&large), "/usr/etc/selinux/config is too large"),
+    ] {
+        let error = Scratch::new().pull_layers(vec![layer]).await.expect_err(what);
+        assert_eq!(error.kind, ErrorKind::Unsupported, "{what}: {}", error.chain());
+        assert!(error.chain().contains(text), "{what}: {}", error.chain());
+    }
+    // A directory that is a link is none to us, and nothing is labelled.
+    Scratch::new().pull_layers(vec![Tar::new().symlink("etc/selinux", "/etc/selinux")]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_pulled_is_what_the_file_system_keeps() {
+    let acl = |entries: &[(u16, u16, u32)]| {
+        let mut value = vec![2, 0, 0, 0];
+        for (tag, permissions, id) in entries {
+            value.extend_from_slice(&tag.to_le_bytes());
+            value.extend_from_slice(&permissions.to_le_bytes());
+            value.extend_from_slice(&id.to_le_bytes());
+        }
+        value
+    };
+    const NONE: u32 = u32::MAX;
+    let minimal = acl(&[(1, 6, NONE), (4, 4, NONE), (32, 4, NONE)]);
+    let named = acl(&[(1, 6, 0), (2, 7, 1000), (4, 4, 0), (16, 7, 0), (32, 0, 0)]);
+    let layer = Tar::new()
+        .dir("usr/x", 0o755)
+        .pax(&[("SCHILY.xattr.system.posix_acl_access", &minimal)])
+        .file("usr/x/minimal", 0o644, b"x")
+        .pax(&[("SCHILY.xattr.system.posix_acl_access", &named)])
+        .file("usr/x/named", 0o670, b"x")
+        .pax(&[("SCHILY.xattr.system.posix_acl_default", &minimal), ("SCHILY.xattr.user.a", b"1")])
+        .dir("usr/x/dir", 0o755)
+        .pax(&[("SCHILY.xattr.user.empty", b"")])
+        .file("usr/x/empty", 0o644, b"x");
+    let scratch = Scratch::new();
+    let base = scratch.pull_layers(vec![layer]).await.unwrap();
+    run("ostree", &["fsck", "--repo", &scratch.path("repo").display().to_string()]);
+    let tree = scratch.tree(&base.commit);
+    assert_eq!((tree["/usr/x/minimal"].as_str(), tree["/usr/x/empty"].as_str()), ("644 x", "644 x"));
+    let kept = acl(&[(1, 6, NONE), (2, 7, 1000), (4, 4, NONE), (16, 7, NONE), (32, 0, NONE)]);
+    assert_eq!(tree["/usr/x/named"], format!("670 system.posix_acl_access={} x", hex::encode(kept)));
 }

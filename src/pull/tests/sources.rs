@@ -183,6 +183,24 @@ async fn local_transports_are_read_and_their_damages_named() {
 }
 
 #[tokio::test]
+async fn an_archive_is_unpacked_where_we_say_and_nothing_is_left() {
+    let scratch = Scratch::new();
+    let layout = simple(&scratch, "oci", b"1");
+    let archive = format!("oci-archive:{}", scratch.path("os.tar").display());
+    run("skopeo", &["copy", "--quiet", &layout.image().to_string(), &archive]);
+    let tmp = scratch.path("state/tmp");
+    std::fs::create_dir_all(tmp.join("pull-left/oci1")).unwrap();
+    let opts = FetchOptions { tmp: Some(tmp.clone()), ..in_worker() };
+    let resolved = resolve(&Cx::detached(), &archive.parse().unwrap(), &opts).await.unwrap();
+    pull(&Cx::detached(), &scratch.path("repo"), &resolved, &opts).await.unwrap();
+    assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0);
+    // That it is used: without it, nothing can be unpacked.
+    std::fs::write(scratch.path("file"), "").unwrap();
+    let opts = FetchOptions { tmp: Some(scratch.path("file")), ..scratch.opts() };
+    assert!(crate::pull::resolve_in_process(&archive.parse().unwrap(), &opts).await.is_err());
+}
+
+#[tokio::test]
 async fn local_storage_serves_images_with_their_original_manifest() {
     let scratch = Scratch::new();
     let layout = simple(&scratch, "oci", b"1");

@@ -1,0 +1,64 @@
+//! Signs of life of a worker, so that its parent can tell a transfer that stands still from one that takes long.
+//!
+//! Bytes that arrived are one, an entry that was unpacked is one, and work that needs no registry is one as long as it
+//! lasts: a slow disk is no reason to give up. Waiting for an answer is none.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// How often the parent is told. Much less than [`super::worker::STALL`].
+const EVERY: Duration = Duration::from_secs(5);
+
+static TICKS: AtomicU64 = AtomicU64::new(0);
+static LOCAL: AtomicUsize = AtomicUsize::new(0);
+
+/// Something moved on.
+pub(super) fn tick() {
+    TICKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Work that depends on this machine only, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Local(());
+
+impl Local {
+    pub(super) fn work() -> Local {
+        LOCAL.fetch_add(1, Ordering::Relaxed);
+        Local(())
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        LOCAL.fetch_sub(1, Ordering::Relaxed);
+        tick();
+    }
+}
+
+/// Whether something happened since `seen`, which is brought up to date.
+fn alive(seen: &mut u64) -> bool {
+    let now = TICKS.load(Ordering::Relaxed);
+    let moved = std::mem::replace(seen, now) != now;
+    moved || LOCAL.load(Ordering::Relaxed) > 0 || waits_for_disk()
+}
+
+/// Whether a thread of ours is in uninterruptible sleep, as in fsync: the reference importer's writes are not ours to
+/// mark.
+fn waits_for_disk() -> bool {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return false };
+    threads.flatten().any(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+    })
+}
+
+/// Calls `say` as long as the process does something. Never returns.
+pub(super) fn report(say: impl Fn()) {
+    let mut seen = TICKS.load(Ordering::Relaxed);
+    loop {
+        std::thread::sleep(EVERY);
+        if alive(&mut seen) {
+            say();
+        }
+    }
+}
