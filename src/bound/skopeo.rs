@@ -215,6 +215,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn without_credentials_of_ours_there_are_none() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Dir::open_ambient_dir(temp.path(), cap_std_ext::cap_std::ambient_authority()).unwrap();
+        let skopeo = Skopeo::new(&root, &temp.path().join("tmp"), std::iter::empty()).unwrap();
+        let spec = BoundSpec::new("r.io/x:1".parse().unwrap(), "/etc/x.toml");
+        let own = BoundSpec { auth_file: Some("/etc/app.json".into()), ..spec.clone() };
+        let file = auth::host_path(&root).join("etc/app.json");
+        for (spec, prefix, expected) in [
+            (&spec, "", "--no-creds".to_owned()),
+            (&spec, "src-", "--src-no-creds".to_owned()),
+            (&own, "src-", format!("--src-authfile={}", file.display())),
+        ] {
+            assert_eq!(skopeo.registry_options(spec, prefix), [expected]);
+        }
+    }
+
+    #[test]
     fn the_instance_of_a_list_is_chosen_by_platform() {
         let list = |platforms: &[(&str, &str, &str)]| {
             let entries: Vec<_> = platforms

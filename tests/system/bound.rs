@@ -296,3 +296,24 @@ async fn an_image_pinned_to_a_digest_is_found_by_it() {
     assert_eq!(host.hello(&registry.name(&format!("app@{digest}"))), "pinned");
     assert_eq!(host.store.digest_of(&host.cx, &registry.name("app:1")).await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn the_policy_judges_the_registry_by_tag_and_not_our_own_store() {
+    let registry = Registry::start();
+    let host = Host::new();
+    for tag in ["app:1", "app:2"] {
+        registry.push(&Image::with_file("hello", tag.as_bytes()), tag);
+    }
+    let policy = serde_json::json!({"default": [{"type": "reject"}],
+        "transports": {"docker": {registry.name("app:1"): [{"type": "insecureAcceptAnything"}]}}});
+    std::fs::create_dir_all(host.dir.path().join("etc/containers")).unwrap();
+    std::fs::write(host.dir.path().join("etc/containers/policy.json"), policy.to_string()).unwrap();
+    let accepted = host.set(&[spec(&registry, "app:1")]).await;
+    host.pull(&accepted).await;
+    assert_eq!(host.hello(&registry.name("app:1")), "app:1");
+    host.store.show(&host.cx, &accepted).await.unwrap();
+    let rejected = host.set(&[spec(&registry, "app:2")]).await;
+    let error = pull_all(&host.cx, &host.store, &rejected).await.unwrap_err();
+    assert_eq!(error.details["cause"], "SignatureRejected", "{}", error.chain());
+    collect(&host.cx, &host.store, &[]).await.unwrap();
+}

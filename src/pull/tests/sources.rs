@@ -238,6 +238,26 @@ async fn a_policy_that_rejects_is_a_signature_error() {
 }
 
 #[tokio::test]
+async fn a_policy_for_a_tag_holds_for_what_the_tag_is() {
+    let scratch = Scratch::new();
+    let registry = Registry::start(scratch.dir.path());
+    let layout = simple(&scratch, "oci", b"1");
+    let policy = scratch.path("policy.json");
+    let one = format!("{}/os:1", registry.host);
+    let rules = serde_json::json!({"default": [{"type": "reject"}],
+        "transports": {"docker": {one: [{"type": "insecureAcceptAnything"}]}}});
+    std::fs::write(&policy, rules.to_string()).unwrap();
+    let opts = FetchOptions { policy: Some(policy), ..scratch.opts() };
+    for (name, accepted) in [("os:1", true), ("os:2", false)] {
+        let image = registry.push(&layout, name, &[]);
+        match crate::pull::resolve_in_process(&image, &opts).await {
+            Ok(_) => assert!(accepted, "{name}"),
+            Err(e) => assert_eq!((e.kind, accepted), (ErrorKind::SignatureRejected, false), "{}", e.chain()),
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_image_that_changed_under_its_name_is_not_what_was_planned() {
     let scratch = Scratch::new();
     let resolved = scratch.resolve(&simple(&scratch, "oci", b"1").image()).await.unwrap();
