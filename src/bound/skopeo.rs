@@ -4,6 +4,7 @@ use crate::engine::cx::Cx;
 use crate::model::bound::BoundSpec;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::scratch::Scratch;
 use crate::sys::skopeo::{options, reason};
 use crate::sys::{auth, policy, process};
 use cap_std_ext::cap_std::fs::Dir;
@@ -61,22 +62,19 @@ impl Skopeo {
         trust: Trust<'_>,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Vec<u8>> {
-        std::fs::create_dir_all(&self.tmp).doing_with(|| format!("creating {}", self.tmp.display()))?;
+        // Lives until skopeo has ended, and takes along what it left.
+        let scratch = Scratch::below(&self.tmp)?;
         let mut command = Command::new("skopeo");
-        command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", &self.tmp);
+        command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", scratch.path());
         let mut policy = auth::policy(&self.config_root);
-        // Lives until skopeo has ended.
-        let mut rewritten = None;
         if let Trust::Policy(Some((image, digest))) = trust {
             let path = policy.as_deref().unwrap_or(Path::new(policy::SYSTEM));
             // An unreadable policy is skopeo's to complain about.
             let text = std::fs::read(path).ok().and_then(|text| policy::by_digest(&text, image, digest));
             if let Some(text) = text {
-                let doing = "writing a policy for skopeo";
-                let file = tempfile::NamedTempFile::new_in(&self.tmp).doing(doing)?;
-                std::fs::write(file.path(), text).doing(doing)?;
-                policy = Some(file.path().to_owned());
-                rewritten = Some(file);
+                let path = scratch.path().join("policy.json");
+                std::fs::write(&path, text).doing("writing a policy for skopeo")?;
+                policy = Some(path);
             }
         }
         command.args(options(policy.as_deref(), self.registries().map(Path::new)));
@@ -85,7 +83,6 @@ impl Skopeo {
         }
         command.args(args);
         let output = process::run(cx, command).await?;
-        drop(rewritten);
         if output.success { Ok(output.stdout) } else { Err(reason(&output.stderr)) }
     }
 

@@ -708,7 +708,12 @@ fn malformed(what: &str, error: io::Error) -> Error {
         io::ErrorKind::Unsupported => ErrorKind::Unsupported,
         _ => ErrorKind::Corrupt,
     };
-    Error::new(kind, what.to_owned()).source(error)
+    let error = Error::new(kind, what.to_owned()).source(error);
+    match kind {
+        // Not of the repository, as the hint of the kind would have it.
+        ErrorKind::Corrupt => error.hint("the image is damaged: build it, or push it, again"),
+        _ => error,
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,6 @@ mod plain;
 mod pulse;
 mod refs;
 mod resolve;
-mod scratch;
 mod source;
 mod tree;
 mod trust;

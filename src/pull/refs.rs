@@ -126,12 +126,14 @@ pub(super) fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>
     let Some(digest) = text(META_DIGEST).and_then(|d| d.parse::<Digest>().ok()) else { return Ok(None) };
     let config: Option<ImageConfiguration> =
         text(META_CONFIG).and_then(|config| serde_json::from_str(&config).ok());
-    let labels: BTreeMap<String, String> = config
+    let mut labels: BTreeMap<String, String> = config
         .as_ref()
         .and_then(|c| c.config().as_ref())
         .and_then(|c| c.labels().clone())
         .map(|labels| labels.into_iter().collect())
         .unwrap_or_default();
+    // We refuse such an image, other tools do not; see there.
+    labels.retain(|key, value| !key.contains('\0') && !value.contains('\0'));
     let diff_ids = config.map(|c| c.rootfs().diff_ids().clone()).unwrap_or_default();
     let version = version_of(&labels);
     Ok(Some(Base {

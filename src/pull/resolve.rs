@@ -112,7 +112,7 @@ fn describe(
             })
         };
         layers.push(Layer {
-            digest: digest(&layer.digest().to_string())?,
+            digest: digest(layer.digest().as_ref())?,
             size: layer.size(),
             diff_id: digest(diff_id)?,
             media_type,

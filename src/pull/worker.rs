@@ -10,12 +10,12 @@
 use super::import::import_in_process;
 use super::pulse::{self, Local};
 use super::resolve::resolve_in_process;
-use super::scratch::Scratch;
 use super::types::{Base, FetchOptions, Report, Reporter, Resolved, Worker};
 use crate::engine::cx::Cx;
 use crate::model::image::{ImageRef, Transport};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::{Group, kill_own_group};
+use crate::sys::scratch::Scratch;
 use crate::sys::text::one_line;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -4,5 +4,6 @@ pub mod auth;
 pub mod fs;
 pub mod policy;
 pub mod process;
+pub mod scratch;
 pub mod skopeo;
 pub mod text;

@@ -655,10 +655,22 @@ async fn a_configuration_that_does_not_fit_into_memory_is_refused() {
     let mut layout = Layout::write(&scratch.path("oci"), &[(bootable().finish(), Pack::Gzip)]);
     layout.rewrite(|_, config| config["padding"] = " ".repeat(9 << 20).into());
     let image = layout.image();
-    let resolving = scratch.resolve(&image);
-    let error =
-        tokio::time::timeout(std::time::Duration::from_secs(60), resolving).await.unwrap().unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Unsupported, "{}", error.chain());
+    let true_size = std::fs::read_to_string(layout.path(&layout.manifest)).unwrap();
+    for lies in [false, true] {
+        // Also if the manifest says that it is small: skopeo would wait for somebody to read all of it.
+        if lies {
+            let mut manifest: serde_json::Value = serde_json::from_str(&true_size).unwrap();
+            manifest["config"]["size"] = 9.into();
+            let manifest = serde_json::to_vec(&manifest).unwrap();
+            layout.manifest = layout.blob(&manifest);
+            layout.manifest_size = manifest.len();
+            layout.index(&[layout.descriptor()]);
+        }
+        let resolving = scratch.resolve(&image);
+        let error =
+            tokio::time::timeout(std::time::Duration::from_secs(60), resolving).await.unwrap().unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unsupported, "{}", error.chain());
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
-//! Where skopeo unpacks archives: a directory of its own for each worker.
+//! Where skopeo unpacks archives and keeps blobs: a directory of its own for each run.
 //!
-//! Skopeo removes what it unpacked when it ends by itself, and it never does: its proxy is ended by closing its socket,
-//! and a cancelled one is killed. So the parent removes the directory behind it, and what a killed parent left is
-//! removed by the next one. The lock tells which directories still have a parent.
+//! Skopeo removes what it made when it ends by itself, but its proxy is ended by closing its socket, and a cancelled one
+//! is killed. So the parent removes the directory behind it, and what a killed parent left is removed by the next one.
+//! The lock tells which directories still have a parent.
 
 use crate::model::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
@@ -10,18 +10,18 @@ use std::fs::File;
 use std::path::Path;
 use tempfile::TempDir;
 
-const PREFIX: &str = "pull-";
+const PREFIX: &str = "skopeo-";
 
 /// A directory that is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub struct Scratch {
     dir: TempDir,
     _lock: File,
 }
 
 impl Scratch {
     /// Makes one below `tmp`, after removing those that nobody uses any more.
-    pub(super) fn below(tmp: &Path) -> Result<Scratch> {
+    pub fn below(tmp: &Path) -> Result<Scratch> {
         let doing = || format!("preparing {}", tmp.display());
         std::fs::create_dir_all(tmp).doing_with(doing)?;
         // Between making a directory and locking it, nobody may sweep.
@@ -34,7 +34,8 @@ impl Scratch {
         Ok(Scratch { dir, _lock: lock })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         self.dir.path()
     }
 }
@@ -50,7 +51,7 @@ fn sweep(tmp: &Path) -> std::io::Result<()> {
         if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
-            tracing::warn!(%error, path = %entry.path().display(), "a leftover of a pull stays");
+            tracing::warn!(%error, path = %entry.path().display(), "a leftover of skopeo stays");
         }
     }
     Ok(())
@@ -63,7 +64,7 @@ mod tests {
     #[test]
     fn what_a_killed_parent_left_is_swept_and_what_is_in_use_stays() {
         let tmp = tempfile::tempdir().unwrap();
-        let left = tmp.path().join("pull-old");
+        let left = tmp.path().join("skopeo-old");
         std::fs::create_dir_all(left.join("oci123")).unwrap();
         std::fs::create_dir(tmp.path().join("other")).unwrap();
         let first = Scratch::below(tmp.path()).unwrap();
