@@ -62,3 +62,19 @@ pub(super) fn report(say: impl Fn()) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_a_sign_of_life_once_and_work_as_long_as_it_lasts() {
+        let mut seen = TICKS.load(Ordering::Relaxed);
+        tick();
+        assert!(alive(&mut seen));
+        let work = Local::work();
+        assert!(alive(&mut seen) && alive(&mut seen));
+        drop(work);
+        assert!(alive(&mut seen), "it has just ended");
+    }
+}
