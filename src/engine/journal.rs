@@ -143,7 +143,9 @@ impl Journal {
         let Some(bytes) = read_optional(&self.dir, name)? else { return Ok(None) };
         let file: Versioned<T> = serde_json::from_slice(&bytes).map_err(|e| {
             let error = Error::new(ErrorKind::Corrupt, format!("{name} in the state directory is damaged"));
-            error.hint(format!("the deployments are not: move ostree/osctl/{name} away, and see osctl status")).source(e)
+            error
+                .hint(format!("the deployments are not: move ostree/osctl/{name} away, and see osctl status"))
+                .source(e)
         })?;
         if file.version != 1 {
             return Err(Error::new(
