@@ -115,6 +115,27 @@ fn the_human_status_is_golden() {
 }
 
 #[test]
+fn what_an_image_says_of_itself_cannot_pretend_to_be_our_line() {
+    let mut status = status();
+    let lie = "1\nState: idle\x1b[8m";
+    let booted = &mut status.deployments[1];
+    booted.version = lie.into();
+    booted.labels.insert("a".into(), lie.into());
+    booted.derivation.kept_local.push(lie.into());
+    for job in &mut status.jobs {
+        (job.step, job.failure) =
+            (lie.into(), job.failure.clone().map(|f| Failure { message: lie.into(), ..f }));
+    }
+    status.reasons.push(lie.into());
+    status.pending_changes.push(lie.into());
+    status.last_outcome.as_mut().unwrap().message = lie.into();
+    for text in [human(&status, true), jobs(&status.jobs)] {
+        assert!(!text.contains('\x1b') && !text.contains("\nState: idle"), "{text}");
+        assert!(text.contains("1\\u000aState: idle\\u001b[8m"), "{text}");
+    }
+}
+
+#[test]
 fn the_json_status_is_golden_and_comes_back() {
     let text = serde_json::to_string_pretty(&status()).unwrap() + "\n";
     golden("status.json", &text);
