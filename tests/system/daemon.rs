@@ -313,7 +313,7 @@ fn who_only_looks_does_not_wait_for_the_lock_of_another_program() {
     // Something to settle makes the recovery wait for the lock.
     let mut upgrade = host.command(&["upgrade"]).stderr(Stdio::piped()).spawn().unwrap();
     let said = BufReader::new(upgrade.stderr.take().unwrap()).lines();
-    let waits = said.map_while(Result::ok).any(|l| l.contains("holds the sysroot lock"));
+    let waits = said.map_while(Result::ok).any(|l| l.contains(": waiting for "));
     assert!(waits, "the lock of this test is one that osctl knows");
     end(&mut upgrade);
     within("osctl --direct status after a crash", &|| host.osctl(&["status"]));
