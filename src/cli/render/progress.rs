@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(plain.lines(&job), ["upgrade: pull.layers"]);
         job.step.clear();
         assert!(plain.lines(&job).is_empty());
-        job.apply(&Event::Message("red \x1b[31m\nroot# ".into()));
+        job.messages.push("red \x1b[31m\nroot# ".into());
         assert_eq!(plain.lines(&job), ["upgrade: red \\u001b[31m\\u000aroot# "]);
     }
 
