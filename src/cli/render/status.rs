@@ -119,7 +119,8 @@ fn footer(text: &mut String, status: &Status, verbose: bool) {
             text.push_str(&format!("  {}\n", value(change)));
         }
     }
-    if let Some(outcome) = status.last_outcome.as_ref().filter(|o| verbose || !o.ok) {
+    if let Some(outcome) = status.last_outcome.as_ref().filter(|o| verbose || !o.ok || !o.shadowed.is_empty())
+    {
         let how = if outcome.ok { "ok".to_owned() } else { format!("failed in {}", outcome.phase) };
         text.push_str(&format!("Last update: {}: {}\n", value(&how), value(&outcome.message)));
     }
