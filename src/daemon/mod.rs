@@ -212,11 +212,6 @@ async fn leave(end: &End, connection: &zbus::Connection, service: &Service, hand
     while *end == End::Idle && service.busy() {
         tokio::time::sleep(STRAGGLERS).await;
     }
-    for job in handle.status().jobs.iter().filter(|j| j.cancelable()) {
-        if let Err(error) = handle.cancel(&job.id).await {
-            tracing::info!(job = %job.id, error = %error.chain(), "not cancelled");
-        }
-    }
     drain(handle).await?;
     match end {
         End::Told | End::Idle => Ok(()),
