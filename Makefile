@@ -1,6 +1,8 @@
 # The front door. Each target installs what it needs on Debian and Fedora; elsewhere it lists what is missing.
 # PROFILE is a cargo profile: dev for the targets that test, release for `make install`, unless given.
-PREFIX ?= /usr/local
+# The bus, polkit, tmpfiles and the links in /usr/lib are read below /usr only: another PREFIX is for whoever has told
+# them so.
+PREFIX ?= /usr
 DESTDIR ?=
 CARGO ?= cargo
 SHELL := /bin/bash

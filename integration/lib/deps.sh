@@ -12,6 +12,7 @@ make|make|make
 pkg-config|pkg-config|pkgconf-pkg-config
 /pc/ostree-1|libostree-dev|ostree-devel
 /pc/openssl|libssl-dev|openssl-devel
+/pc/libzstd|libzstd-dev|libzstd-devel
 '
 NEED_run='
 ostree|ostree|ostree

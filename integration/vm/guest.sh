@@ -104,6 +104,10 @@ a_file_that_version_2_deletes_is_gone() { [ ! -e /usr/share/only-in-1 ]; }
 an_untouched_etc_file_takes_the_new_default() { grep -x 'default of version 2' /etc/rig-default.conf; }
 a_locally_changed_etc_file_is_kept() { grep -x 'changed by the admin' /etc/rig-local.conf; }
 state_in_var_is_kept() { [ -e /var/lib/rig/kept ]; }
+the_service_of_the_timer_looks_for_updates() {
+  systemctl start osctl-upgrade.service
+  [ "$(systemctl show -p Result --value osctl-upgrade.service)" = success ]
+}
 the_file_of_the_drop_in_is_there() { grep -x 'hello from a drop-in' /etc/agent.conf; }
 the_unit_of_the_drop_in_runs() { systemctl is-active agent.service || { systemctl status --no-pager agent.service; false; }; }
 the_kernel_argument_is_in_the_boot_entry() { entries; entries | grep -q 'rig\.karg=1'; }
@@ -211,6 +215,7 @@ case $PHASE in
     check an_untouched_etc_file_takes_the_new_default
     check a_locally_changed_etc_file_is_kept
     check state_in_var_is_kept
+    check the_service_of_the_timer_looks_for_updates
     check the_file_of_the_drop_in_is_there
     check the_unit_of_the_drop_in_runs
     check the_kernel_argument_is_in_the_boot_entry

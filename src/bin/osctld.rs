@@ -24,11 +24,14 @@ fn main() -> ExitCode {
     let result = Failpoints::parse(&env("OSCTL_FAILPOINTS").unwrap_or_default()).and_then(|points| {
         use osctl::model::Context as _;
         let runtime = runtime.doing("starting the runtime")?;
-        if args.boot {
+        let ended = if args.boot {
             runtime.block_on(daemon::boot(args, points))
         } else {
             runtime.block_on(daemon::run(args, points))
-        }
+        };
+        // Dropping it would wait for a thread that hangs in a system call, however long ago we gave up on it.
+        runtime.shutdown_background();
+        ended
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

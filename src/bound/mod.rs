@@ -10,6 +10,7 @@
 //! ```
 
 mod discover;
+mod in_use;
 mod lint;
 mod pull;
 mod record;
@@ -18,6 +19,7 @@ mod skopeo;
 mod store;
 
 pub use discover::discover;
+pub use in_use::in_use;
 pub use lint::lint_path;
 pub use pull::{pull_all, verify_present};
 pub use record::{prune_records, record, recorded};

@@ -1,8 +1,9 @@
 //! What stands on the command line.
 
-use super::cmd;
+use super::{cmd, exit};
 use crate::client::Target;
 use crate::daemon::Roots;
+use clap::CommandFactory as _;
 use std::path::PathBuf;
 
 /// Update this image-based host: the OS, its local changes and its app images, as one unit.
@@ -33,7 +34,7 @@ pub struct Place {
     /// With --direct: the physical root of the host to manage [default: /].
     #[arg(long, value_name = "DIR", global = true)]
     pub sysroot: Option<PathBuf>,
-    /// With --direct: the root whose etc/osctl is read [default: /].
+    /// With --direct, or for config: the root whose etc is read [default: /].
     #[arg(long, value_name = "DIR", global = true)]
     pub config_root: Option<PathBuf>,
     /// With --direct: where state is kept [default: ostree/osctl in the sysroot].
@@ -100,6 +101,26 @@ pub enum Verb {
     InternalDocs(cmd::docs::Args),
 }
 
+impl Verb {
+    /// How the job is followed, if the verb has one.
+    pub fn following(&self) -> Option<&Following> {
+        match self {
+            Verb::Upgrade(args) => Some(&args.following),
+            Verb::Rebase(args) => Some(&args.following),
+            Verb::Reconcile(args) => Some(&args.following),
+            Verb::Rollback(args) => Some(&args.following),
+            Verb::Wait(args) => Some(&args.following),
+            Verb::Status(_) | Verb::Cancel(_) | Verb::Jobs(_) | Verb::Pin(_) | Verb::Unpin(_) => None,
+            Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => None,
+        }
+    }
+}
+
+/// The command line with what every `--help` ends with.
+pub fn command() -> clap::Command {
+    Osctl::command().mut_subcommands(|verb| verb.after_long_help(exit::help())).after_long_help(exit::help())
+}
+
 /// How to follow a job.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Following {
@@ -117,11 +138,19 @@ pub struct Following {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::{CommandFactory as _, Parser as _};
+    use clap::Parser as _;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Osctl::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_long_help_ends_with_the_exit_codes() {
+        for words in [["osctl", "--help"].as_slice(), &["osctl", "upgrade", "--help"]] {
+            let help = command().try_get_matches_from(words).unwrap_err().to_string();
+            assert!(help.contains("Exit codes:") && help.contains(" 77  "), "{help}");
+        }
     }
 
     #[test]

@@ -22,6 +22,28 @@ pub const UNCHANGED: u8 = 77;
 /// Detached by Ctrl-C.
 pub const DETACHED: u8 = 130;
 
+/// What each code says.
+pub const TABLE: &[(u8, &str)] = &[
+    (OK, "Done."),
+    (FAILED, "It failed or was cancelled."),
+    (USAGE, "The command line, or a value in it, makes no sense."),
+    (BUSY, "Something else runs, and --no-wait was given."),
+    (NOT_AUTHORIZED, "Not authorised."),
+    (NO_DAEMON, "The daemon cannot be reached."),
+    (DEGRADED, "Something is wrong with the host (status --fail-if-degraded)."),
+    (
+        UNCHANGED,
+        "Nothing changed (--unchanged-exit-77), or the next boot runs another deployment (status --pending-exit-77).",
+    ),
+    (DETACHED, "Ctrl-C: the job goes on without us."),
+];
+
+/// The table as `--help` shows it.
+pub fn help() -> String {
+    let lines = TABLE.iter().map(|(code, meaning)| format!("\n  {code:>3}  {meaning}"));
+    format!("Exit codes:{}", lines.collect::<String>())
+}
+
 /// The code of a failure.
 pub fn of(failure: &Failure) -> u8 {
     match failure {

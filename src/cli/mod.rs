@@ -9,12 +9,15 @@ pub mod render;
 use crate::client::{Client, Failure, Result, Target};
 use crate::engine::failpoint::Failpoints;
 use crate::model::{Context, Error, ErrorKind};
+use crate::sys::{fd, mounts};
 use args::{Osctl, Verb};
-use clap::{CommandFactory as _, Parser as _};
+use clap::FromArgMatches as _;
 use render::Terminal;
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// What a verb needs besides its own arguments.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct Session {
     pub client: Client,
     /// How to print.
     pub terminal: Terminal,
+    /// Where JSON lines about the progress go.
+    pub progress: Option<Arc<File>>,
 }
 
 /// Runs the command line and returns its exit code.
@@ -35,13 +40,18 @@ pub fn main(
     failpoints: crate::model::Result<Failpoints>,
 ) -> ExitCode {
     let terminal = Terminal::detect(color);
-    let osctl = Osctl::parse_from(&argv);
-    let config_root = osctl.place.config_root.clone().unwrap_or_else(|| "/".into());
-    let target = match osctl.place.target(environment) {
-        Ok(target) => target,
-        Err(text) => Osctl::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit(),
+    let matches = args::command().get_matches_from(&argv);
+    let Osctl { place, verb } = Osctl::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let run = || {
+        if let Some(code) = offline(&verb, place.config_root.as_deref().unwrap_or(Path::new("/")))? {
+            return Ok(code);
+        }
+        let target = match place.target(environment) {
+            Ok(target) => target,
+            Err(text) => args::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit(),
+        };
+        run(verb, &target.armed(failpoints?), &terminal, &argv)
     };
-    let run = || run(osctl.verb, &target.armed(failpoints?), &config_root, &terminal, &argv);
     let code = run().unwrap_or_else(|failure| {
         render::failure(&terminal, &failure);
         exit::of(&failure)
@@ -49,33 +59,44 @@ pub fn main(
     ExitCode::from(code)
 }
 
-fn run(
-    verb: Verb,
-    target: &Target,
-    config_root: &Path,
-    terminal: &Terminal,
-    argv: &[OsString],
-) -> Result<u8> {
-    // These need no daemon.
-    match &verb {
-        Verb::Lint(args) => return cmd::lint::run(args),
-        Verb::Config(args) => return cmd::config::run(args, config_root),
-        Verb::InternalDocs(args) => return cmd::docs::run(args),
-        _ => {}
+/// Runs a verb that needs no daemon, wherever that is.
+fn offline(verb: &Verb, config_root: &Path) -> Result<Option<u8>> {
+    match verb {
+        Verb::Lint(args) => cmd::lint::run(args).map(Some),
+        Verb::Config(args) => cmd::config::run(args, config_root).map(Some),
+        Verb::InternalDocs(args) => cmd::docs::run(args).map(Some),
+        _ => Ok(None),
     }
+}
+
+fn run(verb: Verb, target: &Target, terminal: &Terminal, argv: &[OsString]) -> Result<u8> {
+    // What makes no sense is refused before anybody is asked for anything.
+    if let Verb::Rebase(args) = &verb {
+        args.request()?;
+    }
+    let progress = verb.following().and_then(|f| f.progress_fd).map(fd::inherited).transpose()?.map(Arc::new);
     if matches!(target, Target::Direct(..)) && !rustix::process::geteuid().is_root() {
         let words: Vec<_> = argv.iter().skip(1).map(|a| a.to_string_lossy()).collect();
         return Err(Error::new(ErrorKind::NotAuthorized, "--direct changes the host itself and needs root")
             .hint(format!("sudo osctl {}", words.join(" ")))
             .into());
     }
+    if let Target::Direct(roots, _) = target
+        && roots.sysroot == Path::new("/")
+    {
+        // Before there are threads. Where it is not allowed, reading still is; who wants to write is told then.
+        let _ = mounts::unshare();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.doing("starting the runtime")?;
     let code = runtime.block_on(async {
         let client = Client::connect(target, "osctl").await?;
-        let session = Session { client, terminal: terminal.clone() };
+        let session = Session { client, terminal: terminal.clone(), progress };
         let code = dispatch(verb, &session).await;
-        session.client.close().await;
+        // Who left does not wait for what was left.
+        if !matches!(code, Ok(exit::DETACHED)) {
+            session.client.close().await;
+        }
         code
     });
     // The engine has drained, the answer is known: nothing that is left may keep the person waiting.

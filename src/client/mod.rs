@@ -219,14 +219,22 @@ impl Client {
         let mut signals =
             zbus::MessageStream::for_match_rule(rule, &self.connection, None).await.map_err(failure)?;
         let mut away: Option<tokio::time::Instant> = None;
+        let mut known = false;
         loop {
             match self.job(id).await {
                 Ok(job) => {
-                    away = None;
+                    (away, known) = (None, true);
                     seen(&job);
                     if job.state.is_final() {
                         return Ok(job);
                     }
+                }
+                // We may have started a daemon that has not read its history yet. One that has knows all jobs.
+                Err(Failure::Refused(error)) if !known && away.is_none() => {
+                    if !self.status().await?.jobs.iter().any(|j| j.id == id) {
+                        return Err(error.into());
+                    }
+                    known = true;
                 }
                 // A restarting daemon has no name first, and then not all its history.
                 Err(Failure::NoDaemon(_) | Failure::Refused(_))

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::Instant;
+use zbus::fdo::NameOwnerChanged;
 
 #[derive(Debug)]
 pub(super) struct Idle {
@@ -25,18 +26,31 @@ impl Idle {
         self.since = Instant::now();
     }
 
-    /// Sees a message: calls keep us, and their senders with them.
+    /// Sees a message: calls keep us, and their senders with them until the bus says that they are gone.
+    ///
+    /// Both have to come from one stream, in the order of the bus: a client whose end is seen before its call would be
+    /// a client for ever.
     pub fn message(&mut self, message: &zbus::Message) {
-        if message.message_type() == zbus::message::Type::MethodCall {
-            if let Some(sender) = message.header().sender() {
-                self.clients.insert(sender.to_string());
+        match message.message_type() {
+            zbus::message::Type::MethodCall => {
+                if let Some(sender) = message.header().sender() {
+                    self.clients.insert(sender.to_string());
+                }
+                self.touch();
             }
-            self.touch();
+            zbus::message::Type::Signal => {
+                if let Some(change) = NameOwnerChanged::from_message(message.clone())
+                    && let Ok(change) = change.args()
+                    && change.new_owner().is_none()
+                {
+                    self.gone(change.name().as_str());
+                }
+            }
+            _ => {}
         }
     }
 
-    /// A name has left the bus.
-    pub fn gone(&mut self, name: &str) {
+    fn gone(&mut self, name: &str) {
         if self.clients.remove(name) {
             self.touch();
         }
@@ -57,6 +71,17 @@ mod tests {
 
     async fn elapses(idle: &Idle, within: u64) -> bool {
         tokio::time::timeout(Duration::from_millis(within), idle.elapsed()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn the_bus_says_who_has_left() {
+        let mut idle = Idle::new(Some(Duration::from_millis(10)));
+        let call = zbus::Message::method_call("/", "Ping").unwrap();
+        idle.message(&call.sender(":1.7").unwrap().build(&()).unwrap());
+        let left = zbus::Message::signal("/org/freedesktop/DBus", "org.freedesktop.DBus", "NameOwnerChanged");
+        let left = left.unwrap().sender("org.freedesktop.DBus").unwrap();
+        idle.message(&left.build(&(":1.7", ":1.7", "")).unwrap());
+        assert!(elapses(&idle, 5_000).await);
     }
 
     #[tokio::test]

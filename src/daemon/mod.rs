@@ -102,6 +102,7 @@ pub async fn run(args: Args, failpoints: Failpoints) -> Result<()> {
     let connection = service.connection().clone();
     // From here on every message of the bus is seen: the stream also tells when the bus goes away.
     let mut messages = zbus::MessageStream::from(&connection);
+    watch_clients(&connection).await?;
     own_name(&connection).await?;
     // Only the owner of the name touches the disk.
     let handle = args.roots.engine(failpoints);
@@ -109,8 +110,6 @@ pub async fn run(args: Args, failpoints: Failpoints) -> Result<()> {
     notify(&[NotifyState::Ready, NotifyState::Status("Serving org.osctl1".into())]);
     tracing::info!(name = NAME, sysroot = %args.roots.sysroot.display(), "serving");
 
-    let bus = zbus::fdo::DBusProxy::new(&connection).await.doing("talking to the bus")?;
-    let mut owners = bus.receive_name_owner_changed().await.doing("watching clients")?;
     let mut idle = Idle::new(args.idle_exit.map(Duration::from_secs));
     let end = loop {
         tokio::select! {
@@ -123,10 +122,6 @@ pub async fn run(args: Args, failpoints: Failpoints) -> Result<()> {
                     break End::BusLost;
                 }
                 None => break End::BusLost,
-            },
-            Some(change) = owners.next() => if let Ok(change) = change.args()
-                && change.new_owner().is_none() {
-                idle.gone(change.name().as_str());
             },
             () = idle.elapsed() => if !service.busy() { break End::Idle } else { idle.touch() },
         }
@@ -175,6 +170,20 @@ async fn connect(args: &Args) -> Result<Service> {
     .doing(what)
 }
 
+/// Lets the bus tell who leaves it. The signals come in the stream of all messages, in order with the calls.
+async fn watch_clients(connection: &zbus::Connection) -> Result<()> {
+    let watching = "watching clients";
+    let bus = zbus::fdo::DBusProxy::new(connection).await.doing(watching)?;
+    let rule = zbus::MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .sender("org.freedesktop.DBus")
+        .and_then(|r| r.interface("org.freedesktop.DBus"))
+        .and_then(|r| r.member("NameOwnerChanged"))
+        .doing(watching)?
+        .build();
+    bus.add_match_rule(rule).await.doing(watching)
+}
+
 async fn own_name(connection: &zbus::Connection) -> Result<()> {
     let taken = || {
         Error::new(ErrorKind::Conflict, format!("another osctld owns {NAME} on this bus"))
@@ -203,16 +212,7 @@ async fn leave(end: &End, connection: &zbus::Connection, service: &Service, hand
     while *end == End::Idle && service.busy() {
         tokio::time::sleep(STRAGGLERS).await;
     }
-    for job in handle.status().jobs.iter().filter(|j| j.cancelable()) {
-        if let Err(error) = handle.cancel(&job.id).await {
-            tracing::info!(job = %job.id, error = %error.chain(), "not cancelled");
-        }
-    }
-    match tokio::time::timeout(DRAIN, handle.drain()).await {
-        Ok(drained) => drained?,
-        // Safe: what a killed job leaves behind is recovered at the next start.
-        Err(_) => tracing::warn!(seconds = DRAIN.as_secs(), "leaving in the middle of a job"),
-    }
+    drain(handle).await?;
     match end {
         End::Told | End::Idle => Ok(()),
         End::BusLost => Err(Error::new(ErrorKind::Interrupted, "the connection to the bus is lost")
@@ -220,9 +220,66 @@ async fn leave(end: &End, connection: &zbus::Connection, service: &Service, hand
     }
 }
 
+/// Waits for the running job: for ever where it writes the boot entries, and else for a while only.
+async fn drain(handle: &Handle) -> Result<()> {
+    let drained = handle.drain();
+    tokio::pin!(drained);
+    loop {
+        match tokio::time::timeout(DRAIN, &mut drained).await {
+            Ok(drained) => return drained,
+            Err(_) if handle.status().jobs.iter().any(|j| j.point_of_no_return && !j.state.is_final()) => {
+                tracing::info!("waiting for a job that is past its point of no return");
+            }
+            // Safe: what a killed job leaves behind is recovered at the next start.
+            Err(_) => {
+                tracing::warn!(seconds = DRAIN.as_secs(), "leaving in the middle of a job");
+                return Ok(());
+            }
+        }
+    }
+}
+
 fn notify(state: &[NotifyState]) {
     // Without NOTIFY_SOCKET this does nothing.
     if let Err(error) = libsystemd::daemon::notify(false, state) {
         tracing::debug!(%error, "notifying systemd");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::actor::Command;
+    use crate::model::job::{Event, Initiator, Job};
+    use crate::model::status::Status;
+    use std::sync::Arc;
+    use tokio::sync::{mpsc, watch};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_has_an_end_but_never_in_the_middle_of_the_boot_entries() {
+        let mut job = Job::new("1".into(), "upgrade", Initiator::default(), 1);
+        job.apply(&Event::Started { at: 1 });
+        let status = |job: &Job| Arc::new(Status { jobs: vec![job.clone()], ..Status::initializing() });
+        let (commands, mut inbox) = mpsc::channel(1);
+        let (publish, watch) = watch::channel(status(&job));
+        let handle = Handle::from_parts(commands, watch);
+        let (asked, mut asked_for) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Command::Drain { reply }) = inbox.recv().await {
+                asked.send(reply).unwrap();
+            }
+        });
+        let start = tokio::time::Instant::now();
+        drain(&handle).await.unwrap();
+        assert!(start.elapsed() < 2 * DRAIN, "a job that hangs is left");
+
+        job.apply(&Event::PointOfNoReturn);
+        publish.send_replace(status(&job));
+        let waiting = drain(&handle);
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(20 * DRAIN, &mut waiting).await.is_err(), "it is waited for");
+        let _ = asked_for.recv().await.unwrap();
+        asked_for.recv().await.unwrap().send(()).unwrap();
+        waiting.await.unwrap();
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
-use crate::model::request::{Options, Request};
+use crate::model::request::{Options, Request, stateroot};
 use crate::model::status::{Deployment, Outcome};
-use crate::model::{Error, ErrorKind, Result};
+use crate::model::{Error, ErrorKind, Result, kargs as karg};
 use std::collections::HashMap;
 use zbus::zvariant::{OwnedValue, Value};
 
@@ -12,6 +12,14 @@ use zbus::zvariant::{OwnedValue, Value};
 pub type Dict = HashMap<String, OwnedValue>;
 /// A dictionary as it goes out.
 pub type Out = HashMap<String, Value<'static>>;
+
+/// The longest text that an option or an argument can have: a path's length. Whoever may call may be anybody, and what
+/// is refused stands in the answer, escaped, where the bus has a limit of its own and drops who exceeds it.
+pub const TEXT_LIMIT: usize = 4096;
+/// The longest label. It is kept with the job.
+const LABEL_LIMIT: usize = 128;
+/// The most kernel arguments. Together they are as long as one text at most: more than most kernels take.
+const KARGS_LIMIT: usize = 256;
 
 /// Options that every method takes: labels for people, which decide nothing.
 const LABELS: &[&str] = &["client-id", "cmdline"];
@@ -99,6 +107,12 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
     keys.sort();
     for key in keys {
         let value = &dict[key];
+        if key.len() > LABEL_LIMIT {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("unknown option with a name of {} bytes", key.len()),
+            ));
+        }
         if !verb.knows(key) {
             return Err(if LATER.contains(&key.as_str()) {
                 Error::new(ErrorKind::Unsupported, format!("option {key:?} is not supported in this version"))
@@ -117,9 +131,9 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
             "replace-staged" => o.replace_staged = boolean(key, value)?,
             "allow-rejected" => o.allow_rejected = boolean(key, value)?,
             "drop-var" => o.drop_var = boolean(key, value)?,
-            "kargs" => o.kargs = strings(key, value)?,
-            "stateroot" => o.stateroot = Some(string(key, value)?),
-            "client-id" => out.client_id = string(key, value)?,
+            "kargs" => o.kargs = kernel_arguments(key, value)?,
+            "stateroot" => o.stateroot = Some(stateroot(&string(key, value)?)?),
+            "client-id" => out.client_id = label(key, value)?,
             "cmdline" => drop(string(key, value)?),
             "reject" => out.reject = Some(boolean(key, value)?),
             "active" => out.active = Some(boolean(key, value)?),
@@ -134,15 +148,9 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
 /// Encodes options for the bus; what is left at its default is left out.
 pub fn encode(options: &Options) -> Out {
     let mut out = Out::new();
-    let flags = [
-        ("download-only", options.download_only),
-        ("dry-run", options.dry_run),
-        ("allow-downgrade", options.allow_downgrade),
-        ("replace-staged", options.replace_staged),
-        ("allow-rejected", options.allow_rejected),
-        ("drop-var", options.drop_var),
-    ];
-    out.extend(flags.iter().filter(|(_, on)| *on).map(|(k, _)| ((*k).to_owned(), Value::from(true))));
+    out.extend(
+        flags(options).iter().filter(|(_, on)| *on).map(|(k, _)| ((*k).to_owned(), Value::from(true))),
+    );
     if options.no_wait {
         out.insert("queue".into(), Value::from("fail"));
     }
@@ -156,6 +164,17 @@ pub fn encode(options: &Options) -> Out {
         out.insert("stateroot".into(), Value::from(stateroot.clone()));
     }
     out
+}
+
+fn flags(options: &Options) -> [(&'static str, bool); 6] {
+    [
+        ("download-only", options.download_only),
+        ("dry-run", options.dry_run),
+        ("allow-downgrade", options.allow_downgrade),
+        ("replace-staged", options.replace_staged),
+        ("allow-rejected", options.allow_rejected),
+        ("drop-var", options.drop_var),
+    ]
 }
 
 fn queue(value: &str) -> Result<bool> {
@@ -179,7 +198,47 @@ fn boolean(key: &str, value: &OwnedValue) -> Result<bool> {
 }
 
 fn string(key: &str, value: &OwnedValue) -> Result<String> {
-    <&str>::try_from(value).map(str::to_owned).map_err(|_| wrong(key, "a string (s)", value))
+    let text = <&str>::try_from(value).map_err(|_| wrong(key, "a string (s)", value))?;
+    short(key, text, TEXT_LIMIT)?;
+    Ok(text.to_owned())
+}
+
+/// Refuses a text that is too long, without repeating it.
+fn short(key: &str, text: &str, limit: usize) -> Result<()> {
+    if text.len() <= limit {
+        return Ok(());
+    }
+    let why = format!("option {key:?} has {} bytes, and can have {limit}", text.len());
+    Err(Error::new(ErrorKind::InvalidArgument, why).detail("key", key))
+}
+
+/// A text that people see and that is kept.
+fn label(key: &str, value: &OwnedValue) -> Result<String> {
+    let text = string(key, value)?;
+    short(key, &text, LABEL_LIMIT)?;
+    if text.chars().any(char::is_control) {
+        let why = format!("option {key:?} holds a control character");
+        return Err(Error::new(ErrorKind::InvalidArgument, why).detail("key", key));
+    }
+    Ok(text)
+}
+
+fn kernel_arguments(key: &str, value: &OwnedValue) -> Result<Vec<String>> {
+    let args = strings(key, value)?;
+    if args.len() > KARGS_LIMIT {
+        let why = format!("option {key:?} has {} entries, and can have {KARGS_LIMIT}", args.len());
+        return Err(Error::new(ErrorKind::InvalidArgument, why).detail("key", key));
+    }
+    short(key, &args.concat(), TEXT_LIMIT)?;
+    for arg in &args {
+        karg::form(arg).map_err(|refused| {
+            let error =
+                Error::new(ErrorKind::InvalidArgument, format!("option {key:?}: {}", refused.message));
+            let error = error.detail("key", key);
+            if let Some(hint) = refused.hint { error.hint(hint) } else { error }
+        })?;
+    }
+    Ok(args)
 }
 
 fn strings(key: &str, value: &OwnedValue) -> Result<Vec<String>> {
@@ -198,9 +257,17 @@ pub fn details(request: &Request) -> HashMap<&'static str, String> {
     if let Request::Pin { deployment, .. } = request {
         out.insert("deployment", deployment.clone());
     }
-    if let Some(digest) = request.options().and_then(|o| o.require_digest.as_ref()) {
+    let Some(options) = request.options() else { return out };
+    if let Some(digest) = &options.require_digest {
         out.insert("digest", digest.to_string());
     }
+    if !options.kargs.is_empty() {
+        out.insert("kargs", options.kargs.join(" "));
+    }
+    if let Some(stateroot) = &options.stateroot {
+        out.insert("stateroot", stateroot.clone());
+    }
+    out.extend(flags(options).into_iter().filter(|(_, on)| *on).map(|(key, _)| (key, "true".to_owned())));
     out
 }
 
@@ -322,7 +389,7 @@ pub fn kargs(deployment: &Deployment) -> Vec<Out> {
     deployment.derivation.kargs.iter().map(one).collect()
 }
 
-/// Reads an image reference of a caller.
+/// Reads an image reference of a caller. It limits its length itself.
 pub fn image(text: &str) -> Result<ImageRef> {
     text.parse()
 }
@@ -388,6 +455,76 @@ mod tests {
             assert_eq!((error.kind, error.to_string().as_str()), (kind, message));
             assert_eq!(error.details.get("key").map(String::as_str), Some(key));
         }
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_refused_and_not_repeated() {
+        let huge = "\u{1}".repeat(8 << 20);
+        let long = "x".repeat(129);
+        let many = vec!["quiet"; 257];
+        let mut errors: Vec<_> = [
+            (Verb::Upgrade, "require-digest", Value::from(huge.clone())),
+            (Verb::Upgrade, "queue", Value::from(huge.clone())),
+            (Verb::Upgrade, "cmdline", Value::from(huge.clone())),
+            (Verb::Upgrade, "client-id", Value::from(long)),
+            (Verb::Rebase, "stateroot", Value::from(huge.clone())),
+            (Verb::Rebase, "kargs", Value::from(vec![huge.clone()])),
+            (Verb::Rebase, "kargs", Value::from(many)),
+        ]
+        .into_iter()
+        .map(|(verb, key, value)| decode(verb, &dict(&[(key, value)])).expect_err(key))
+        .collect();
+        errors.push(decode(Verb::Upgrade, &dict(&[(&huge, true.into())])).unwrap_err());
+        errors.push(image(&huge).unwrap_err());
+        for error in errors {
+            assert_eq!(error.kind, ErrorKind::InvalidArgument);
+            let details: usize = error.details.values().map(String::len).sum();
+            assert!(error.chain().len() + details < 300, "{}", &error.chain()[..300]);
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_checked_before_anything_is_queued() {
+        let bad: [(&str, Value<'static>); 6] = [
+            ("client-id", "red\x1b[31m".into()),
+            ("client-id", "two\nlines".into()),
+            ("stateroot", "../etc".into()),
+            ("stateroot", "".into()),
+            ("kargs", Value::from(vec!["a b"])),
+            ("kargs", Value::from(vec!["init=/bin/sh\nlinux"])),
+        ];
+        for (key, value) in bad {
+            let error = decode(Verb::Rebase, &dict(&[(key, value)])).expect_err(key);
+            assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
+        }
+        let good =
+            dict(&[("stateroot", "my_os-1.0".into()), ("kargs", Value::from(vec!["a=\"b c\"", "quiet"]))]);
+        assert_eq!(decode(Verb::Rebase, &good).unwrap().options.kargs.len(), 2);
+    }
+
+    #[test]
+    fn a_polkit_rule_sees_all_that_decides() {
+        let options = Options {
+            drop_var: true,
+            allow_rejected: true,
+            kargs: vec!["quiet".into(), "ro".into()],
+            stateroot: Some("os".into()),
+            ..Options::default()
+        };
+        let image = "oci:/x".parse().unwrap();
+        let found = details(&Request::Rebase { image, options });
+        for (key, value) in [
+            ("verb", "rebase"),
+            ("image", "oci:/x"),
+            ("transport", "oci:"),
+            ("kargs", "quiet ro"),
+            ("stateroot", "os"),
+            ("drop-var", "true"),
+            ("allow-rejected", "true"),
+        ] {
+            assert_eq!(found.get(key).map(String::as_str), Some(value), "{key}");
+        }
+        assert_eq!(found.len(), 7, "what is not asked for is not there: {found:?}");
     }
 
     #[test]

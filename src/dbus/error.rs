@@ -22,10 +22,23 @@ pub fn name(kind: ErrorKind) -> String {
     format!("{PREFIX}{}", kind.name())
 }
 
+/// The longest line of an answer. Messages quote what callers and registries say, and a bus drops who sends too much.
+const LINE_LIMIT: usize = 16 << 10;
+
 /// The message on one line and, if there is one, the hint on the next.
 pub fn text(message: &str, hint: &str) -> String {
-    let message = message.trim_end().replace('\n', "; ");
-    if hint.is_empty() { message } else { format!("{message}\n{}", hint.replace('\n', "; ")) }
+    let message = line(message);
+    if hint.is_empty() { message } else { format!("{message}\n{}", line(hint)) }
+}
+
+fn line(text: &str) -> String {
+    let text = text.trim_end();
+    let end = (0..=LINE_LIMIT.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let mut line = text[..end].replace('\n', "; ");
+    if end < text.len() {
+        line.push_str(&format!("... ({} more bytes)", text.len() - end));
+    }
+    line
 }
 
 /// The error that a name and a text of ours stand for. Foreign names are `Internal` (`fdo` access
@@ -37,7 +50,9 @@ pub fn parse(name: &str, text: &str) -> Error {
             "org.freedesktop.DBus.Error.AccessDenied" | "org.freedesktop.DBus.Error.AuthFailed" => {
                 ErrorKind::NotAuthorized
             }
-            "org.freedesktop.DBus.Error.InvalidArgs"
+            // zbus itself answers so where the body of a call has other types than the method.
+            "org.freedesktop.zbus.Error"
+            | "org.freedesktop.DBus.Error.InvalidArgs"
             | "org.freedesktop.DBus.Error.UnknownObject"
             | "org.freedesktop.DBus.Error.UnknownInterface" => ErrorKind::InvalidArgument,
             "org.freedesktop.DBus.Error.UnknownMethod" => ErrorKind::Unsupported,
@@ -73,6 +88,22 @@ impl zbus::DBusError for Reply {
 mod tests {
     use super::*;
     use zbus::DBusError as _;
+
+    #[test]
+    fn a_line_has_an_end() {
+        let text = text(&"é\n".repeat(1 << 20), &"x".repeat(1 << 20));
+        assert!(text.len() < 2 * LINE_LIMIT * 2, "{}", text.len());
+        assert_eq!(text.matches("more bytes)").count(), 2);
+        assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn wrong_types_are_a_mistake_of_the_caller() {
+        assert_eq!(
+            parse("org.freedesktop.zbus.Error", "Signature mismatch").kind,
+            ErrorKind::InvalidArgument
+        );
+    }
 
     #[test]
     fn every_kind_has_a_name_of_its_own_and_comes_back() {

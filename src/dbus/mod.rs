@@ -25,14 +25,14 @@ pub use service::Service;
 /// The well-known name.
 pub const NAME: &str = "org.osctl1";
 
-/// The action of what anybody may read.
-const STATUS: &[&str] = &["org.osctl1.status"];
+/// What reading needs: nothing. It works without polkit, and what is shown holds no secret.
+const FREE: &[&str] = &[];
 
 /// Every method with the polkit actions that calling it can need.
 ///
-/// `org.osctl1.status` is granted to everybody. What a request needs in full depends on its options
+/// What a request needs in full depends on its options
 /// ([`crate::model::request::Request::actions`]); here stands the union, for documentation and for the
-/// test that no method is without one.
+/// test that no method is forgotten.
 pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ("org.osctl1.Manager", "Check", &["org.osctl1.check"]),
     (
@@ -47,8 +47,8 @@ pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ),
     ("org.osctl1.Manager", "Reconcile", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "Rollback", &["org.osctl1.rollback"]),
-    ("org.osctl1.Manager", "Describe", STATUS),
-    ("org.osctl1.Manager", "ListJobs", STATUS),
+    ("org.osctl1.Manager", "Describe", FREE),
+    ("org.osctl1.Manager", "ListJobs", FREE),
     ("org.osctl1.Manager", "Reload", &["org.osctl1.manage"]),
     ("org.osctl1.Job", "Cancel", &["org.osctl1.cancel"]),
     ("org.osctl1.Deployment", "SetPinned", &["org.osctl1.manage"]),

@@ -9,7 +9,7 @@ use crate::engine::Handle;
 use crate::model::job::Job;
 use crate::model::status::Status;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -77,22 +77,23 @@ impl Publisher {
     async fn publish(&mut self, new: &Arc<Status>) -> zbus::Result<()> {
         let old = self.shared.published.borrow().clone();
         let root = SignalEmitter::new(&self.connection, path::ROOT)?.into_owned();
-        // What was on disk when the daemon started is history: it appears, but did not just happen.
-        let history = old.status.state == Status::INITIALIZING;
+        // Jobs that had ended when the daemon started are history: they appear, but did not just happen. One that has
+        // not ended came with the call that started us.
+        let first = old.status.state == Status::INITIALIZING;
+        let history: HashSet<&str> =
+            new.jobs.iter().filter(|j| first && j.state.is_final()).map(|j| j.id.as_str()).collect();
 
         let (came, gone) = self.objects(new).await?;
         let generation = old.generation + u64::from(lifecycle(&old.status, new));
         self.shared.published.send_replace(Published { status: new.clone(), generation });
 
-        if !history {
-            for id in &came {
-                Manager::job_added(&root, path::job(id)).await?;
-            }
+        for id in came.iter().filter(|id| !history.contains(id.as_str())) {
+            Manager::job_added(&root, path::job(id)).await?;
         }
         changes::<Manager>(&self.connection, path::ROOT, &mut self.manager).await?;
         for job in &new.jobs {
             let before = old.status.jobs.iter().find(|j| j.id == job.id);
-            if !history && before != Some(job) {
+            if !history.contains(job.id.as_str()) && before != Some(job) {
                 signals(&self.connection, before, job).await?;
             }
         }

@@ -25,6 +25,11 @@ struct Bus {
 
 impl Bus {
     fn start() -> Bus {
+        Bus::with("")
+    }
+
+    /// A bus with more lines in its configuration.
+    fn with(more: &str) -> Bus {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -33,7 +38,7 @@ impl Bus {
             "<busconfig><type>session</type><listen>unix:path={}/bus</listen><auth>EXTERNAL</auth>\
              <policy context=\"default\"><allow user=\"*\"/><allow send_destination=\"*\" eavesdrop=\"true\"/>\
              <allow eavesdrop=\"true\"/>\
-             <allow own=\"*\"/></policy></busconfig>",
+             <allow own=\"*\"/></policy>{more}</busconfig>",
             dir.path().display()
         );
         std::fs::write(&config, text).unwrap();
@@ -143,8 +148,12 @@ impl Engine {
     }
 
     async fn serve(&self, bus: &Bus) -> zbus::Connection {
+        self.serve_as(bus, Authority::OwnUid).await
+    }
+
+    async fn serve_as(&self, bus: &Bus, authority: Authority) -> zbus::Connection {
         let builder = zbus::connection::Builder::address(bus.address.as_str()).unwrap();
-        let service = Service::connect(builder, Authority::OwnUid).await.unwrap();
+        let service = Service::connect(builder, authority).await.unwrap();
         let connection = service.connection().clone();
         connection.request_name(NAME).await.unwrap();
         service.attach(self.handle.clone());
@@ -222,6 +231,9 @@ fn interface<'x>(xml: &'x str, name: &str) -> &'x str {
     &xml[start..start + end]
 }
 
+/// The methods that change nothing, and that anybody may call.
+const READS: &[&str] = &["Describe", "ListJobs"];
+
 #[tokio::test]
 async fn the_xml_is_what_introspect_answers_and_every_method_has_an_action() {
     let bus = Bus::start();
@@ -247,7 +259,9 @@ async fn the_xml_is_what_introspect_answers_and_every_method_has_an_action() {
         let interface = interface(&answer, &name);
         let methods: Vec<&str> =
             interface.split("<method name=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
-        let listed = |m: &str| ACTIONS.iter().any(|(i, n, a)| *i == name && *n == m && !a.is_empty());
+        let listed = |m: &str| {
+            ACTIONS.iter().any(|(i, n, a)| *i == name && *n == m && (!a.is_empty() || READS.contains(&m)))
+        };
         assert!(methods.iter().all(|m| listed(m)), "{name}: a method of {methods:?} is not in ACTIONS");
         assert_eq!(ACTIONS.iter().filter(|(i, ..)| *i == name).count(), methods.len(), "{name}");
 
@@ -322,17 +336,17 @@ async fn progress_is_sent_at_most_five_times_a_second() {
     engine.apply(&id, &Event::Step(Step::PullLayers));
     let listener = bus.connect().await;
     let mut signals = signals(&listener).await;
+    let start = tokio::time::Instant::now();
     for done in 1..=100 {
         engine.apply(&id, &Event::Bytes { done, total: 200 });
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let start = tokio::time::Instant::now();
     engine.apply(&id, &done("Staged."));
     let seen = until(&mut signals, "Completed").await;
-    assert!(start.elapsed() < Duration::from_millis(150), "the end does not wait for the period");
-    let changes = members(&seen).iter().filter(|m| *m == "PropertiesChanged").count();
-    // 1 s of progress, the end, and Manager's properties.
-    assert!((4..=9).contains(&changes), "{changes} changes");
+    let most = start.elapsed().as_millis() / 200 + 4;
+    let changes = members(&seen).iter().filter(|m| *m == "PropertiesChanged").count() as u128;
+    // Beside progress: its first, its last, the end, and Manager's properties.
+    assert!((4..=most).contains(&changes), "{changes} changes, {most} at the most");
 }
 
 #[tokio::test]
@@ -401,6 +415,131 @@ async fn busctl_reads_calls_and_is_refused_as_everybody() {
         let (ok, text) = call(Some(65_534), &["Describe"]).await;
         assert!(ok && text.contains("os-abc.0"), "reading is free: {text}");
     }
+}
+
+#[tokio::test]
+async fn nobody_can_make_the_bus_drop_the_daemon_with_a_long_text() {
+    // What dbus-daemon allows on the system bus.
+    let bus = Bus::with("<limit name=\"max_message_size\">33554432</limit>");
+    let engine = Engine::start();
+    let server = engine.serve(&bus).await;
+    let connection = bus.connect().await;
+    let huge = "\u{1}".repeat(8 << 20);
+    let empty = convert::Out::new();
+    let with = |key: &str, value: &str| convert::Out::from([(key.to_owned(), value.to_owned().into())]);
+    let call = async |method: &str, body: &(&str, convert::Out)| {
+        let error = match method {
+            "Rebase" => {
+                connection.call_method(Some(NAME), path::ROOT, Some("org.osctl1.Manager"), method, body).await
+            }
+            _ => {
+                connection
+                    .call_method(Some(NAME), path::ROOT, Some("org.osctl1.Manager"), method, &body.1)
+                    .await
+            }
+        };
+        let Err(zbus::Error::MethodError(name, ..)) = error else { panic!("{method} took it") };
+        assert_eq!(name.as_str(), "org.osctl1.Error.InvalidArgument");
+    };
+    call("Rebase", &(&huge, empty)).await;
+    call("Upgrade", &("", with("require-digest", &huge))).await;
+    call("Upgrade", &("", with(&huge, "x"))).await;
+    call("ListJobs", &("", with("active", &huge))).await;
+    assert!(engine.requests.lock().unwrap().is_empty());
+    server
+        .call_method(Some("org.freedesktop.DBus"), "/", Some("org.freedesktop.DBus.Peer"), "Ping", &())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn root_needs_no_healthy_polkit() {
+    let services = tempfile::tempdir().unwrap();
+    let broken = "[D-BUS Service]\nName=org.freedesktop.PolicyKit1\nExec=/bin/false\n";
+    std::fs::write(services.path().join("org.freedesktop.PolicyKit1.service"), broken).unwrap();
+    let bus = Bus::with(&format!("<servicedir>{}</servicedir>", services.path().display()));
+    let engine = Engine::start();
+    let _server = engine.serve_as(&bus, Authority::Polkit).await;
+    let upgrade = ["call", NAME, path::ROOT, "org.osctl1.Manager", "Upgrade", "a{sv}", "0"];
+    let (ok, text) = bus.busctl(None, &upgrade).await;
+    if rustix::process::geteuid().is_root() {
+        assert!(ok, "{text}");
+        let (ok, text) = bus.busctl(Some(65_534), &upgrade).await;
+        assert!(!ok && text.contains("asking polkit about org.osctl1.upgrade"), "{text}");
+        assert_eq!(engine.requests.lock().unwrap().len(), 1);
+    } else {
+        assert!(!ok && text.contains("asking polkit about org.osctl1.upgrade"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_job_of_the_call_that_starts_the_daemon_is_announced_and_those_of_before_are_not() {
+    let bus = Bus::start();
+    let engine = Engine::start();
+    engine.change(|s| {
+        let mut old = Job::new("old".into(), "upgrade", Default::default(), 1);
+        old.apply(&done("Staged 1."));
+        let new = Job::new("new".into(), "upgrade", Default::default(), 2);
+        s.jobs = vec![new, old];
+    });
+    let listener = bus.connect().await;
+    let mut signals = signals(&listener).await;
+    let _server = engine.serve(&bus).await;
+    let seen = until(&mut signals, "JobAdded").await;
+    let added: zbus::zvariant::OwnedObjectPath = seen.last().unwrap().body().deserialize().unwrap();
+    assert_eq!(added, path::job("new"));
+    let client = bus.client().await;
+    assert_eq!(client.job("old").await.unwrap().state, State::Succeeded, "it is there all the same");
+    engine.apply("new", &done("Staged 2."));
+    let seen = until(&mut signals, "Completed").await;
+    let added = members(&seen).iter().filter(|m| *m == "JobAdded").count();
+    assert_eq!(
+        (added, seen.last().unwrap().header().path().unwrap().as_str()),
+        (0, path::job("new").as_str())
+    );
+}
+
+#[tokio::test]
+async fn a_call_with_other_types_is_a_mistake_of_the_caller() {
+    let bus = Bus::start();
+    let engine = Engine::start();
+    let _server = engine.serve(&bus).await;
+    let connection = bus.connect().await;
+    let call =
+        connection.call_method(Some(NAME), path::ROOT, Some("org.osctl1.Manager"), "Upgrade", &(7u32,));
+    let Err(zbus::Error::MethodError(name, text, _)) = call.await else { panic!("it was taken") };
+    assert_eq!(error::parse(&name, &text.unwrap()).kind, ErrorKind::InvalidArgument, "{name}");
+}
+
+#[tokio::test]
+async fn following_a_job_that_there_is_not_fails_at_once() {
+    let bus = Bus::start();
+    let engine = Engine::start();
+    let server = engine.serve(&bus).await;
+    let client = bus.client().await;
+    let start = tokio::time::Instant::now();
+    let Err(Failure::Refused(error)) = client.follow("2f1c8c3e", |_| {}).await else { panic!("no such job") };
+    assert_eq!(error.to_string(), "there is no job 2f1c8c3e");
+    assert!(start.elapsed() < Duration::from_secs(5));
+
+    // A daemon that is still loading does not know its history yet.
+    server.close().await.unwrap();
+    engine.change(|s| {
+        s.state = Status::INITIALIZING.into();
+        s.jobs.clear();
+    });
+    let _server = engine.serve(&bus).await;
+    let loading = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        engine.change(|s| {
+            let mut old = Job::new("old".into(), "upgrade", Default::default(), 1);
+            old.apply(&done("Staged 1."));
+            s.jobs.push(old);
+            s.state = "idle".into();
+        });
+    };
+    let (job, ()) = tokio::join!(client.follow("old", |_| {}), loading);
+    assert_eq!(job.unwrap().state, State::Succeeded);
 }
 
 #[tokio::test]
@@ -523,6 +662,22 @@ async fn an_idle_daemon_leaves_when_its_last_client_has_left() {
     drop(client);
     tokio::time::timeout(Duration::from_secs(10), daemon).await.unwrap().unwrap().unwrap();
     owned(&bus, false).await;
+}
+
+#[tokio::test]
+async fn clients_that_leave_before_their_answer_keep_no_daemon() {
+    let bus = Bus::start();
+    let daemon = daemon(&bus, &["--idle-exit", "1"]);
+    owned(&bus, true).await;
+    for _ in 0..50 {
+        let connection = bus.connect().await;
+        let call = zbus::Message::method_call(path::ROOT, "Describe").unwrap();
+        let call =
+            call.destination(NAME).unwrap().interface("org.osctl1.Manager").unwrap().build(&()).unwrap();
+        connection.send(&call).await.unwrap();
+        connection.close().await.unwrap();
+    }
+    tokio::time::timeout(Duration::from_secs(10), daemon).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -287,10 +287,8 @@ impl Actor {
                     recovery.cx.cancel();
                 }
                 for waiting in std::mem::take(&mut self.queue) {
-                    let error = Error::new(
-                        ErrorKind::Cancelled,
-                        "osctld is stopping; the running system is unchanged",
-                    );
+                    let error = Error::new(ErrorKind::Interrupted, "osctld stopped before the job had begun")
+                        .hint("run the same command again");
                     self.event(
                         &waiting.id,
                         &Event::Finished { at: now(), outcome: Err(Failure::from(&error)) },

@@ -141,13 +141,37 @@ impl Env {
         let locked = Locked::acquire(cx, &self.layout).await?;
         cx.commit()?;
         let journal = self.journal()?;
-        settle::leftovers(cx, self, &locked, &journal).await?;
+        let booted_anew = settle::leftovers(cx, self, &locked, &journal).await?;
         journal.tidy(history)?;
-        let runs = locked.run(cx, |s, _| Ok(snapshot::read(s)?.runs().cloned())).await?;
-        let Some(runs) = runs else { return Ok(Vec::new()) };
-        // After a boot, also into a rolled back deployment, the tags mean what it was staged with.
-        let problem = |e: Error| format!("bound images of {}: {}", runs.deployment.id, e.chain());
-        Ok(self.show_bound(cx, &runs).await.map_err(problem).err().into_iter().collect())
+        let now = locked.run(cx, |s, _| snapshot::read(s)).await?;
+        let mut problems = Vec::new();
+        if let Some(runs) = now.runs() {
+            // After a boot, also into a rolled back deployment, the tags mean what it was staged with.
+            let shown = self.show_bound(cx, runs).await.err();
+            problems.extend(shown.map(|e| format!("bound images of {}: {}", runs.deployment.id, e.chain())));
+        }
+        if booted_anew {
+            let collected = self.collect_bound(cx, &journal, &now).await.err();
+            problems.extend(collected.map(|e| format!("bound images are not collected: {}", e.chain())));
+        }
+        Ok(problems)
+    }
+
+    /// Removes the bound images that no deployment and no container of the administrator needs.
+    pub async fn collect_bound(&self, cx: &Cx, journal: &Journal, now: &Snapshot) -> Result<()> {
+        let keys: Vec<&str> = now.entries.iter().filter_map(|e| e.origin.bound_set.as_deref()).collect();
+        let mut sets = Vec::new();
+        for key in &keys {
+            let set = bound::recorded(journal.dir(), key)?;
+            // Unknown is not nothing: without its record a deployment may need any image of the store.
+            let lost = || format!("the record bound/{key} is missing; no bound image was removed");
+            sets.push(set.ok_or_else(|| Error::new(ErrorKind::Corrupt, lost()))?);
+        }
+        let store = self.bound_store()?;
+        sets.push(bound::in_use(&self.layout.config_root, store.graph_root())?);
+        bound::collect(cx, &store, &sets).await?;
+        bound::prune_records(journal.dir(), &keys)?;
+        Ok(())
     }
 
     /// Makes the tags of the store mean the bound set of this deployment. Without a network.

@@ -14,7 +14,7 @@ use crate::derive::take::Take;
 use crate::model::image::Digest;
 use crate::model::job::{Event, Failure, Job};
 use crate::model::status::{Outcome, Rejected};
-use crate::model::{Context, ErrorKind, Result};
+use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::fs::{read_optional, remove_durably, write_atomic};
 use cap_std_ext::cap_std::fs::Dir;
 use serde::{Deserialize, Serialize};
@@ -141,10 +141,14 @@ impl Journal {
 
     fn load<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let Some(bytes) = read_optional(&self.dir, name)? else { return Ok(None) };
-        let file: Versioned<T> = serde_json::from_slice(&bytes)
-            .kind(ErrorKind::Corrupt, format!("decoding {name} of the state directory"))?;
+        let file: Versioned<T> = serde_json::from_slice(&bytes).map_err(|e| {
+            let error = Error::new(ErrorKind::Corrupt, format!("{name} in the state directory is damaged"));
+            error
+                .hint(format!("the deployments are not: move ostree/osctl/{name} away, and see osctl status"))
+                .source(e)
+        })?;
         if file.version != 1 {
-            return Err(crate::model::Error::new(
+            return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!("{name} has version {}, this osctld knows 1", file.version),
             )

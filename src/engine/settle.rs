@@ -46,26 +46,29 @@ pub fn end(env: &Env, journal: &Journal, now: &Snapshot, intent: &Intent) -> Res
 }
 
 /// Settles whatever an earlier job, process or boot left. The sysroot is locked.
-pub async fn leftovers(cx: &Cx, env: &Env, locked: &Locked, journal: &Journal) -> Result<()> {
+///
+/// Returns whether what was staged has booted since.
+pub async fn leftovers(cx: &Cx, env: &Env, locked: &Locked, journal: &Journal) -> Result<bool> {
     let now = locked.run(cx, |s, _| snapshot::read(s)).await?;
     if let Some(intent) = journal.intent()? {
         let there = end(env, journal, &now, &intent)?;
         tracing::warn!(job = intent.job, published = there, "settled what an interrupted job left");
     }
-    let Some(pending) = journal.pending()? else { return Ok(()) };
-    let Some(booted) = now.entries.iter().find(|e| e.deployment.booted) else { return Ok(()) };
+    let Some(pending) = journal.pending()? else { return Ok(false) };
+    let Some(booted) = now.entries.iter().find(|e| e.deployment.booted) else { return Ok(false) };
     if pending.intent.boot_id != super::env::boot_id() {
-        let shadowed =
-            if booted.deployment.id == pending.deployment { shadowed(env, booted)? } else { vec![] };
+        let ok = booted.deployment.id == pending.deployment;
+        let shadowed = if ok { shadowed(env, booted)? } else { Vec::new() };
         journal.judge(&pending, &booted.deployment.id, shadowed, super::env::finalize_failure)?;
         give_back(env, &now, pending.intent.etc_of.as_deref(), &pending.intent.all_takes())?;
-        return journal.forget_pending();
+        journal.forget_pending()?;
+        return Ok(ok);
     }
     if now.staged().is_none_or(|s| s.deployment.id != pending.deployment) {
         tracing::info!(deployment = pending.deployment, "another program discarded what was staged");
-        return discard(env, journal, &now);
+        discard(env, journal, &now)?;
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Nothing is expected of the next boot any more.

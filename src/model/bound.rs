@@ -217,7 +217,8 @@ pub(crate) fn registry_reference(text: &str) -> std::result::Result<ImageRef, St
     };
     let reference: ImageRef = text.parse().map_err(|e: Error| match e.to_string().split_once("\" ") {
         Some((_, why)) => format!("{text:?} {why}"),
-        None => format!("{text:?}: {e}"),
+        // What does not repeat the text has a reason.
+        None => e.to_string().trim_start_matches("image ").to_owned(),
     })?;
     if reference.transport != Transport::Registry {
         return Err(format!("{text:?} is not in a registry; only docker:// can be bound"));

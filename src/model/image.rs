@@ -156,9 +156,26 @@ impl ImageRef {
     }
 }
 
+/// The longest reference: that of a path.
+const REFERENCE_LIMIT: usize = 4096;
+
+/// Whether a reference to a registry carries a login. It would end up in origins, logs and status, which all can read.
+fn has_login(reference: &str) -> bool {
+    let path = |t: &Transport| *t != Transport::Registry;
+    if Transport::PREFIXES.iter().any(|(p, t)| path(t) && reference.starts_with(p)) {
+        return false;
+    }
+    reference.split_once('@').is_some_and(|(_, rest)| !rest.starts_with("sha256:") || rest.contains('@'))
+}
+
 impl FromStr for ImageRef {
     type Err = Error;
     fn from_str(s: &str) -> Result<Self> {
+        // Neither of the two is repeated: one is too long to be an answer, the other holds a secret.
+        if s.len() > REFERENCE_LIMIT {
+            let why = format!("image reference has {} bytes, and can have {REFERENCE_LIMIT}", s.len());
+            return Err(Error::new(ErrorKind::InvalidArgument, why));
+        }
         let bad = |why: &str| {
             Err(Error::new(ErrorKind::InvalidArgument, format!("image reference {s:?} {why}"))
                 .hint("for example registry.example.com/os:stable or oci:/path/to/layout"))
@@ -166,6 +183,11 @@ impl FromStr for ImageRef {
         let mut rest = s;
         for prefix in ["ostree-unverified-image:", "ostree-image-signed:"] {
             rest = rest.strip_prefix(prefix).unwrap_or(rest);
+        }
+        if has_login(rest) {
+            let why = "image reference has something else than a digest behind its @, like a login";
+            return Err(Error::new(ErrorKind::InvalidArgument, why)
+                .hint("write logins to a credentials file, see: osctl config explain-auth IMAGE; a digest is sha256:..."));
         }
         if let Some(name) = rest.strip_prefix("ostree-unverified-registry:") {
             return ImageRef::from_str(&format!("docker://{name}"));
@@ -268,6 +290,27 @@ mod tests {
             let error = input.parse::<ImageRef>().expect_err(input);
             assert_eq!(error.kind, ErrorKind::InvalidArgument, "{input}");
         }
+    }
+
+    #[test]
+    fn a_login_is_refused_and_not_repeated() {
+        for input in [
+            "me:hunter2@quay.io/os",
+            "docker://me:hunter2@quay.io/os:1",
+            "https://me:hunter2@quay.io/os",
+            "me:hunter2@@quay.io/os",
+            "ostree-unverified-registry:me:hunter2@quay.io/os",
+            "ostree-remote-registry:x:me:hunter2@quay.io/os",
+            &format!("me:hunter2@quay.io/os@{D}"),
+            &format!("hunter2@sha256:@quay.io/os@{D}"),
+        ] {
+            let error = input.parse::<ImageRef>().expect_err(input);
+            assert_eq!(error.kind, ErrorKind::InvalidArgument, "{input}");
+            assert!(!error.chain().contains("hunter2"), "{error}");
+        }
+        assert!("oci:/srv/me@home".parse::<ImageRef>().is_ok(), "a path is no login");
+        let error = "x".repeat(4097).parse::<ImageRef>().unwrap_err();
+        assert_eq!(error.to_string(), "image reference has 4097 bytes, and can have 4096");
     }
 
     #[test]

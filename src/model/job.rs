@@ -142,13 +142,37 @@ pub struct Failure {
     pub details: BTreeMap<String, String>,
 }
 
+/// More lines nobody reads.
+const MAX_MESSAGES: usize = 100;
+/// Longer texts say nothing more to a person, and travel over the bus at every look.
+const MAX_TEXT: usize = 8 << 10;
+
+/// Text that registries and images may have written, fit for terminals, the bus (which knows no NUL) and the disk.
+///
+/// Line breaks and tabs stay; other control characters become escapes.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len().min(MAX_TEXT));
+    for c in text.chars() {
+        if out.len() >= MAX_TEXT {
+            out.push('…');
+            break;
+        }
+        if c.is_control() && c != '\n' && c != '\t' {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 impl From<&super::error::Error> for Failure {
     fn from(e: &super::error::Error) -> Self {
         Failure {
             kind: e.kind,
-            message: e.chain(),
-            hint: e.advice().unwrap_or_default().to_owned(),
-            details: e.details.clone(),
+            message: printable(&e.chain()),
+            hint: printable(e.advice().unwrap_or_default()),
+            details: e.details.iter().map(|(k, v)| (k.clone(), printable(v))).collect(),
         }
     }
 }
@@ -328,12 +352,17 @@ impl Job {
             Event::Items { done, total, current } => {
                 self.items_done = *done;
                 self.items_total = *total;
-                self.current_item.clone_from(current);
+                self.current_item = printable(current);
                 if self.bytes_total == 0 && *total > 0 {
                     self.raise_within(f64::from(*done) / f64::from(*total));
                 }
             }
-            Event::Message(text) => self.messages.push(text.clone()),
+            Event::Message(text) => {
+                // A flood of notes would be sent anew with every change.
+                if self.messages.len() < MAX_MESSAGES {
+                    self.messages.push(printable(text));
+                }
+            }
             Event::Cancelling => self.state = State::Cancelling,
             Event::PointOfNoReturn => self.point_of_no_return = true,
             Event::Finished { at, outcome } => {
@@ -343,7 +372,11 @@ impl Job {
                     Ok(result) => {
                         self.state = State::Succeeded;
                         self.progress = 1.0;
-                        self.result = Some(result.clone());
+                        self.result = Some(JobResult {
+                            summary: printable(&result.summary),
+                            notes: result.notes.iter().map(|n| printable(n)).collect(),
+                            ..result.clone()
+                        });
                     }
                     Err(failure) => {
                         self.state = match failure.kind {
@@ -389,6 +422,13 @@ fn progress_of(step: Step, fraction: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_from_outside_are_printable_and_short() {
+        assert_eq!(printable("a\0b\x1b]0;x\x07\r\n\u{9b}c"), "a\\u{0}b\\u{1b}]0;x\\u{7}\\r\n\\u{9b}c");
+        assert_eq!(printable(&"x".repeat(MAX_TEXT + 10)).chars().count(), MAX_TEXT + 1);
+    }
+
     use proptest::prelude::*;
 
     fn job() -> Job {

@@ -1,6 +1,7 @@
 //! What a client can ask for. Parsed once, at the edge; everything else derives from it.
 
 use super::image::{Digest, ImageRef};
+use super::{Error, ErrorKind, Result};
 
 /// Options that several requests share.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -26,6 +27,16 @@ pub struct Options {
     pub kargs: Vec<String>,
     /// The stateroot of a first deployment.
     pub stateroot: Option<String>,
+}
+
+/// Checks the name of a stateroot: a directory below `ostree/deploy`, and a part of ref names and boot entries.
+pub fn stateroot(name: &str) -> Result<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.starts_with('.') || name.len() > 255 || !name.chars().all(plain) {
+        let error = Error::new(ErrorKind::InvalidArgument, format!("{name:?} is not a name for a stateroot"));
+        return Err(error.hint("letters, digits, dots, dashes and underscores: --stateroot default"));
+    }
+    Ok(name.to_owned())
 }
 
 /// One request to the engine.
@@ -115,6 +126,16 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stateroot_is_one_plain_word() {
+        for name in ["default", "my_os-1.0", "-x"] {
+            assert_eq!(stateroot(name).unwrap(), name);
+        }
+        for name in ["", ".", "..", ".hidden", "a/b", "a b", "é", &"x".repeat(256)] {
+            assert_eq!(stateroot(name).unwrap_err().kind, ErrorKind::InvalidArgument, "{name}");
+        }
+    }
 
     #[test]
     fn what_an_option_loosens_needs_its_own_action() {

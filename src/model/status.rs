@@ -2,7 +2,7 @@
 //!
 //! The schema is `docs/status.schema.json`. Nothing secret is ever put in here.
 
-use super::bound::BoundSet;
+use super::bound::{BoundSet, Mode};
 use super::image::{Digest, ImageRef};
 use super::job::Job;
 use std::collections::BTreeMap;
@@ -84,12 +84,33 @@ pub struct Deployment {
     pub pinned: bool,
     /// What was derived.
     pub derivation: Derivation,
-    /// What is bound.
+    /// What is bound. Shown without the paths of credentials files, which are nobody's business who only looks.
+    #[serde(serialize_with = "without_auth_files")]
     pub bound_images: BoundSet,
     /// Labels of the image, incl. `org.opencontainers.image.source` and `.revision`.
     pub labels: BTreeMap<String, String>,
     /// Why osctl will not touch this deployment's origin (unknown keys); empty if it is ours to manage.
     pub incompatible: Vec<String>,
+}
+
+fn without_auth_files<S: serde::Serializer>(set: &BoundSet, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Shown<'a> {
+        reference: &'a ImageRef,
+        mode: Mode,
+        tls_verify: Option<bool>,
+        source: &'a str,
+        digest: &'a Digest,
+    }
+    // Named one by one: a field that is added is secret until somebody thinks about it.
+    serializer.collect_seq(set.images.iter().map(|image| Shown {
+        reference: &image.spec.reference,
+        mode: image.spec.mode,
+        tls_verify: image.spec.tls_verify,
+        source: &image.spec.source,
+        digest: &image.digest,
+    }))
 }
 
 /// What the last boot into a new deployment came to.

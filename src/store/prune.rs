@@ -45,11 +45,7 @@ fn unneeded(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<Vec<String>> {
     let derived = repo
         .list_refs_ext(Some(DERIVED), ostree::RepoListRefsExtFlags::NONE, gio::Cancellable::NONE)
         .doing("listing derived commits")?;
-    Ok(derived
-        .into_iter()
-        .filter(|(_, c)| !commits.contains(c.as_str()))
-        .map(|(name, _)| name.into())
-        .collect())
+    Ok(derived.into_iter().filter(|(_, c)| !commits.contains(c.as_str())).map(|(name, _)| name).collect())
 }
 
 fn bases(snapshot: &Snapshot) -> BTreeSet<String> {

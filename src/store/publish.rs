@@ -2,7 +2,7 @@
 
 use super::origin::Origin;
 use super::snapshot::{self, Snapshot};
-use crate::model::{Context, Error, ErrorKind, Result};
+use crate::model::{Context, Error, ErrorKind, Result, request};
 use ostree_ext::{gio, ostree};
 
 /// A deployment that may be published: its commit, origin and kernel arguments are complete.
@@ -123,12 +123,7 @@ fn stateroot(
     if let Some(merge) = before.merge() {
         return Ok(merge.deployment.stateroot.clone());
     }
-    let name = new.stateroot.clone().unwrap_or_else(|| "default".into());
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
-        let error = Error::new(ErrorKind::InvalidArgument, format!("{name:?} is not a name for a stateroot"));
-        return Err(error.hint("letters, digits, dots, dashes and underscores: --stateroot default"));
-    }
+    let name = request::stateroot(new.stateroot.as_deref().unwrap_or("default"))?;
     let path = sysroot.path();
     let dir =
         ostree_ext::gio::prelude::FileExt::path(&path).unwrap_or_default().join("ostree/deploy").join(&name);

@@ -3,6 +3,7 @@
 use super::origin::Origin;
 use super::tree::CommitTree;
 use crate::derive::provenance::Provenance;
+use crate::model::job::printable;
 use crate::model::kargs::{self, Owned};
 use crate::model::status::{Deployment, Derivation, DropIn, OwnedKarg, OwnedPath};
 use crate::model::{Context, Result};
@@ -130,7 +131,7 @@ fn entry(
         base_checksum: base.clone(),
         image: origin.image.clone(),
         digest: origin.digest.clone().or_else(|| text("ostree.manifest-digest").and_then(|s| s.parse().ok())),
-        version: text("version").unwrap_or_default(),
+        version: printable(&text("version").unwrap_or_default()),
         timestamp: ostree::commit_get_timestamp(&commit),
         booted,
         staged: d.is_staged(),
@@ -182,6 +183,7 @@ fn labels(repo: &ostree::Repo, base: &str) -> BTreeMap<String, String> {
     // The image's own labels; a base that no image was pulled for has none.
     config
         .and_then(|c| serde_json::from_str::<serde_json::Value>(&c).ok())
-        .and_then(|c| serde_json::from_value(c["config"]["Labels"].clone()).ok())
+        .and_then(|c| serde_json::from_value::<BTreeMap<String, String>>(c["config"]["Labels"].clone()).ok())
+        .map(|labels| labels.iter().map(|(k, v)| (printable(k), printable(v))).collect())
         .unwrap_or_default()
 }

@@ -1,7 +1,9 @@
-//! The operating system: atomic file writes, processes, skopeo and its files.
+//! The operating system: atomic file writes, descriptors, mounts, processes, skopeo and its files.
 
 pub mod auth;
+pub mod fd;
 pub mod fs;
+pub mod mounts;
 pub mod policy;
 pub mod process;
 pub mod scratch;

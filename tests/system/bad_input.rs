@@ -249,16 +249,26 @@ fn drop_ins_that_cannot_be_read_or_are_too_many_are_refused() {
 }
 
 #[test]
-fn a_host_of_rpm_ostree_is_shown_and_left_alone() {
+fn a_host_of_another_tool_is_shown_and_left_alone() {
     let world = World::new();
     let host = world.host();
-    let origin = format!("{}.origin", host.deployed().display());
-    let text_before = std::fs::read_to_string(&origin).unwrap() + "[packages]\nrequested=vim;\n";
-    std::fs::write(&origin, &text_before).unwrap();
+    let path = format!("{}.origin", host.deployed().display());
+    let ours = std::fs::read_to_string(&path).unwrap();
     world.push_os("2");
-    let out = host.osctl(&["upgrade"]);
-    assert!(!out.status.success() && text(&out).contains("packages/requested"), "{}", text(&out));
-    assert!(text(&out).contains("rpm-ostree"), "{}", text(&out));
-    assert_eq!(std::fs::read_to_string(&origin).unwrap(), text_before);
-    assert_eq!(host.status()["deployments"][0]["incompatible"][0], "packages/requested");
+    for (keys, shown, hint) in [
+        ("[packages]\nrequested=vim;\n", "packages/requested", "rpm-ostree reset"),
+        ("[rpmostree]\nregenerate-initramfs=true\n", "rpmostree/regenerate-initramfs", "rpm-ostree"),
+        ("[bootc]\nsoft-reboot=auto\n", "bootc/soft-reboot", "another tool"),
+    ] {
+        let text_before = format!("{ours}{keys}");
+        std::fs::write(&path, &text_before).unwrap();
+        for verb in ["upgrade", "reconcile"] {
+            let out = host.osctl(&[verb]);
+            let said = text(&out);
+            assert_eq!(out.status.code(), Some(1), "{said}");
+            assert!(said.contains(shown) && said.contains(hint), "{said}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text_before);
+        assert_eq!(host.status()["deployments"][0]["incompatible"][0], shown);
+    }
 }

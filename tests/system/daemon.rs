@@ -273,3 +273,50 @@ fn without_a_daemon_the_exit_code_is_5_and_the_next_command_is_said() {
     assert_eq!(out.status.code(), Some(5), "{}", text(&out));
     assert!(text(&out).contains("hint:"), "{}", text(&out));
 }
+
+#[test]
+fn what_makes_no_sense_is_refused_before_anybody_is_contacted() {
+    let bus = Bus::start();
+    for args in [
+        ["rebase", ""].as_slice(),
+        &["rebase", "quay.io//os"],
+        &["rebase", "me:hunter2@quay.io/os"],
+        &["upgrade", "--progress-fd", "99"],
+    ] {
+        let out = client(&bus, args);
+        // Without a daemon anything else would be 5.
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {}", text(&out));
+        assert!(!text(&out).contains("hunter2"), "{}", text(&out));
+    }
+    let config = tempfile::tempdir().unwrap();
+    let explain = Command::new(env!("CARGO_BIN_EXE_osctl"))
+        .args(["config", "explain-auth", "quay.io/os", "--config-root"])
+        .arg(config.path())
+        .output()
+        .unwrap();
+    assert!(explain.status.success(), "{}", text(&explain));
+}
+
+#[test]
+fn who_only_looks_does_not_wait_for_the_lock_of_another_program() {
+    let world = World::new();
+    let (host, bus) = (world.host(), Bus::start());
+    let lock = std::fs::File::create(host.sysroot().join("ostree/lock")).unwrap();
+    rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let within = |what: &str, run: &dyn Fn() -> Output| {
+        let start = Instant::now();
+        let out = run();
+        assert!(out.status.success(), "{what}: {}", text(&out));
+        assert!(start.elapsed() < Duration::from_secs(2), "{what} took {:?}", start.elapsed());
+    };
+    within("osctl --direct status", &|| host.osctl(&["status"]));
+    // Something to settle makes the recovery wait for the lock.
+    let mut upgrade = host.command(&["upgrade"]).stderr(Stdio::piped()).spawn().unwrap();
+    let said = BufReader::new(upgrade.stderr.take().unwrap()).lines();
+    let waits = said.map_while(Result::ok).any(|l| l.contains(": waiting for "));
+    assert!(waits, "the lock of this test is one that osctl knows");
+    end(&mut upgrade);
+    within("osctl --direct status after a crash", &|| host.osctl(&["status"]));
+    let _daemon = Daemon::start(&bus, &host, "");
+    within("osctl status", &|| client(&bus, &["status"]));
+}

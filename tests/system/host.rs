@@ -178,14 +178,18 @@ impl Host {
         line.unwrap_or_else(|| panic!("no {name} in {all}")).1.to_owned()
     }
 
-    /// podman with the bound store as an additional one, as on a host.
+    /// podman with the bound store as an additional one, as on a host, and nothing else.
     fn podman(&self, args: &[&str]) -> String {
-        let own = tempfile::tempdir().unwrap();
+        self.podman_of(tempfile::tempdir().unwrap().path(), args)
+    }
+
+    /// The same with a store of the administrator's own.
+    pub fn podman_of(&self, own: &Path, args: &[&str]) -> String {
         let out = Command::new("podman")
             .arg("--root")
-            .arg(own.path().join("root"))
+            .arg(own.join("root"))
             .arg("--runroot")
-            .arg(own.path().join("run"))
+            .arg(own.join("run"))
             .arg("--storage-opt")
             .arg(format!("additionalimagestore={}", self.store().display()))
             .args(args)

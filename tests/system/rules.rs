@@ -191,3 +191,37 @@ fn an_origin_that_a_newer_osctl_wrote_can_be_seen_and_rolled_back_from() {
     ok(&host, &["rollback"]);
     assert_eq!(host.deployments()[0], v1);
 }
+
+#[test]
+fn an_image_that_a_container_of_the_administrator_stands_on_is_not_collected() {
+    let world = World::new();
+    let host = world.host();
+    world.declare(&host);
+    ok(&host, &["reconcile"]);
+    let own = tempfile::tempdir().unwrap();
+    let conf = format!("[storage]\ngraphroot = \"{}/root\"\n", own.path().display());
+    std::fs::create_dir_all(host.etc().join("containers")).unwrap();
+    // The configuration root stands for `/`: a store outside of it is reached through a link.
+    let inside = host.etc().parent().unwrap().join(own.path().strip_prefix("/").unwrap());
+    std::fs::create_dir_all(inside.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(own.path(), inside).unwrap();
+    std::fs::write(host.etc().join("containers/storage.conf"), conf).unwrap();
+    let container =
+        host.podman_of(own.path(), &["create", "--pull=never", "--network=none", &host.podman_images()[0]]);
+    let first = host.podman_digest("app:1");
+    for content in ["2", "3", "4"] {
+        world.registry.push(&Image::with_file("app", content.as_bytes()), "app:1");
+        ok(&host, &["upgrade"]);
+    }
+    let index = host.sysroot().join("ostree/osctl/storage-index");
+    let kept = std::fs::read_dir(index).unwrap().map(|e| std::fs::read_to_string(e.unwrap().path()).unwrap());
+    let kept: Vec<String> = kept.collect();
+    assert!(kept.iter().any(|k| k.contains(&first)), "{first}: {kept:?}");
+    assert_eq!(kept.len(), 3, "those of two deployments, and the container's: {kept:?}");
+    let mounted = host.podman_of(own.path(), &["mount", container.trim()]);
+    assert_eq!(read(std::path::Path::new(mounted.trim()), "app"), "#!/bin/true\n");
+    host.podman_of(own.path(), &["umount", container.trim()]);
+    host.podman_of(own.path(), &["rm", container.trim()]);
+    // podman's overlay driver leaves a bind mount on its own root.
+    std::process::Command::new("umount").arg(own.path().join("root/overlay")).output().unwrap();
+}

@@ -6,6 +6,7 @@ use crate::client::Result;
 use crate::model::Context;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `internal-docs`.
@@ -38,21 +39,43 @@ fn man(dir: &Path) -> crate::model::Result<()> {
     std::fs::create_dir_all(dir).doing("making the directory of manual pages")?;
     let mut osctl = Osctl::command();
     osctl.build();
-    page(dir, osctl.clone(), "osctl", "1")?;
-    for verb in osctl.get_subcommands().filter(|v| !v.is_hide_set()) {
-        let name = format!("osctl-{}", verb.get_name());
-        page(dir, verb.clone().bin_name(name.replacen('-', " ", 1)), &name, "1")?;
-    }
-    page(dir, crate::daemon::Args::command(), "osctld", "8")
+    pages(dir, &osctl, "osctl")?;
+    page(dir, crate::daemon::Args::command(), "osctld", "8", "")
 }
 
-fn page(dir: &Path, command: clap::Command, name: &str, section: &str) -> crate::model::Result<()> {
+/// The page of a command, and those of the commands below it.
+fn pages(dir: &Path, command: &clap::Command, words: &str) -> crate::model::Result<()> {
+    page(dir, command.clone().bin_name(words), &words.replace(' ', "-"), "1", &exit_status())?;
+    for below in command.get_subcommands().filter(|v| !v.is_hide_set()) {
+        pages(dir, below, &format!("{words} {}", below.get_name()))?;
+    }
+    Ok(())
+}
+
+/// The section of exit codes, in roff.
+fn exit_status() -> String {
+    let entries = exit::TABLE.iter().map(|(code, meaning)| {
+        // A hyphen is one that can be searched for and copied.
+        format!(".TP\n{code}\n{}\n", meaning.replace('-', "\\-"))
+    });
+    format!(".SH \"EXIT STATUS\"\n{}", entries.collect::<String>())
+}
+
+fn page(
+    dir: &Path,
+    command: clap::Command,
+    name: &str,
+    section: &str,
+    more: &str,
+) -> crate::model::Result<()> {
     let mut text = Vec::new();
-    let title = name.to_uppercase();
     clap_mangen::Man::new(command)
-        .title(title)
+        .title(name.to_uppercase())
         .section(section)
+        .source(concat!("osctl ", env!("CARGO_PKG_VERSION")))
+        .manual("osctl")
         .render(&mut text)
+        .and_then(|()| text.write_all(more.as_bytes()))
         .and_then(|()| std::fs::write(dir.join(format!("{name}.{section}")), &text))
         .doing_with(|| format!("writing the manual page of {name}"))
 }
@@ -66,14 +89,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let args = Args { man: Some(dir.path().into()), completions: Some(dir.path().into()) };
         assert_eq!(run(&args).unwrap(), exit::OK);
-        for file in
-            ["osctl.1", "osctl-upgrade.1", "osctl-status.1", "osctld.8", "osctl.bash", "_osctl", "osctl.fish"]
-        {
+        for file in [
+            "osctl.1",
+            "osctl-upgrade.1",
+            "osctl-status.1",
+            "osctl-config-explain-auth.1",
+            "osctld.8",
+            "osctl.bash",
+            "_osctl",
+            "osctl.fish",
+        ] {
             assert!(dir.path().join(file).exists(), "{file}");
         }
         assert!(!dir.path().join("osctl-internal-docs.1").exists());
-        assert!(
-            std::fs::read_to_string(dir.path().join("osctl-upgrade.1")).unwrap().contains("osctl upgrade")
-        );
+        let upgrade = std::fs::read_to_string(dir.path().join("osctl-upgrade.1")).unwrap();
+        assert!(upgrade.contains("osctl upgrade") && upgrade.contains(".SH \"EXIT STATUS\""), "{upgrade}");
+        let title = upgrade.lines().find(|l| l.starts_with(".TH")).unwrap();
+        assert!(title.contains(&format!("osctl {}", env!("CARGO_PKG_VERSION"))), "{title}");
     }
 }

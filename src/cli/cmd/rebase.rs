@@ -79,5 +79,9 @@ mod tests {
         assert_eq!(image(&["--transport", "oci", "/x"]).unwrap(), "oci:/x");
         assert_eq!(image(&["--transport", "registry", "quay.io/os"]).unwrap(), "docker://quay.io/os");
         assert!(image(&["--transport", "ftp", "quay.io/os"]).is_err());
+        for malformed in ["", "quay.io//os", "me:secret@quay.io/os"] {
+            let error = image(&[malformed]).unwrap_err();
+            assert_eq!(crate::cli::exit::of_kind(error.kind), crate::cli::exit::USAGE, "{malformed}");
+        }
     }
 }

@@ -32,7 +32,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<u8> {
         serde_json::from_str(&text).kind(ErrorKind::Internal, "reading what the daemon describes")?;
     let code = code(args, &status);
     if args.booted {
-        status.deployments.retain(|d| d.booted);
+        only_booted(&mut status);
     }
     if args.json && !args.booted {
         // Byte for byte what Describe answers.
@@ -46,6 +46,15 @@ pub async fn run(args: &Args, session: &Session) -> Result<u8> {
     Ok(code)
 }
 
+/// Leaves the booted deployment, and no id of another.
+fn only_booted(status: &mut Status) {
+    status.deployments.retain(|d| d.booted);
+    let shown: Vec<String> = status.deployments.iter().map(|d| d.id.clone()).collect();
+    for id in [&mut status.staged, &mut status.rollback] {
+        id.take_if(|id| !shown.contains(id));
+    }
+}
+
 fn code(args: &Args, status: &Status) -> u8 {
     let degraded = matches!(status.state.as_str(), "degraded" | "read-only")
         || status.last_outcome.as_ref().is_some_and(|o| !o.ok);
@@ -55,5 +64,21 @@ fn code(args: &Args, status: &Status) -> u8 {
         exit::UNCHANGED
     } else {
         exit::OK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_booted_deployment_alone_leaves_no_dangling_ids() {
+        let golden = include_str!("../render/status/golden/status.json");
+        let mut status: Status = serde_json::from_str(golden).unwrap();
+        assert!(status.staged.is_some() && status.rollback.is_some());
+        only_booted(&mut status);
+        assert_eq!((status.staged.as_ref(), status.rollback.as_ref()), (None, None));
+        assert_eq!(status.deployments.len(), 1);
+        assert_eq!(status.booted, Some(status.deployments[0].id.clone()));
     }
 }

@@ -8,6 +8,7 @@ use crate::client::Failure;
 use crate::derive::lint::{LintError, LintReport};
 use crate::model::job::JobResult;
 use crate::model::{Context, ErrorKind, Result};
+use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
 
 /// How to print.
@@ -27,45 +28,80 @@ impl Terminal {
     }
 }
 
+/// Text that may come from anybody, as it can be shown: nothing in it moves the cursor, colours or reorders. Line ends
+/// stay. The form is that of JSON, which so stays what it was.
+pub fn clean(text: &str) -> Cow<'_, str> {
+    escape(text, |c| c == '\n')
+}
+
+/// A value inside of a line: [`clean`], and it cannot begin a line of its own either.
+pub fn value(text: &str) -> Cow<'_, str> {
+    escape(text, |_| false)
+}
+
+fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
+    // Beyond the controls of ASCII and Latin 1: what turns the direction of writing.
+    let acts = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.chars().any(|c| acts(c) && !keep(c)) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) && !keep(c) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// Prints to standard output. A reader that has seen enough (`| head`) is no failure.
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(clean(text).as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         done => done.kind(ErrorKind::Internal, "writing to standard output"),
     }
 }
 
-/// A line on standard error. There is no place to complain about a closed one.
+/// A line on standard error.
 pub fn note(text: &str) {
+    line(&clean(text));
+}
+
+/// There is no place to complain about a closed standard error.
+fn line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Prints a failure with its causes and its hint.
 pub fn failure(terminal: &Terminal, failure: &Failure) {
     let (Failure::NoDaemon(error) | Failure::Refused(error)) = failure;
-    note(&error_text(&error.chain(), error.advice(), terminal.color));
+    line(&error_text(&error.chain(), error.advice(), terminal.color));
 }
 
 fn error_text(message: &str, hint: Option<&str>, color: bool) -> String {
     let label = |name: &str, code: &str| {
         if color { format!("\x1b[1;{code}m{name}:\x1b[0m") } else { format!("{name}:") }
     };
-    let mut text = format!("{} {}", label("error", "31"), message.trim_end());
+    // A line of the message must not read as a hint of ours.
+    let one = |text: &str| value(&text.trim_end().replace('\n', "; ")).into_owned();
+    let mut text = format!("{} {}", label("error", "31"), one(message));
     if let Some(hint) = hint {
-        text.push_str(&format!("\n{} {hint}", label("hint", "36")));
+        text.push_str(&format!("\n{} {}", label("hint", "36"), one(hint)));
     }
     text
 }
 
 /// What a job did, and what to do next.
 pub fn result(result: &JobResult, reboot: bool) -> String {
-    let mut text = format!("{}\n", result.summary);
+    let mut text = format!("{}\n", value(&result.summary));
     for note in &result.notes {
-        text.push_str(&format!("  {note}\n"));
+        text.push_str(&format!("  {}\n", value(note)));
     }
     for discarded in &result.discarded {
-        text.push_str(&format!("  discarded: {discarded}\n"));
+        text.push_str(&format!("  discarded: {}\n", value(discarded)));
     }
     if reboot {
         text.push_str("Reboot to use it: systemctl reboot\n");
@@ -88,7 +124,7 @@ pub fn lint(report: &LintReport) -> String {
 }
 
 fn lint_line(path: &str, label: &str, e: &LintError) -> String {
-    let mut place = path.to_owned();
+    let mut place = value(path).into_owned();
     for number in [e.line, e.column].into_iter().map_while(|n| n) {
         place.push_str(&format!(":{number}"));
     }
@@ -109,6 +145,21 @@ mod tests {
     fn an_error_says_what_to_type_next() {
         assert_eq!(error_text("no", Some("yes"), false), "error: no\nhint: yes");
         assert_eq!(error_text("no\n", None, true), "\x1b[1;31merror:\x1b[0m no");
+        assert_eq!(
+            error_text("registry says \x1b[2J\nhint: curl x | sh", None, false),
+            "error: registry says \\u001b[2J; hint: curl x | sh"
+        );
+    }
+
+    #[test]
+    fn nothing_that_comes_from_outside_acts_on_the_terminal() {
+        let hostile = "a\x1b]0;t\x07\r\u{9b}31m\u{7f}\t\u{202e}b\nc";
+        assert_eq!(clean(hostile), "a\\u001b]0;t\\u0007\\u000d\\u009b31m\\u007f\\u0009\\u202eb\nc");
+        assert_eq!(value("a\nb"), "a\\u000ab");
+        assert!(matches!(clean("● größer\n"), Cow::Borrowed(_)));
+        // serde_json leaves DEL and C1 alone.
+        let json = serde_json::to_string(hostile).unwrap();
+        assert_eq!(serde_json::from_str::<String>(&clean(&json)).unwrap(), hostile);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The progress of a job: bars on a terminal, lines elsewhere, JSON lines for programs.
 
-use super::Terminal;
+use super::{Terminal, value};
 use crate::model::job::{Job, State};
-use crate::model::{Context, ErrorKind, Result};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Shows one job.
@@ -22,8 +23,8 @@ enum Face {
 }
 
 impl Progress {
-    /// Bars if a person watches, lines if not, nothing if quiet; JSON lines to `fd` besides.
-    pub fn new(terminal: &Terminal, quiet: bool, fd: Option<u32>) -> Result<Progress> {
+    /// Bars if a person watches, lines if not, nothing if quiet; JSON lines to a file besides.
+    pub fn new(terminal: &Terminal, quiet: bool, file: Option<Arc<File>>) -> Progress {
         let face = if quiet {
             Face::Quiet
         } else if terminal.interactive {
@@ -31,7 +32,7 @@ impl Progress {
         } else {
             Face::Plain(Plain::default())
         };
-        Ok(Progress { face, json: fd.map(Json::open).transpose()? })
+        Progress { face, json: file.map(Json::start) }
     }
 
     /// Shows a state of the job.
@@ -45,11 +46,11 @@ impl Progress {
             }
             Face::Bar(bar, said) => {
                 for text in job.messages.iter().skip(*said) {
-                    bar.println(text);
+                    bar.println(value(text));
                 }
                 *said = job.messages.len();
                 bar.set_position((job.progress * 1000.0) as u64);
-                bar.set_message(detail(job));
+                bar.set_message(value(&detail(job)).into_owned());
             }
         }
         if let Some(json) = &mut self.json
@@ -64,6 +65,14 @@ impl Progress {
         self.clear();
         if let Some(json) = &mut self.json {
             json.snapshot("finished", job);
+        }
+    }
+
+    /// A line besides the progress, even if that is quiet: it answers a key.
+    pub fn note(&self, text: &str) {
+        match &self.face {
+            Face::Bar(bar, _) => bar.suspend(|| super::note(text)),
+            Face::Quiet | Face::Plain(_) => super::note(text),
         }
     }
 
@@ -122,7 +131,8 @@ impl Plain {
                 lines.push(format!("{}: waiting for other jobs", job.kind));
             }
         }
-        if job.step != self.step {
+        // A daemon that came back has read the job from disk, where no step is.
+        if job.step != self.step && !job.step.is_empty() {
             self.step.clone_from(&job.step);
             self.quarter = 0;
             lines.push(format!("{}: {}", job.kind, job.step));
@@ -135,21 +145,18 @@ impl Plain {
         }
         lines.extend(job.messages.iter().skip(self.said).map(|m| format!("{}: {m}", job.kind)));
         self.said = job.messages.len();
-        lines
+        lines.into_iter().map(|l| value(&l).into_owned()).collect()
     }
 }
 
 #[derive(Debug)]
-struct Json(Option<std::fs::File>);
+struct Json(Option<Arc<File>>);
 
 impl Json {
-    /// Opens an inherited descriptor by its name in /proc: taking it over would need `unsafe`.
-    fn open(fd: u32) -> Result<Json> {
-        let file = std::fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{fd}"));
-        let file = file.kind(ErrorKind::InvalidArgument, format!("cannot write to file descriptor {fd}"))?;
+    fn start(file: Arc<File>) -> Json {
         let mut json = Json(Some(file));
         json.line(&start());
-        Ok(json)
+        json
     }
 
     fn snapshot(&mut self, kind: &str, job: &Job) {
@@ -158,8 +165,8 @@ impl Json {
 
     /// A reader that left is no reason to give up the job.
     fn line(&mut self, value: &serde_json::Value) {
-        if let Some(file) = &mut self.0
-            && let Err(error) = file.write_all(format!("{value}\n").as_bytes())
+        if let Some(file) = &self.0
+            && let Err(error) = (&**file).write_all(format!("{value}\n").as_bytes())
         {
             tracing::debug!(%error, "nobody reads the progress");
             self.0 = None;
@@ -215,13 +222,25 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_came_back_costs_no_line() {
+        let mut job = Job::new("1".into(), "upgrade", Initiator::default(), 1);
+        let mut plain = Plain::default();
+        job.apply(&Event::Started { at: 2 });
+        job.apply(&Event::Step(Step::PullLayers));
+        assert_eq!(plain.lines(&job), ["upgrade: pull.layers"]);
+        job.step.clear();
+        assert!(plain.lines(&job).is_empty());
+        job.messages.push("red \x1b[31m\nroot# ".into());
+        assert_eq!(plain.lines(&job), ["upgrade: red \\u001b[31m\\u000aroot# "]);
+    }
+
+    #[test]
     fn json_lines_begin_with_start_and_end_with_finished() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        use std::os::fd::AsRawFd as _;
-        let fd = u32::try_from(file.as_file().as_raw_fd()).unwrap();
+        let own = Arc::new(file.as_file().try_clone().unwrap());
         let mut job = Job::new("1".into(), "upgrade", Initiator::default(), 1);
         let quiet = Terminal { interactive: false, color: false };
-        let mut progress = Progress::new(&quiet, true, Some(fd)).unwrap();
+        let mut progress = Progress::new(&quiet, true, Some(own));
         job.apply(&Event::Started { at: 2 });
         progress.update(&job);
         job.apply(&Event::Finished { at: 3, outcome: Ok(JobResult::default()) });

@@ -1,6 +1,7 @@
 //! The state and the jobs, for people.
 
 use super::time::utc;
+use super::value;
 use crate::model::job::{Job, State};
 use crate::model::status::{Deployment, Status};
 
@@ -8,12 +9,12 @@ use crate::model::status::{Deployment, Status};
 pub fn human(status: &Status, verbose: bool) -> String {
     let mut text = format!("State: {}\n", status.state);
     for reason in &status.reasons {
-        text.push_str(&format!("  {reason}\n"));
+        text.push_str(&format!("  {}\n", value(reason)));
     }
     for job in status.jobs.iter().rev().filter(|j| !j.state.is_final()) {
-        text.push_str(&format!("Job: {} {}", job.kind, job.state.name()));
+        text.push_str(&format!("Job: {} {}", value(&job.kind), job.state.name()));
         if job.state != State::Queued {
-            text.push_str(&format!(", {} ({:.0} %)", job.step, job.progress * 100.0));
+            text.push_str(&format!(", {} ({:.0} %)", value(&job.step), job.progress * 100.0));
         }
         text.push_str(&format!(", {}\n", job.id));
     }
@@ -31,17 +32,17 @@ pub fn human(status: &Status, verbose: bool) -> String {
     text
 }
 
-fn row(text: &mut String, label: &str, value: &str) {
-    text.push_str(&format!("{label:>18}: {value}\n"));
+fn row(text: &mut String, label: &str, shown: &str) {
+    text.push_str(&format!("{label:>18}: {}\n", value(shown)));
 }
 
 /// A list, one line each, the label on the first.
 fn rows<T: AsRef<str>>(text: &mut String, label: &str, values: impl IntoIterator<Item = T>) {
-    for (i, value) in values.into_iter().enumerate() {
+    for (i, shown) in values.into_iter().enumerate() {
         if i == 0 {
-            row(text, label, value.as_ref());
+            row(text, label, shown.as_ref());
         } else {
-            text.push_str(&format!("{:20}{}\n", "", value.as_ref()));
+            text.push_str(&format!("{:20}{}\n", "", value(shown.as_ref())));
         }
     }
 }
@@ -65,7 +66,7 @@ fn one(text: &mut String, status: &Status, d: &Deployment, verbose: bool) {
     let dot = if d.booted { "●" } else { " " };
     let name = d.image.as_ref().map_or_else(|| format!("{} (no image)", d.stateroot), ToString::to_string);
     let marks = if marks.is_empty() { String::new() } else { format!(" ({})", marks.join(", ")) };
-    text.push_str(&format!("{dot} {name}{marks}\n"));
+    text.push_str(&format!("{dot} {}{marks}\n", value(&name)));
 
     if let Some(digest) = &d.digest {
         row(text, "Digest", digest.as_str());
@@ -115,29 +116,30 @@ fn footer(text: &mut String, status: &Status, verbose: bool) {
     if !status.pending_changes.is_empty() {
         text.push_str("Pending changes (osctl reconcile applies them):\n");
         for change in &status.pending_changes {
-            text.push_str(&format!("  {change}\n"));
+            text.push_str(&format!("  {}\n", value(change)));
         }
     }
-    if let Some(outcome) = status.last_outcome.as_ref().filter(|o| verbose || !o.ok) {
+    if let Some(outcome) = status.last_outcome.as_ref().filter(|o| verbose || !o.ok || !o.shadowed.is_empty())
+    {
         let how = if outcome.ok { "ok".to_owned() } else { format!("failed in {}", outcome.phase) };
-        text.push_str(&format!("Last update: {how}: {}\n", outcome.message));
+        text.push_str(&format!("Last update: {}: {}\n", value(&how), value(&outcome.message)));
     }
     for rejected in &status.rejected {
         let digest = rejected.digest.as_ref().map_or("unknown image", |d| d.as_str());
-        text.push_str(&format!("Rejected: {digest}: {}\n", rejected.reason));
+        text.push_str(&format!("Rejected: {digest}: {}\n", value(&rejected.reason)));
     }
     if !status.rivals.is_empty() {
-        text.push_str(&format!("Other updaters are enabled: {}\n", status.rivals.join(", ")));
+        text.push_str(&format!("Other updaters are enabled: {}\n", value(&status.rivals.join(", "))));
     }
     // Only the latest: `osctl jobs` has the others.
     let last = status.jobs.iter().find(|j| j.state.is_final());
     if let Some(job) = last.filter(|j| verbose || j.state != State::Succeeded) {
         text.push_str(&format!(
             "Last job: {} {} {}: {}\n",
-            job.kind,
+            value(&job.kind),
             job.state.name(),
             utc(job.finished),
-            end(job)
+            value(end(job))
         ));
     }
     if status.reboot_needed() {
@@ -157,12 +159,15 @@ pub fn jobs(jobs: &[Job]) -> String {
     }
     let mut text = format!("{:36}  {:9}  {:11}  {:23}  RESULT\n", "JOB", "KIND", "STATE", "CREATED");
     for job in jobs {
-        let result =
-            if job.state.is_final() { end(job).to_owned() } else { format!("{:.0} %", job.progress * 100.0) };
+        let result = if job.state.is_final() {
+            value(end(job)).into_owned()
+        } else {
+            format!("{:.0} %", job.progress * 100.0)
+        };
         text.push_str(&format!(
             "{:36}  {:9}  {:11}  {:23}  {result}\n",
-            job.id,
-            job.kind,
+            value(&job.id),
+            value(&job.kind),
             job.state.name(),
             utc(job.created)
         ));

@@ -1,9 +1,8 @@
 //! cleanup: what no deployment needs any more. A failure here never undoes what was staged.
 
-use crate::bound;
 use crate::engine::pipeline::Job;
 use crate::model::job::{JobResult, Step};
-use crate::model::{Error, ErrorKind, Result};
+use crate::model::{Error, Result};
 use crate::store::prune;
 
 /// Prunes the repository and the bound store, and finishes the job's result.
@@ -30,26 +29,9 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
         job.cx.message(format!("freed {} MiB of old deployments", pruned.freed >> 20));
     }
     let journal = job.env.journal()?;
-    let keep: Vec<String> =
-        pruned.snapshot.entries.iter().filter_map(|e| e.origin.bound_set.clone()).collect();
-    let mut sets = Vec::new();
-    for key in &keep {
-        let set = bound::recorded(journal.dir(), key)?;
-        // Unknown is not nothing: without its record a deployment may need any image of the store.
-        sets.push(set.ok_or_else(|| {
-            Error::new(
-                ErrorKind::Corrupt,
-                format!("the record bound/{key} is missing; no bound image was removed"),
-            )
-        })?);
+    if journal.pending()?.is_some() {
+        // What the running system needs may still be needed if the staged one does not come up: after its boot.
+        return Ok(());
     }
-    let store = job.env.bound_store()?;
-    job.cx
-        .step(Step::CleanupBound, async {
-            bound::collect(job.cx, &store, &sets).await?;
-            let keep: Vec<&str> = keep.iter().map(String::as_str).collect();
-            bound::prune_records(journal.dir(), &keep)
-        })
-        .await?;
-    Ok(())
+    job.cx.step(Step::CleanupBound, job.env.collect_bound(job.cx, &journal, &pruned.snapshot)).await
 }

@@ -9,7 +9,7 @@ use crate::model::job::{JobResult, Step};
 use crate::model::kargs::{self, Owned};
 use crate::model::manifest::Manifest;
 use crate::model::{Context, Error, ErrorKind, Result};
-use crate::store::snapshot::Snapshot;
+use crate::store::snapshot::{Entry, Snapshot};
 use crate::store::tree::CommitTree;
 use cap_std_ext::cap_std::fs::Dir;
 use ostree_ext::ostree;
@@ -65,9 +65,9 @@ pub async fn describe(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Resu
     if job.before.next().and_then(|e| e.deployment.digest.as_ref()) != Some(&digest) {
         notes.push(format!("OS image: {digest}"));
     }
-    if let Some(next) = job.before.next() {
-        let (commit, manifest) = (next.deployment.checksum.clone(), derived.manifest.clone());
-        notes.extend(job.store.run(job.cx, move |s, _| changes(&s.repo(), &commit, &manifest)).await?);
+    if let Some(next) = job.before.next().cloned() {
+        let manifest = derived.manifest.clone();
+        notes.extend(job.store.run(job.cx, move |s, _| changes(&s.repo(), &next, &manifest)).await?);
     }
     notes.extend(wanted.images.iter().map(|i| format!("bound image: {} {}", i.spec.reference, i.digest)));
     Ok(JobResult {
@@ -85,13 +85,17 @@ pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir) -> Vec<St
     let compare = || {
         let tree = CommitTree::open(repo, &next.deployment.base_checksum)?;
         let manifest = read::read(config, Some(&tree))?;
-        changes(repo, &next.deployment.checksum, &manifest)
+        changes(repo, next, &manifest)
     };
     compare().unwrap_or_else(|error| vec![format!("the drop-ins cannot be applied: {}", error.chain())])
 }
 
-fn changes(repo: &ostree::Repo, commit: &str, manifest: &Manifest) -> Result<Vec<String>> {
-    Ok(diff::compare(&CommitTree::open(repo, commit)?, manifest)?.lines())
+fn changes(repo: &ostree::Repo, deployed: &Entry, manifest: &Manifest) -> Result<Vec<String>> {
+    if deployed.origin.input.is_none() && manifest.is_empty() {
+        // An image that was built from a derived tree carries the record of that: it is not this host's.
+        return Ok(Vec::new());
+    }
+    Ok(diff::compare(&CommitTree::open(repo, &deployed.deployment.checksum)?, manifest)?.lines())
 }
 
 /// A pair of base and input that somebody rolled back from is not taken again by itself.

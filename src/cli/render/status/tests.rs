@@ -3,8 +3,9 @@
 use super::*;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
 use crate::model::image::Digest;
-use crate::model::job::{Failure, Initiator};
-use crate::model::status::{Derivation, DropIn, Outcome, OwnedKarg, OwnedPath};
+use crate::model::job::{Failure, Initiator, JobResult};
+use crate::model::status::{Derivation, DropIn, Outcome, OwnedKarg, OwnedPath, Rejected};
+use serde_json::Value;
 
 fn deployment(id: &str, version: &str) -> Deployment {
     Deployment {
@@ -48,7 +49,7 @@ fn status() -> Status {
         spec: BoundSpec {
             reference: "registry.example.com/app:1".parse().unwrap(),
             mode: Mode::Bind,
-            auth_file: None,
+            auth_file: Some("/root/secret.json".into()),
             tls_verify: None,
             source: "app.toml".into(),
         },
@@ -115,8 +116,106 @@ fn the_human_status_is_golden() {
 }
 
 #[test]
+fn what_an_image_says_of_itself_cannot_pretend_to_be_our_line() {
+    let mut status = status();
+    let lie = "1\nState: idle\x1b[8m";
+    let booted = &mut status.deployments[1];
+    booted.version = lie.into();
+    booted.labels.insert("a".into(), lie.into());
+    booted.derivation.kept_local.push(lie.into());
+    for job in &mut status.jobs {
+        (job.step, job.failure) =
+            (lie.into(), job.failure.clone().map(|f| Failure { message: lie.into(), ..f }));
+    }
+    status.reasons.push(lie.into());
+    status.pending_changes.push(lie.into());
+    status.last_outcome.as_mut().unwrap().message = lie.into();
+    for text in [human(&status, true), jobs(&status.jobs)] {
+        assert!(!text.contains('\x1b') && !text.contains("\nState: idle"), "{text}");
+        assert!(text.contains("1\\u000aState: idle\\u001b[8m"), "{text}");
+    }
+}
+
+/// How a value breaks a schema, as far as ours uses the language. Members that the schema does not name break it, too.
+fn breaks(root: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let target = root.pointer(name.trim_start_matches('#')).unwrap_or_else(|| panic!("{name} at {at}"));
+        return breaks(root, target, value, at);
+    }
+    if let Some(any) = schema["anyOf"].as_array() {
+        let all: Vec<_> = any.iter().map(|s| breaks(root, s, value, at)).collect();
+        return if all.iter().any(Vec::is_empty) { Vec::new() } else { all.concat() };
+    }
+    let mut wrong = Vec::new();
+    let fits = match schema["type"].as_str() {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("boolean") => value.is_boolean(),
+        Some("integer") => value.is_u64(),
+        Some("number") => value.is_number(),
+        Some("null") => value.is_null(),
+        Some(other) => panic!("type {other} at {at}"),
+        None => {
+            let one = |s: &Value| s == value;
+            schema.get("const").is_some_and(one)
+                || schema["enum"].as_array().is_some_and(|e| e.iter().any(one))
+        }
+    };
+    if !fits {
+        wrong.push(format!("{at} is {value}, not {schema}"));
+    }
+    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if value.is_object() && value.get(name).is_none() {
+            wrong.push(format!("{at} has no {name}"));
+        }
+    }
+    for (name, member) in value.as_object().into_iter().flatten() {
+        let at = format!("{at}.{name}");
+        match schema["properties"].get(name).or_else(|| schema.get("additionalProperties")) {
+            Some(schema) => wrong.extend(breaks(root, schema, member, &at)),
+            None => wrong.push(format!("{at} is not in the schema")),
+        }
+    }
+    for (i, item) in value.as_array().into_iter().flatten().enumerate() {
+        wrong.extend(breaks(root, &schema["items"], item, &format!("{at}[{i}]")));
+    }
+    wrong
+}
+
+#[test]
+fn the_schema_names_every_member_of_the_status() {
+    let schema: Value = serde_json::from_str(include_str!("../../../../docs/status.schema.json")).unwrap();
+    let golden: Value = serde_json::from_str(include_str!("golden/status.json")).unwrap();
+    assert_eq!(breaks(&schema, &schema, &golden, "status"), Vec::<String>::new());
+
+    let mut full = status();
+    full.deployments[0].labels.insert("org.opencontainers.image.revision".into(), "1".into());
+    full.last_outcome.as_mut().unwrap().shadowed.push("/etc/motd".into());
+    full.rejected.push(Rejected {
+        digest: None,
+        input_digest: Some(Digest::of(b"")),
+        reason: "rolled back".into(),
+    });
+    (full.jobs[0].state, full.jobs[0].result) = (State::Succeeded, Some(JobResult::default()));
+    full.jobs[0].messages.push("said".into());
+    let failure = full.jobs[1].failure.as_mut().unwrap();
+    failure.details.insert("need".into(), "5".into());
+    let mut full = serde_json::to_value(full).unwrap();
+    assert_eq!(breaks(&schema, &schema, &full, "status"), Vec::<String>::new());
+
+    full["jobs"][0]["result"]["surprise"] = true.into();
+    full["deployments"][1].as_object_mut().unwrap().remove("pinned");
+    let wrong = breaks(&schema, &schema, &full, "status").join("\n");
+    assert!(wrong.contains("status.jobs[0].result.surprise is not in the schema"), "{wrong}");
+    assert!(wrong.contains("status.deployments[1] has no pinned"), "{wrong}");
+}
+
+#[test]
 fn the_json_status_is_golden_and_comes_back() {
     let text = serde_json::to_string_pretty(&status()).unwrap() + "\n";
     golden("status.json", &text);
-    assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status());
+    let mut shown = status();
+    shown.deployments[0].bound_images.images[0].spec.auth_file = None;
+    assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), shown, "all but the path of a secret");
 }
