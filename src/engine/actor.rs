@@ -341,7 +341,7 @@ impl Actor {
             return Err(Error::new(ErrorKind::Busy, "the queue is full").hint("see: osctl jobs"));
         }
         let uid = initiator.uid;
-        let job = Job::new(uuid::Uuid::new_v4().to_string(), request.kind(), initiator, now());
+        let job = Job::new(uuid::Uuid::now_v7().to_string(), request.kind(), initiator, now());
         // Before libostree has made /sysroot writable this cannot work; it is kept again when it starts.
         if let Err(error) = self.env.keep(&job).await {
             tracing::debug!(job = job.id, error = error.chain(), "keeping a queued job");

@@ -271,6 +271,7 @@ impl Journal {
                 }
             }
         }
+        // Ids begin with their time: they tell the order within a second.
         jobs.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
         let mut cut = Vec::new();
         for job in jobs.iter_mut().filter(|j| !j.state.is_final()) {
