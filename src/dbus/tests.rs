@@ -114,7 +114,7 @@ impl Engine {
     fn handle(&self, command: Command) {
         match command {
             Command::Submit { request, initiator, reply } => {
-                let job = Job::new(uuid::Uuid::new_v4().to_string(), request.kind(), initiator, 1);
+                let job = Job::new(uuid::Uuid::now_v7().to_string(), request.kind(), initiator, 1);
                 self.requests.lock().unwrap().push(request.clone());
                 self.change(|s| s.jobs.insert(0, job.clone()));
                 if let Request::Pin { pinned, .. } = request {
