@@ -65,6 +65,7 @@ lint:
 install: SRC = $(TARGET_DIR)/$(call profile_dir,$(INSTALL_PROFILE))
 install: ROOT = $(DESTDIR)$(PREFIX)
 install:
+	@$(DEPS) build
 	$(CARGO) build --locked --profile $(INSTALL_PROFILE) --bins
 	install -D -m 755 $(if $(STRIP),-s) $(SRC)/osctl $(ROOT)/bin/osctl
 	install -D -m 755 $(if $(STRIP),-s) $(SRC)/osctld $(ROOT)/libexec/osctld

@@ -26,7 +26,8 @@ pub fn prune(sysroot: &ostree::Sysroot, cancellable: &gio::Cancellable) -> Resul
             .doing_with(|| format!("dropping {name}"))?;
     }
     crate::pull::forget_unused(&repo, &bases(&snapshot))?;
-    sysroot.cleanup(Some(cancellable)).doing("removing old deployments")?;
+    // Not `cleanup`, which prunes as well and prints to standard output.
+    sysroot.prepare_cleanup(Some(cancellable)).doing("removing old deployments")?;
     let (_, _, freed) = repo
         .prune(ostree::RepoPruneFlags::REFS_ONLY, 0, Some(cancellable))
         .doing("removing unreachable objects")?;
