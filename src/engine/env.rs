@@ -141,9 +141,8 @@ impl Env {
         let locked = Locked::acquire(cx, &self.layout).await?;
         cx.commit()?;
         let journal = self.journal()?;
-        let booted_anew = settle::leftovers(cx, self, &locked, &journal).await?;
+        let (now, booted_anew) = settle::leftovers(cx, self, &locked, &journal).await?;
         journal.tidy(history)?;
-        let now = locked.run(cx, |s, _| snapshot::read(s)).await?;
         let mut problems = Vec::new();
         if let Some(runs) = now.runs() {
             // After a boot, also into a rolled back deployment, the tags mean what it was staged with.

@@ -33,8 +33,7 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
     let store = Locked::acquire(cx, &env.layout).await?;
     // An earlier process may have died, or another program discarded what was staged, since we looked last.
     let journal = env.journal()?;
-    settle::leftovers(cx, env, &store, &journal).await?;
-    let before = store.run(cx, |s, _| crate::store::snapshot::read(s)).await?;
+    let (before, _) = settle::leftovers(cx, env, &store, &journal).await?;
     let pending = journal.pending()?;
     let staged = before.staged().map(|s| s.deployment.id.as_str());
     let staged_is_ours = staged.is_some() && pending.as_ref().map(|p| p.deployment.as_str()) == staged;

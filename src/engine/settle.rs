@@ -47,11 +47,16 @@ pub fn end(env: &Env, journal: &Journal, now: &Snapshot, intent: &Intent) -> Res
 
 /// Settles whatever an earlier job, process or boot left. The sysroot is locked.
 ///
-/// Returns whether what was staged has booted since.
-pub async fn leftovers(cx: &Cx, env: &Env, locked: &Locked, journal: &Journal) -> Result<bool> {
+/// Returns the deployments, which this does not change, and whether what was staged has booted since.
+pub async fn leftovers(cx: &Cx, env: &Env, locked: &Locked, journal: &Journal) -> Result<(Snapshot, bool)> {
     let now = locked.run(cx, |s, _| snapshot::read(s)).await?;
+    let booted_anew = settle(env, journal, &now)?;
+    Ok((now, booted_anew))
+}
+
+fn settle(env: &Env, journal: &Journal, now: &Snapshot) -> Result<bool> {
     if let Some(intent) = journal.intent()? {
-        let there = end(env, journal, &now, &intent)?;
+        let there = end(env, journal, now, &intent)?;
         tracing::warn!(job = intent.job, published = there, "settled what an interrupted job left");
     }
     let Some(pending) = journal.pending()? else { return Ok(false) };
@@ -60,13 +65,13 @@ pub async fn leftovers(cx: &Cx, env: &Env, locked: &Locked, journal: &Journal) -
         let ok = booted.deployment.id == pending.deployment;
         let shadowed = if ok { shadowed(env, booted)? } else { Vec::new() };
         journal.judge(&pending, &booted.deployment.id, shadowed, super::env::finalize_failure)?;
-        give_back(env, &now, pending.intent.etc_of.as_deref(), &pending.intent.all_takes())?;
+        give_back(env, now, pending.intent.etc_of.as_deref(), &pending.intent.all_takes())?;
         journal.forget_pending()?;
         return Ok(ok);
     }
     if now.staged().is_none_or(|s| s.deployment.id != pending.deployment) {
         tracing::info!(deployment = pending.deployment, "another program discarded what was staged");
-        discard(env, journal, &now)?;
+        discard(env, journal, now)?;
     }
     Ok(false)
 }

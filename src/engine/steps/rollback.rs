@@ -44,10 +44,7 @@ pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
     let (_, error) = stage::end(job, &journal, &intent, published.err()).await?;
     let mut notes: Vec<String> = Vec::new();
     notes.extend(error.map(|e| format!("it is done, although not everything went well: {}", e.chain())));
-    if !job.before.booted {
-        let shown = stage::show(job).await.err();
-        notes.extend(shown.map(|e| format!("bound images keep their old names: {}", e.chain())));
-    }
+    notes.extend(stage::show(job).await);
     notes.extend(pending(job).await?);
     Ok(JobResult {
         changed: true,
