@@ -2,6 +2,7 @@
 
 use super::error::ErrorKind;
 use super::image::Digest;
+use super::text::printable;
 use std::collections::BTreeMap;
 
 macro_rules! steps {
@@ -144,28 +145,6 @@ pub struct Failure {
 
 /// More lines nobody reads.
 const MAX_MESSAGES: usize = 100;
-/// Longer texts say nothing more to a person, and travel over the bus at every look.
-const MAX_TEXT: usize = 8 << 10;
-
-/// Text that registries and images may have written, fit for terminals, the bus (which knows no NUL) and the disk.
-///
-/// Line breaks and tabs stay; other control characters become escapes.
-pub fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len().min(MAX_TEXT));
-    for c in text.chars() {
-        if out.len() >= MAX_TEXT {
-            out.push('…');
-            break;
-        }
-        if c.is_control() && c != '\n' && c != '\t' {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
 impl From<&super::error::Error> for Failure {
     fn from(e: &super::error::Error) -> Self {
         Failure {
@@ -422,12 +401,6 @@ fn progress_of(step: Step, fraction: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn texts_from_outside_are_printable_and_short() {
-        assert_eq!(printable("a\0b\x1b]0;x\x07\r\n\u{9b}c"), "a\\u{0}b\\u{1b}]0;x\\u{7}\\r\n\\u{9b}c");
-        assert_eq!(printable(&"x".repeat(MAX_TEXT + 10)).chars().count(), MAX_TEXT + 1);
-    }
 
     use proptest::prelude::*;
 

@@ -10,5 +10,6 @@ pub mod manifest;
 pub mod quadlet;
 pub mod request;
 pub mod status;
+pub mod text;
 
 pub use error::{Context, Error, ErrorKind, Result};

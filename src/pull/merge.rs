@@ -15,8 +15,8 @@
 
 use super::layer::{Stored, other_spelling, shown, split};
 use super::tree::{Dir, Entries, Found, link_target};
+use crate::model::text::one_line;
 use crate::model::{Error, ErrorKind, Result};
-use crate::sys::text::one_line;
 use ostree_ext::ostree;
 use std::collections::BTreeSet;
 

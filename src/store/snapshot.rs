@@ -3,9 +3,9 @@
 use super::origin::Origin;
 use super::tree::CommitTree;
 use crate::derive::provenance::Provenance;
-use crate::model::job::printable;
 use crate::model::kargs::{self, Owned};
 use crate::model::status::{Deployment, Derivation, DropIn, OwnedKarg, OwnedPath};
+use crate::model::text::printable;
 use crate::model::{Context, Result};
 use ostree_ext::{glib, ostree};
 use std::collections::BTreeMap;

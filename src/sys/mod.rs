@@ -8,4 +8,3 @@ pub mod policy;
 pub mod process;
 pub mod scratch;
 pub mod skopeo;
-pub mod text;

@@ -195,10 +195,7 @@ impl<'a> Fields<'a> {
 
 /// Text that is safe in a one-line message.
 pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .take(200)
-        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
-        .collect()
+    crate::model::text::one_line(&text.chars().take(200).collect::<String>())
 }
 
 fn is_bool(text: &str) -> bool {
