@@ -86,6 +86,11 @@ install_debian() {
   fi
   note "installing: $*"
   # A simulation first: apt would resolve a conflict by removing something of yours (seen with qemu-utils from backports).
+  if ! before=$(apt-get install -s --no-install-recommends "$@" 2>/dev/null); then
+    # Lists from before a point release name versions that no longer fit what is installed or on the mirror.
+    note "apt finds no solution with the lists that it has: apt-get update"
+    apt-get update -q
+  fi
   before=$(apt-get install -s --no-install-recommends "$@") ||
     die "apt cannot install: $*. Its own words are above; try apt-get update, or install them by hand."
   after=$(printf '%s\n' "$before" | sed -n 's/^Remv \([^ ]*\).*/\1/p' | tr '\n' ' ')
