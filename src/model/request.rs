@@ -2,6 +2,7 @@
 
 use super::image::{Digest, ImageRef};
 use super::{Error, ErrorKind, Result};
+use std::num::NonZeroU64;
 
 /// Options that several requests share.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -19,6 +20,12 @@ pub struct Options {
     pub replace_staged: bool,
     /// Take an input that was rejected before.
     pub allow_rejected: bool,
+    /// Fetch at most so many bytes a second.
+    pub rate_limit: Option<NonZeroU64>,
+    /// Refuse an update that would download more bytes than this.
+    pub max_bytes: Option<u64>,
+    /// Take an image that is verified less than what runs.
+    pub allow_unverified: bool,
     /// Drop files that a plain image carries in `/var`.
     pub drop_var: bool,
     /// Fail with `Busy` instead of waiting in the queue.

@@ -5,6 +5,7 @@ use ostree_ext::oci_spec::image::{ImageConfiguration, ImageManifest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,6 +25,12 @@ pub struct FetchOptions {
     pub tmp: Option<PathBuf>,
     /// Accept a plain image with files in `/var`, and leave them out.
     pub drop_var: bool,
+    /// At most so many bytes a second come from the network, in all; `None` is as fast as it goes.
+    pub rate_limit: Option<NonZeroU64>,
+    /// Layers that are fetched at the same time; `None` is our choice.
+    pub connections: Option<NonZeroU32>,
+    /// Layers that are imported at the same time; `None` is one for each CPU.
+    pub importers: Option<NonZeroU32>,
     /// Where the work is done.
     #[serde(skip)]
     pub worker: Worker,

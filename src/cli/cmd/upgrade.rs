@@ -61,8 +61,7 @@ impl Limits {
             allow_rejected: self.allow_rejected,
             drop_var: self.drop_var,
             no_wait: self.no_wait,
-            kargs: Vec::new(),
-            stateroot: None,
+            ..Options::default()
         }
     }
 }
