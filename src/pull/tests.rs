@@ -2,4 +2,5 @@
 
 mod foreign;
 mod plain;
+pub(super) mod registry;
 mod sources;
