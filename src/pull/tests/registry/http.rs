@@ -30,6 +30,17 @@ impl Asked {
         let mut asked = Asked { method, target, headers, body: String::new() };
         let length: u64 = asked.header("content-length").map_or(0, |l| l.parse().unwrap());
         stream.take(length).read_to_string(&mut asked.body).await.ok()?;
+        if asked.header("transfer-encoding") == Some("chunked") {
+            // As Go sends a form.
+            loop {
+                let length = u64::from_str_radix(&line(stream).await?, 16).unwrap();
+                stream.take(length).read_to_string(&mut asked.body).await.ok()?;
+                line(stream).await?;
+                if length == 0 {
+                    break;
+                }
+            }
+        }
         Some(asked)
     }
 
