@@ -5,7 +5,7 @@ use crate::model::{Context, Error, ErrorKind, Result};
 use std::process::Stdio;
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 /// How long a child may take to end after SIGTERM. Well within the 10 s that a cancelled job may last.
@@ -133,15 +133,37 @@ fn spawn_from_lasting_thread(mut command: Command) -> std::io::Result<Child> {
 /// Runs a command to its end, or ends it when the job is cancelled or this process ends, however it does. A non-zero
 /// exit is not an error here.
 pub async fn run(cx: &Cx, mut command: Command) -> Result<Output> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::null());
+    finish(cx, command, &[]).await
+}
+
+/// As [`run`], with this on the standard input of the child. That it does not read it is not an error.
+pub async fn run_with_input(cx: &Cx, mut command: Command, input: &[u8]) -> Result<Output> {
+    command.stdin(Stdio::piped());
+    finish(cx, command, input).await
+}
+
+async fn finish(cx: &Cx, mut command: Command, input: &[u8]) -> Result<Output> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let name = command.as_std().get_program().to_string_lossy().into_owned();
     let mut group = Group::spawn_bound(command)?;
+    let stdin = group.child.stdin.take();
     let mut stdout = group.child.stdout.take().expect("stdout is piped");
     let mut stderr = group.child.stderr.take().expect("stderr is piped");
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let finished = {
+        let feed = async {
+            match stdin {
+                Some(mut stdin) => match stdin.write_all(input).await {
+                    Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+                    done => done,
+                },
+                None => Ok(()),
+            }
+        };
         let all = async {
-            tokio::try_join!(stdout.read_to_end(&mut out), stderr.read_to_end(&mut err), group.child.wait())
+            let (out, err) = (stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
+            tokio::try_join!(feed, out, err, group.child.wait())
         };
         tokio::select! {
             done = all => Some(done),
@@ -152,7 +174,7 @@ pub async fn run(cx: &Cx, mut command: Command) -> Result<Output> {
         group.end().await;
         return Err(cx.checkpoint().err().unwrap_or_else(|| Error::new(ErrorKind::Cancelled, "cancelled")));
     };
-    let (_, _, status) = done.doing(format!("running {name}"))?;
+    let (_, _, _, status) = done.doing(format!("running {name}"))?;
     let text = String::from_utf8_lossy(&err);
     let tail: Vec<&str> = text.lines().rev().take(20).collect();
     Ok(Output {
