@@ -1,5 +1,6 @@
 //! Where registry credentials, the signature policy and the registries' configuration lie. Only paths leave this module, never contents.
 
+use super::credentials::{AuthFile, Login};
 use cap_std_ext::cap_std::fs::Dir;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
@@ -44,7 +45,7 @@ pub enum Found {
     Missing,
     /// It cannot be read by the caller.
     Unreadable,
-    /// It is no containers-auth.json(5).
+    /// It is no containers-auth.json(5), or what it has for the repository cannot be decoded.
     Damaged,
     /// It has nothing for the repository.
     Without,
@@ -67,22 +68,12 @@ fn look(file: std::io::Result<Vec<u8>>, repository: &str) -> Found {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Found::Missing,
         Err(_) => return Found::Unreadable,
     };
-    let Ok(serde_json::Value::Object(file)) = serde_json::from_slice(&bytes) else { return Found::Damaged };
-    let has = |member: &str, key: &str| file.get(member).is_some_and(|m| m.get(key).is_some());
-    // From the whole repository to its registry, as containers-auth.json(5) says.
-    let mut scope = Some(repository);
-    while let Some(key) = scope {
-        if has("auths", key) {
-            return Found::With;
-        }
-        scope = key.rsplit_once('/').map(|(parent, _)| parent);
-    }
-    let registry = repository.split('/').next().unwrap_or_default();
-    let hub = registry == "docker.io" && has("auths", "https://index.docker.io/v1/");
-    match () {
-        () if hub => Found::With,
-        () if has("credHelpers", registry) => Found::Helper,
-        () => Found::Without,
+    let Some(file) = AuthFile::parse(&bytes) else { return Found::Damaged };
+    match file.find(repository) {
+        Login::Here(_) => Found::With,
+        Login::Helper(_) => Found::Helper,
+        Login::None => Found::Without,
+        Login::Damaged => Found::Damaged,
     }
 }
 
@@ -121,11 +112,14 @@ mod tests {
             ("[]", Found::Damaged),
             ("{}", Found::Without),
             (r#"{"auths":{"other.io":{}}}"#, Found::Without),
-            (r#"{"auths":{"r.io":{"auth":"x"}}}"#, Found::With),
-            (r#"{"auths":{"r.io/team":{"auth":"x"}}}"#, Found::With),
-            (r#"{"auths":{"r.io/team/os":{"auth":"x"}}}"#, Found::With),
-            (r#"{"auths":{"r.io/team/other":{"auth":"x"}}}"#, Found::Without),
+            (r#"{"auths":{"r.io":{"auth":"eDp5"}}}"#, Found::With),
+            (r#"{"auths":{"r.io/team":{"auth":"eDp5"}}}"#, Found::With),
+            (r#"{"auths":{"r.io/team/os":{"auth":"eDp5"}}}"#, Found::With),
+            (r#"{"auths":{"r.io/team/other":{"auth":"eDp5"}}}"#, Found::Without),
+            (r#"{"auths":{"r.io":{"auth":"x"}}}"#, Found::Damaged),
+            (r#"{"auths":{"r.io":{}}}"#, Found::Without),
             (r#"{"credHelpers":{"r.io":"pass"}}"#, Found::Helper),
+            (r#"{"credHelpers":{"r.io":"pass"},"auths":{"r.io":{"auth":"eDp5"}}}"#, Found::Helper),
         ];
         for (text, expected) in table {
             assert_eq!(look(Ok(text.into()), "r.io/team/os"), expected, "{text}");

@@ -1,6 +1,7 @@
 //! The operating system: atomic file writes, descriptors, mounts, processes, skopeo and its files.
 
 pub mod auth;
+pub mod credentials;
 pub mod fd;
 pub mod fs;
 pub mod mounts;

@@ -4,6 +4,8 @@
 use super::{Fault, Part, Registry, Request, Times, basic};
 use crate::model::image::Digest;
 use crate::pull::fixture::{Layout, Pack};
+use crate::sys::credentials::Credentials;
+use crate::sys::registries::{Access, Endpoint, auth_json};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -46,7 +48,7 @@ impl Got {
 
 fn ask(registry: &Registry, method: &str, target: &str, headers: &[(&str, &str)]) -> Got {
     let mut stream = TcpStream::connect(registry.host()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let mut request = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
@@ -95,6 +97,34 @@ fn skopeo_copies_from_it_with_every_login() {
         if works {
             assert_eq!(std::fs::read(target.join(layout.layers[1].hex())).unwrap(), content(0), "{name}");
         }
+    }
+}
+
+#[test]
+fn skopeo_logs_in_with_the_credentials_file_that_we_write_for_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let layout = layout(&temp.path().join("oci"));
+    let registry = Registry::serve("team/os", "1", &layout);
+    registry.require_bearer("me", "hunter2");
+    for (credentials, works) in [
+        (Credentials::Basic { user: "me".to_owned(), password: "hunter2".to_owned() }, true),
+        (Credentials::IdentityToken("hunter2".to_owned()), true),
+        (Credentials::IdentityToken("guess".to_owned()), false),
+        (Credentials::Anonymous, false),
+    ] {
+        let name = format!("{credentials:?}");
+        let endpoint = Endpoint {
+            host: registry.host(),
+            repository: "team/os".to_owned(),
+            insecure: true,
+            access: Access { credentials, authorities: Vec::new(), certificates: Vec::new() },
+        };
+        let file = temp.path().join("auth.json");
+        std::fs::write(&file, auth_json(&[endpoint])).unwrap();
+        let file = format!("--authfile={}", file.display());
+        let source = registry.image("team/os:1").to_string();
+        let (done, errors) = skopeo(&["inspect", "--raw", "--tls-verify=false", &file, &source]);
+        assert_eq!(done, works, "{name}: {errors}");
     }
 }
 
