@@ -1,4 +1,4 @@
-//! The operating system: atomic file writes, descriptors, mounts, processes, skopeo and its files.
+//! The operating system: atomic file writes, descriptors, mounts, processes, registries, skopeo and its files.
 
 pub mod auth;
 pub mod credentials;
@@ -7,5 +7,6 @@ pub mod fs;
 pub mod mounts;
 pub mod policy;
 pub mod process;
+pub mod registries;
 pub mod scratch;
 pub mod skopeo;

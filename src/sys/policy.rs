@@ -33,7 +33,7 @@ pub fn by_digest(policy: &[u8], image: &ImageRef, digest: &Digest) -> Option<Vec
 }
 
 /// The name with what Docker Hub's short names leave out, as policies spell it.
-fn full_name(repository: &str) -> String {
+pub(super) fn full_name(repository: &str) -> String {
     match repository.split_once('/') {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => {
             match repository.split_once('/') {
