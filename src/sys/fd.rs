@@ -1,10 +1,11 @@
-//! Descriptors that whoever started us left open for us.
+//! Descriptors: those that whoever started us left open for us, and those that we leave to others.
 
 use crate::model::{Context, Error, ErrorKind, Result};
-use rustix::fs::OFlags;
+use rustix::fs::{MemfdFlags, OFlags};
 use rustix::io::FdFlags;
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::io::Write;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// A descriptor of our own for the inherited one with this number, to write to.
 ///
@@ -32,11 +33,23 @@ pub fn inherited(fd: u32) -> Result<File> {
     Ok(File::from(ours))
 }
 
+/// A file without a name, with this content, that a child of any user can open by `/proc/self/fd/N`: the access mode of
+/// such a file lets everybody in, and nobody else can get at it.
+pub fn in_memory(content: &[u8]) -> Result<OwnedFd> {
+    let doing = "making a file in memory";
+    let fd = rustix::fs::memfd_create("osctl", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)
+        .or_else(|_| rustix::fs::memfd_create("osctl", MemfdFlags::CLOEXEC))
+        .doing(doing)?;
+    let mut file = File::from(fd);
+    file.write_all(content).doing(doing)?;
+    Ok(file.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read as _, Write as _};
-    use std::os::fd::{AsRawFd as _, OwnedFd};
+    use std::io::Read as _;
+    use std::os::fd::AsRawFd as _;
     use std::os::unix::net::UnixStream;
 
     fn number(fd: &impl std::os::fd::AsRawFd) -> u32 {
@@ -67,5 +80,22 @@ mod tests {
             assert_eq!(inherited(fd).unwrap_err().kind, ErrorKind::InvalidArgument);
         }
         assert!(reader.as_raw_fd() > 2);
+    }
+
+    #[test]
+    fn another_user_can_read_what_it_is_handed_and_nothing_else_of_ours() {
+        use cap_std_ext::cmdext::CapStdExtCommandExt;
+        use std::os::unix::process::CommandExt;
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        let handed = std::sync::Arc::new(in_memory(b"handed").unwrap());
+        let script =
+            format!("cat /proc/self/fd/3; cat {} 2>/dev/null || echo , no more", secret.path().display());
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script]).take_fd_n(handed, 3).uid(65534).gid(65534);
+        let output = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "handed, no more\n");
     }
 }

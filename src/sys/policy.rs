@@ -6,6 +6,8 @@
 //! anew, with the name that was asked for.
 
 use crate::model::image::{Digest, ImageRef, Transport};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 /// The policy of the running system.
@@ -30,6 +32,33 @@ pub fn by_digest(policy: &[u8], image: &ImageRef, digest: &Digest) -> Option<Vec
         scopes.values_mut().for_each(|requirements| rename(requirements, &name, tag));
     }
     serde_json::to_vec(&policy).ok()
+}
+
+/// The policy with the keys in it that it names by path: whoever applies it may not be able to read them. A key that
+/// cannot be read stays a path.
+pub fn self_contained(policy: &[u8]) -> Vec<u8> {
+    let Ok(mut value) = serde_json::from_slice::<Value>(policy) else { return policy.to_owned() };
+    include_keys(&mut value);
+    serde_json::to_vec(&value).unwrap_or_else(|_| policy.to_owned())
+}
+
+fn include_keys(value: &mut Value) {
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(include_keys),
+        Value::Object(map) => {
+            let signed =
+                matches!(map.get("type").and_then(Value::as_str), Some("signedBy" | "sigstoreSigned"));
+            if signed
+                && let Some(key) = map.get("keyPath").and_then(Value::as_str)
+                && let Ok(key) = std::fs::read(key)
+            {
+                map.remove("keyPath");
+                map.insert("keyData".to_owned(), STANDARD.encode(key).into());
+            }
+            map.values_mut().for_each(include_keys);
+        }
+        _ => {}
+    }
 }
 
 /// The name with what Docker Hub's short names leave out, as policies spell it.
@@ -129,5 +158,20 @@ mod tests {
         assert_eq!(new["transports"]["docker"][format!("r.io/os@{digest}")][0]["type"], "reject");
         let new = by_digest(text.as_bytes(), &"r.io/os:2".parse().unwrap(), &digest).unwrap();
         assert!(!String::from_utf8(new).unwrap().contains(digest.as_str()));
+    }
+
+    #[test]
+    fn keys_that_a_policy_names_are_put_into_it() {
+        let key = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(key.path(), "key").unwrap();
+        let policy = json!({"default": [{"type": "reject"}], "transports": {"docker": {
+            "r.io": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": key.path()}],
+            "s.io": [{"type": "sigstoreSigned", "keyPath": "/nonexistent"}]}}});
+        let new: Value = serde_json::from_slice(&self_contained(policy.to_string().as_bytes())).unwrap();
+        let requirement = &new["transports"]["docker"]["r.io"][0];
+        assert_eq!(requirement, &json!({"type": "signedBy", "keyType": "GPGKeys", "keyData": "a2V5"}));
+        assert_eq!(new["transports"]["docker"]["s.io"][0]["keyPath"], "/nonexistent");
+        assert_eq!(new["default"], policy["default"]);
+        assert_eq!(self_contained(b"nonsense"), b"nonsense");
     }
 }

@@ -153,7 +153,7 @@ fn known(text: &str) -> Option<(ErrorKind, &'static str)> {
 }
 
 /// The text without the queries of its URLs: those of blobs that a registry keeps elsewhere are keys to them.
-fn without_queries(text: &str) -> String {
+pub fn without_queries(text: &str) -> String {
     let mut rest = text;
     let mut safe = String::with_capacity(text.len());
     while let Some(at) = rest.find("://") {
