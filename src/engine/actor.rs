@@ -160,7 +160,7 @@ impl Actor {
                     None => asked = false,
                 },
                 Some((id, event)) = events.recv() => {
-                    let urgent = !matches!(event, Event::Bytes { .. } | Event::Items { .. });
+                    let urgent = !matches!(event, Event::Bytes { .. } | Event::Part { .. } | Event::Items { .. });
                     self.event(&id, &event).await;
                     if urgent { self.publish() } else { dirty = true }
                 }

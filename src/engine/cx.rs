@@ -95,6 +95,11 @@ impl Cx {
         (self.sink)(Event::Bytes { done, total });
     }
 
+    /// Reports bytes of one item of the current step.
+    pub fn part(&self, name: &str, done: u64, total: u64) {
+        (self.sink)(Event::Part { name: name.to_owned(), done, total });
+    }
+
     /// Reports items of the current step.
     pub fn items(&self, done: u32, total: u32, current: &str) {
         (self.sink)(Event::Items { done, total, current: current.to_owned() });

@@ -143,6 +143,8 @@ pub struct Failure {
     pub details: BTreeMap<String, String>,
 }
 
+/// As many items are never on their way at a time.
+const MAX_PARTS: usize = 64;
 /// More lines nobody reads.
 const MAX_MESSAGES: usize = 100;
 impl From<&super::error::Error> for Failure {
@@ -202,6 +204,15 @@ pub enum Event {
         /// In all; 0 if unknown.
         total: u64,
     },
+    /// Bytes of one item (a layer) of the current step.
+    Part {
+        /// The item, by its digest.
+        name: String,
+        /// So far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
     /// Items (layers, images, files) of the current step.
     Items {
         /// So far.
@@ -250,6 +261,9 @@ pub struct Job {
     pub items_total: u32,
     /// What is worked on.
     pub current_item: String,
+    /// The items that are on their way: bytes so far, and in all, by name.
+    #[serde(default)]
+    pub parts: BTreeMap<String, (u64, u64)>,
     /// Who asked.
     pub initiator: Initiator,
     /// Seconds since the epoch.
@@ -282,6 +296,7 @@ impl Job {
             items_done: 0,
             items_total: 0,
             current_item: String::new(),
+            parts: BTreeMap::new(),
             initiator,
             created: now,
             started: 0,
@@ -319,6 +334,7 @@ impl Job {
                 (self.bytes_done, self.bytes_total) = (0, 0);
                 (self.items_done, self.items_total) = (0, 0);
                 self.current_item.clear();
+                self.parts.clear();
                 self.raise(progress_of(*step, 0.0));
             }
             Event::Bytes { done, total } => {
@@ -326,6 +342,14 @@ impl Job {
                 self.bytes_total = *total;
                 if *total > 0 {
                     self.raise_within(self.bytes_done as f64 / *total as f64);
+                }
+            }
+            Event::Part { name, done, total } => {
+                if done >= total {
+                    self.parts.remove(name);
+                } else if self.parts.len() < MAX_PARTS || self.parts.contains_key(name) {
+                    let part = self.parts.entry(printable(name)).or_default();
+                    *part = (part.0.max(*done), *total);
                 }
             }
             Event::Items { done, total, current } => {
@@ -346,6 +370,7 @@ impl Job {
             Event::PointOfNoReturn => self.point_of_no_return = true,
             Event::Finished { at, outcome } => {
                 self.finished = *at;
+                self.parts.clear();
                 self.point_of_no_return = false;
                 match outcome {
                     Ok(result) => {

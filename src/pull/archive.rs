@@ -47,6 +47,13 @@ pub(super) struct Entry {
     pieces: Option<Vec<(u64, u64)>>,
 }
 
+impl Entry {
+    /// Whether the stored bytes are not the content.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.pieces.is_some()
+    }
+}
+
 /// The entries of a tar stream.
 #[derive(Debug)]
 pub(super) struct Archive<R> {
@@ -117,6 +124,11 @@ impl<R: Read> Archive<R> {
                 })
             }
         }
+    }
+
+    /// The content of the current entry, which is no sparse one, as a reader that owns the archive.
+    pub(super) fn into_data(self) -> OwnedData<R> {
+        OwnedData(self)
     }
 
     fn set_data(&mut self, size: u64) -> io::Result<()> {
@@ -280,6 +292,23 @@ impl<R: Read> Archive<R> {
             return Err(bad("a sparse file whose pieces lie behind its end"));
         }
         Ok((map, size))
+    }
+}
+
+/// The stored bytes of the current entry, for who cannot borrow.
+#[derive(Debug)]
+pub(super) struct OwnedData<R>(Archive<R>);
+
+impl<R> OwnedData<R> {
+    /// The archive, to go on with.
+    pub(super) fn into_archive(self) -> Archive<R> {
+        self.0
+    }
+}
+
+impl<R: Read> Read for OwnedData<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        Data(&mut self.0).read(buf)
     }
 }
 

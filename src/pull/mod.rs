@@ -20,19 +20,27 @@
 //! ways that a dropped future cannot end: cancelling kills the child's process group.
 
 mod archive;
+mod chunk;
 mod commit;
+mod counts;
 mod encapsulated;
+mod fetch;
 mod import;
+mod labels;
 mod layer;
 mod merge;
+mod object;
 mod plain;
 mod pulse;
 mod refs;
 mod resolve;
 mod source;
+mod space;
 mod tree;
 mod trust;
 mod types;
+mod unpack;
+mod wire;
 mod worker;
 
 #[cfg(test)]
@@ -40,6 +48,7 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use fetch::Patience;
 pub use import::import_in_process;
 pub use refs::{find, forget_unused, has_unused, retain, retain_latest};
 pub use resolve::resolve_in_process;

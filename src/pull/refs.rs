@@ -69,23 +69,6 @@ pub(super) fn vouched(repo: &ostree::Repo, made: Made, digest: &Digest) -> Resul
     Ok(if commit == resolve(repo, &verified(made, digest)?)? { commit } else { None })
 }
 
-/// Notes that the blob that was just imported by the reference importer had its digest.
-pub(super) fn vouch_for_chunk(repo: &ostree::Repo, digest: &Digest) -> Result<()> {
-    match resolve(repo, &of_layer(digest)?)? {
-        Some(commit) => write(repo, &verified(Made::Chunk, digest)?, &commit),
-        None => Ok(()),
-    }
-}
-
-/// Drops the blob's ref unless it is known to be a part of an ostree commit and to have had its digest.
-pub(super) fn distrust(repo: &ostree::Repo, digest: &Digest) -> Result<()> {
-    let name = of_layer(digest)?;
-    if vouched(repo, Made::Chunk, digest)?.is_none() && resolve(repo, &name)?.is_some() {
-        remove(repo, &name)?;
-    }
-    Ok(())
-}
-
 /// The ref of an image, by the reference that is tracked.
 pub(super) fn of_image(image: &ImageRef) -> Result<String> {
     refescape::prefix_escape_for_ref(IMAGES, &image.to_string()).doing("naming an image's ref")

@@ -6,7 +6,7 @@
 use crate::model::{Context, Error, ErrorKind, Result};
 use ostree_ext::gio::prelude::*;
 use ostree_ext::{gio, glib, ostree};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Extended attributes: name and value, without the NUL that libostree puts behind the name.
 pub(super) type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -72,6 +72,14 @@ impl Dir {
         }
     }
 
+    /// Whether both are the same directory of the repository, and nobody opened either.
+    pub(super) fn is_stored_as(&self, other: &Dir) -> bool {
+        match (&self.contents, &other.contents) {
+            (Contents::Stored(ours), Contents::Stored(theirs)) => ours == theirs,
+            _ => false,
+        }
+    }
+
     /// Empties the directory.
     pub(super) fn clear(&mut self) {
         self.contents = Contents::Open(Entries::default());
@@ -109,7 +117,7 @@ impl Dir {
     }
 
     /// Writes the directories that were opened, within the current transaction. Returns the contents' checksum.
-    fn write_contents(&self, repo: &ostree::Repo) -> Result<String> {
+    pub(super) fn write_contents(&self, repo: &ostree::Repo) -> Result<String> {
         let entries = match &self.contents {
             Contents::Stored(checksum) => return Ok(checksum.clone()),
             Contents::Open(entries) => entries,
@@ -132,6 +140,31 @@ impl Dir {
         let root = repo.write_mtree(&tree, gio::Cancellable::NONE).doing("writing a tree")?;
         Ok(root.downcast::<ostree::RepoFile>().expect("a written tree is a RepoFile"))
     }
+}
+
+/// Calls `seen` with every object of a commit's tree. A directory that occurs again is not gone into again.
+pub(super) fn visit(
+    repo: &ostree::Repo,
+    commit: &str,
+    seen: &mut impl FnMut(ostree::ObjectType, &str) -> Result<()>,
+) -> Result<()> {
+    let root = Dir::of_commit(repo, commit)?;
+    let mut visited = HashSet::new();
+    let mut todo = vec![root];
+    while let Some(mut dir) = todo.pop() {
+        seen(ostree::ObjectType::DirMeta, &dir.meta)?;
+        if let Contents::Stored(checksum) = &dir.contents
+            && !visited.insert(checksum.clone())
+        {
+            continue;
+        }
+        let entries = std::mem::take(dir.open(repo)?);
+        for file in entries.files.values() {
+            seen(ostree::ObjectType::File, file)?;
+        }
+        todo.extend(entries.dirs.into_values());
+    }
+    Ok(())
 }
 
 fn load(repo: &ostree::Repo, checksum: &str) -> Result<Entries> {
@@ -188,17 +221,29 @@ pub(super) fn write_dirmeta(
     write_metadata(repo, ostree::ObjectType::DirMeta, &value)
 }
 
-/// Owner, group and permission bits of a directory's metadata object.
-pub(super) fn read_dirmeta(repo: &ostree::Repo, checksum: &str) -> Result<(u32, u32, u32)> {
+/// Owner, group, permission bits and attributes of a directory's metadata object.
+pub(super) fn read_dirmeta(repo: &ostree::Repo, checksum: &str) -> Result<(u32, u32, u32, Xattrs)> {
     let value = repo
         .load_variant(ostree::ObjectType::DirMeta, checksum)
         .doing_with(|| format!("reading directory metadata {checksum}"))?;
     // Stored in network byte order.
     let number = |at: usize| value.child_value(at).get::<u32>().map(u32::from_be);
     match (number(0), number(1), number(2)) {
-        (Some(uid), Some(gid), Some(mode)) => Ok((uid, gid, mode & 0o7777)),
+        (Some(uid), Some(gid), Some(mode)) => Ok((uid, gid, mode & 0o7777, xattrs_of(&value.child_value(3)))),
         _ => Err(Error::new(ErrorKind::Corrupt, format!("directory metadata {checksum} is malformed"))),
     }
+}
+
+/// Extended attributes out of libostree's form.
+pub(super) fn xattrs_of(value: &glib::Variant) -> Xattrs {
+    let list = value.get::<Vec<(Vec<u8>, Vec<u8>)>>().unwrap_or_default();
+    let name = |mut name: Vec<u8>| {
+        if name.last() == Some(&0) {
+            name.pop();
+        }
+        name
+    };
+    list.into_iter().map(|(key, value)| (name(key), value)).collect()
 }
 
 /// The size of a regular file's object; `None` for a link.

@@ -1,5 +1,6 @@
 //! The values that pulling takes and returns. All of them can cross to the worker process.
 
+use super::fetch::Patience;
 use crate::model::image::{Digest, ImageRef};
 use ostree_ext::oci_spec::image::{ImageConfiguration, ImageManifest};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,14 @@ pub struct FetchOptions {
     pub connections: Option<NonZeroU32>,
     /// Layers that are imported at the same time; `None` is one for each CPU.
     pub importers: Option<NonZeroU32>,
+    /// Where blobs lie until their layer is in the repository; `None` is a temporary directory. What is left there by a
+    /// transfer that broke off is where the next one goes on.
+    pub spool: Option<PathBuf>,
+    /// The root whose `etc/containers` says how registries are reached; `None` is `/`.
+    pub config_root: Option<PathBuf>,
+    /// When a failed transfer is tried again.
+    #[serde(default)]
+    pub patience: Patience,
     /// Where the work is done.
     #[serde(skip)]
     pub worker: Worker,
@@ -122,6 +131,15 @@ pub struct Base {
 pub enum Report {
     /// Bytes transferred, of those that must be.
     Bytes {
+        /// How many are here.
+        done: u64,
+        /// How many there will be.
+        total: u64,
+    },
+    /// Bytes of one layer.
+    Part {
+        /// The layer's digest.
+        name: String,
         /// How many are here.
         done: u64,
         /// How many there will be.

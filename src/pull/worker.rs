@@ -7,19 +7,24 @@
 //! which every import is made for. As long as it gets on it says `alive` from time to time ([`super::pulse`]): a registry
 //! that neither answers nor hangs up would otherwise hold the job for ever.
 
-use super::import::import_in_process;
+use super::fetch::{self, Fetcher, Order};
+use super::import::{self, Supply, Todo, import_in_process};
 use super::pulse::{self, Local};
 use super::resolve::resolve_in_process;
 use super::types::{Base, FetchOptions, Report, Reporter, Resolved, Worker};
+use super::wire::Failed;
 use crate::engine::cx::Cx;
 use crate::model::image::{ImageRef, Transport};
 use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::{Group, kill_own_group};
 use crate::sys::scratch::Scratch;
+use crate::sys::{policy, registries};
+use cap_std_ext::cmdext::CapStdExtCommandExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::future::Future;
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -36,11 +41,13 @@ pub(super) const STALL: Duration = Duration::from_secs(60);
 /// Lines of the worker's standard error that are kept for the message if it dies.
 const STDERR_LINES: usize = 20;
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What a worker is told first. Never logged: an order carries credentials.
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Request {
+pub(super) enum Request<O = Order> {
     Resolve { image: ImageRef, opts: FetchOptions },
     Pull { repo: PathBuf, resolved: Box<Resolved>, opts: FetchOptions },
+    Fetch(O),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,44 +59,17 @@ enum Message {
     Failed(Failed),
 }
 
-/// An error on its way to the parent.
-#[derive(Debug, Serialize, Deserialize)]
-struct Failed {
-    kind: ErrorKind,
-    message: String,
-    hint: Option<String>,
-    details: BTreeMap<String, String>,
-}
-
-impl From<Error> for Failed {
-    fn from(e: Error) -> Self {
-        // Much of this is the text of images and registries.
-        let visible = |text: &str| text.split('\n').map(one_line).collect::<Vec<_>>().join("\n");
-        Failed {
-            kind: e.kind,
-            message: visible(&e.chain()),
-            hint: e.hint.map(|hint| visible(&hint)),
-            details: e.details.iter().map(|(key, value)| (key.clone(), visible(value))).collect(),
-        }
-    }
-}
-
-impl From<Failed> for Error {
-    fn from(f: Failed) -> Self {
-        let mut error = Error::new(f.kind, f.message);
-        error.hint = f.hint.map(Into::into);
-        error.details = f.details;
-        error
-    }
-}
-
 /// Finds out what the reference stands for now. Transfers manifest and configuration only.
 pub async fn resolve(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
     cx.checkpoint()?;
     if matches!(opts.worker, Worker::InProcess) {
         return resolve_in_process(image, opts).await;
     }
-    call(cx, image, opts, STALL, |opts| Request::Resolve { image: image.clone(), opts }).await
+    let privilege = match image.transport {
+        Transport::Registry => Privilege::Dropped,
+        _ => Privilege::Kept,
+    };
+    call(cx, image, opts, STALL, privilege, |opts| Request::Resolve { image: image.clone(), opts }).await
 }
 
 /// Brings the image into the repository, or finds that it is there. Fetches only what is missing.
@@ -100,7 +80,7 @@ pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOp
     if matches!(opts.worker, Worker::InProcess) {
         return import_in_process(&reporter(cx), repo_path, resolved, opts).await;
     }
-    call(cx, &resolved.image, opts, STALL, |opts| Request::Pull {
+    call(cx, &resolved.image, opts, STALL, Privilege::Kept, |opts| Request::Pull {
         repo: repo_path.to_owned(),
         resolved: Box::new(resolved.clone()),
         opts,
@@ -116,9 +96,44 @@ fn reporter(cx: &Cx) -> Reporter {
 fn tell(cx: &Cx, report: Report) {
     match report {
         Report::Bytes { done, total } => cx.bytes(done, total),
+        Report::Part { name, done, total } => cx.part(&name, done, total),
         Report::Items { done, total, current } => cx.items(done, total, &current),
         Report::Note(text) => cx.message(one_line(&text)),
     }
+}
+
+/// Whether a worker stays who we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Privilege {
+    /// It writes objects.
+    Kept,
+    /// It talks to strangers.
+    Dropped,
+}
+
+/// Makes the worker run as the user that fetches, and hands over what only root can read: the credentials for this image,
+/// the policy with its keys, and the configuration of the registries. By descriptor: nothing of it is in a file, or on a
+/// command line.
+async fn confine(cx: &Cx, command: &mut Command, image: &ImageRef, opts: &mut FetchOptions) -> Result<()> {
+    let Some((uid, gid)) = crate::sys::user::fetcher() else { return Ok(()) };
+    let endpoints = fetch::endpoints_of(cx, image, opts).await?;
+    let policy = opts.policy.clone().unwrap_or_else(|| policy::SYSTEM.into());
+    // An unreadable one is skopeo's to complain about.
+    let policy = std::fs::read(&policy).ok().map(|text| policy::self_contained(&text));
+    let registries = opts.registries.as_deref().and_then(|path| std::fs::read(path).ok());
+    let auth = opts.auth_file.is_some().then(|| registries::auth_json(&endpoints).into_bytes());
+    let handed =
+        [(auth, &mut opts.auth_file), (policy, &mut opts.policy), (registries, &mut opts.registries)];
+    // The proxy's library puts its socket at 3.
+    for (number, (content, path)) in (10..).zip(handed) {
+        if let Some(content) = content {
+            let file = Arc::new(crate::sys::fd::in_memory(&content)?);
+            command.as_std_mut().take_fd_n(file, number);
+            *path = Some(format!("/proc/self/fd/{number}").into());
+        }
+    }
+    command.uid(uid).gid(gid).env("HOME", "/nonexistent").env_remove("XDG_RUNTIME_DIR");
+    Ok(())
 }
 
 async fn call<T: DeserializeOwned>(
@@ -126,15 +141,13 @@ async fn call<T: DeserializeOwned>(
     image: &ImageRef,
     opts: &FetchOptions,
     stall: Duration,
+    privilege: Privilege,
     request: impl FnOnce(FetchOptions) -> Request,
 ) -> Result<T> {
     // Removed when the worker is gone, however it went. Of a registry nothing is unpacked.
     let tmp = opts.tmp.as_deref().filter(|_| image.transport != Transport::Registry);
     let scratch = tmp.map(Scratch::below).transpose()?;
-    let request = request(FetchOptions {
-        tmp: scratch.as_ref().map(|scratch| scratch.path().to_owned()),
-        ..opts.clone()
-    });
+    let mut opts = FetchOptions { tmp: scratch.as_ref().map(|s| s.path().to_owned()), ..opts.clone() };
     let mut command = match &opts.worker {
         Worker::Program(program, arguments) => {
             let mut command = Command::new(program);
@@ -147,6 +160,10 @@ async fn call<T: DeserializeOwned>(
             command
         }
     };
+    if let Privilege::Dropped = privilege {
+        confine(cx, &mut command, image, &mut opts).await?;
+    }
+    let request = request(opts);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut line = serde_json::to_vec(&request).doing("writing the worker's request")?;
     line.push(b'\n');
@@ -237,18 +254,53 @@ pub fn worker_main() -> ExitCode {
         say(&Message::Failed(Error::new(ErrorKind::Internal, "the pull worker got no request").into()));
         return ExitCode::FAILURE;
     };
-    std::thread::spawn(leave_with_parent);
-    std::thread::spawn(|| pulse::report(|| say(&Message::Alive)));
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .doing("starting the pull worker")
-        .and_then(|runtime| {
-            let outcome = runtime.block_on(serve(request));
-            // Threads that still read from a dead connection must not keep the process.
-            runtime.shutdown_background();
-            outcome
-        });
+    match request {
+        Request::Fetch(order) => fetch::main(order),
+        Request::Resolve { image, opts } => {
+            work(image.transport, || Ok(()), |()| async move { resolve_in_process(&image, &opts).await })
+        }
+        Request::Pull { repo, resolved, opts } => {
+            let report: Reporter = Arc::new(|report| say(&Message::Report(report)));
+            let (told, path, image, told_opts) =
+                (report.clone(), repo.clone(), resolved.clone(), opts.clone());
+            work(
+                resolved.image.transport,
+                // Before there are other threads: leaving the network counts for the calling one, and those that it starts.
+                || prepare(&told, &path, &image, &told_opts),
+                |prepared| async move {
+                    let (todo, supply) = match prepared {
+                        Prepared::Here(base) => return Ok(base),
+                        Prepared::Missing(todo, supply) => (todo, supply),
+                    };
+                    let supply = match supply {
+                        Some(supply) => supply,
+                        None => Supply::new(&report, &resolved, &opts, &todo, Vec::new(), Fetcher::here)?,
+                    };
+                    import::import(&report, &repo, &resolved, &opts, todo, supply).await
+                },
+            )
+        }
+    }
+}
+
+/// Does the work of one request, and says what became of it.
+fn work<P, T: Serialize, F: Future<Output = Result<T>>>(
+    transport: Transport,
+    prepare: impl FnOnce() -> Result<P>,
+    serve: impl FnOnce(P) -> F,
+) -> ExitCode {
+    let doing = "starting the pull worker";
+    let outcome = prepare().and_then(|prepared| {
+        std::thread::spawn(leave_with_parent);
+        std::thread::spawn(|| pulse::report(|| say(&Message::Alive)));
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().doing(doing)?;
+        // Unpacking a large archive takes long, and nobody else is waited for.
+        let _local = (transport != Transport::Registry).then(Local::work);
+        let outcome = runtime.block_on(serve(prepared));
+        // Threads that still read from a dead connection must not keep the process.
+        runtime.shutdown_background();
+        serde_json::to_value(outcome?).doing("writing the worker's answer")
+    });
     let failed = outcome.is_err();
     say(&match outcome {
         Ok(value) => Message::Done(value),
@@ -257,23 +309,29 @@ pub fn worker_main() -> ExitCode {
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-async fn serve(request: Request) -> Result<serde_json::Value> {
-    let doing = "writing the worker's answer";
-    let image = match &request {
-        Request::Resolve { image, .. } => image,
-        Request::Pull { resolved, .. } => &resolved.image,
-    };
-    // Unpacking a large archive takes long, and nobody else is waited for.
-    let _local = (image.transport != Transport::Registry).then(Local::work);
-    match request {
-        Request::Resolve { image, opts } => {
-            serde_json::to_value(resolve_in_process(&image, &opts).await?).doing(doing)
-        }
-        Request::Pull { repo, resolved, opts } => {
-            let report: Reporter = Arc::new(|report| say(&Message::Report(report)));
-            serde_json::to_value(import_in_process(&report, &repo, &resolved, &opts).await?).doing(doing)
-        }
+enum Prepared {
+    Here(Base),
+    /// What is missing, and who brings it, if that is another process.
+    Missing(Vec<Todo>, Option<Supply>),
+}
+
+fn prepare(report: &Reporter, repo: &Path, resolved: &Resolved, opts: &FetchOptions) -> Result<Prepared> {
+    let handle = import::open(repo)?;
+    if let Some(base) = import::found(&handle, resolved)? {
+        return Ok(Prepared::Here(base));
     }
+    let todo = import::missing(&handle, resolved)?;
+    let registry = resolved.image.transport == Transport::Registry && !todo.is_empty();
+    let fetcher = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.doing("starting the pull worker")?;
+        let endpoints = runtime.block_on(fetch::endpoints(resolved, opts))?;
+        Supply::new(report, resolved, opts, &todo, endpoints, Fetcher::child)
+    };
+    let supply = registry.then(fetcher).transpose()?;
+    // The fetcher has it; what works on the image's content has no use for it.
+    crate::sys::network::leave();
+    Ok(Prepared::Missing(todo, supply))
 }
 
 /// Waits for the parent to go and takes the whole group along.
@@ -319,11 +377,12 @@ mod tests {
         let image: ImageRef = "r.io/os:1".parse().unwrap();
         let resolve = |opts| Request::Resolve { image: image.clone(), opts };
         let opts = shell("read line; sleep 100", tmp.path());
-        let error = call::<u32>(&Cx::detached(), &image, &opts, stall, resolve).await.unwrap_err();
+        let error =
+            call::<u32>(&Cx::detached(), &image, &opts, stall, Privilege::Kept, resolve).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::RegistryUnavailable, "{}", error.chain());
         let script = r#"read line; for i in 1 2 3 4; do sleep 0.4; echo '"alive"'; done; echo '{"done":7}'"#;
         let opts = shell(script, tmp.path());
-        let answer = call::<u32>(&Cx::detached(), &image, &opts, stall, resolve).await;
+        let answer = call::<u32>(&Cx::detached(), &image, &opts, stall, Privilege::Kept, resolve).await;
         assert_eq!(answer.unwrap(), 7);
     }
 
@@ -335,17 +394,8 @@ mod tests {
         let image: ImageRef = "oci-archive:/os.tar".parse().unwrap();
         let resolve = |opts| Request::Resolve { image: image.clone(), opts };
         let opts = shell(script, tmp.path());
-        let answer = call::<u32>(&Cx::detached(), &image, &opts, STALL, resolve).await;
+        let answer = call::<u32>(&Cx::detached(), &image, &opts, STALL, Privilege::Kept, resolve).await;
         assert_eq!(answer.unwrap(), 7);
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn nothing_of_an_error_can_drive_a_terminal() {
-        let error = Error::new(ErrorKind::Internal, "a\0b\x1b[2J\nc").hint("h\x1b").detail("path", "p\0");
-        let error = Error::from(Failed::from(error));
-        assert_eq!(error.to_string(), "a\\u{0}b\\u{1b}[2J\nc");
-        assert_eq!(error.hint.as_deref(), Some("h\\u{1b}"));
-        assert_eq!(error.details["path"], "p\\u{0}");
     }
 }

@@ -104,6 +104,8 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
         registries: env.variable(auth::REGISTRIES_CONF).map(Into::into),
         drop_var: options.drop_var,
         tmp: Some(env.layout.state.join("tmp")),
+        spool: Some(env.layout.state.join("spool")),
+        config_root: Some(env.layout.config_root.clone()),
         ..Default::default()
     })
 }

@@ -17,7 +17,7 @@ pub(super) struct Lines {
 impl Lines {
     /// Adds a directory and everything in it. `shown` is where the image has it, `at` where the host will.
     pub(super) fn add(&mut self, repo: &ostree::Repo, dir: &mut Dir, shown: &str, at: &str) -> Result<()> {
-        let (uid, gid, mode) = read_dirmeta(repo, &dir.meta)?;
+        let (uid, gid, mode, _) = read_dirmeta(repo, &dir.meta)?;
         self.lines.push(format!("d {} {mode:04o} {uid} {gid} - -", escape(&format!("/{at}"))));
         self.add_children(repo, dir, shown, at)
     }

@@ -1,0 +1,225 @@
+//! From the bytes of a blob to its tar stream, on a thread of its own.
+//!
+//! ```text
+//!  spool ─► SHA-256 ─► decompress ─► SHA-256 ══ a few blocks ══► entries ─► objects
+//!           blob                     diff id      (bounded)       the caller's thread
+//! ```
+//!
+//! So download, decompression and hashing of one layer overlap with the writing of its objects, also where an image has
+//! one layer only. What is in flight is bounded by the number and size of the blocks.
+
+use super::pulse;
+use super::types::Layer;
+use crate::model::image::Digest;
+use crate::model::{Context, Error, ErrorKind, Result};
+use sha2::Digest as _;
+use std::io::{self, BufReader, Read};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+/// Large enough that handing one over costs nothing beside filling it.
+const BLOCK: usize = 256 << 10;
+/// How many blocks may wait.
+const WAITING: usize = 4;
+
+/// The tar stream of a layer. Ends without an error only if all of it was good.
+#[derive(Debug)]
+pub(super) struct Tar {
+    blocks: Receiver<io::Result<Vec<u8>>>,
+    block: Vec<u8>,
+    at: usize,
+    spent: Sender<Vec<u8>>,
+}
+
+impl Read for Tar {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.block.len() {
+            match self.blocks.recv() {
+                Ok(block) => {
+                    let spent = std::mem::replace(&mut self.block, block?);
+                    self.at = 0;
+                    // The other side may have ended already.
+                    drop(self.spent.send(spent));
+                }
+                Err(_) => return Ok(0),
+            }
+        }
+        let n = buf.len().min(self.block.len() - self.at);
+        buf[..n].copy_from_slice(&self.block[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// What a blob turned out to be.
+#[derive(Debug)]
+struct Found {
+    blob: Digest,
+    bytes: u64,
+    /// `None` where the stream was not read to its end.
+    diff_id: Option<Digest>,
+}
+
+/// The thread that unpacks.
+#[derive(Debug)]
+#[must_use = "nothing is verified before verify()"]
+pub(super) struct Unpacking(JoinHandle<io::Result<Found>>);
+
+/// Starts to unpack a blob.
+pub(super) fn start(blob: impl Read + Send + 'static) -> Result<(Tar, Unpacking)> {
+    let (to_reader, blocks) = sync_channel(WAITING);
+    let (spent, back) = channel();
+    let thread = std::thread::Builder::new().name("unpack".into());
+    let thread = thread.spawn(move || unpack(blob, &to_reader, &back)).doing("starting a thread")?;
+    Ok((Tar { blocks, block: Vec::new(), at: 0, spent }, Unpacking(thread)))
+}
+
+impl Unpacking {
+    /// Waits for the end of the blob and compares what was found with what the manifest says. `read` is what became of
+    /// the tar stream, which the caller has read to its end, or given up: a damaged blob is the cause of that, too.
+    ///
+    /// `name` is the digest of the bytes that were unpacked, `size` how many they must be, where that is known.
+    pub(super) fn verify(
+        self,
+        layer: &Layer,
+        name: &Digest,
+        size: Option<u64>,
+        read: Result<()>,
+    ) -> Result<()> {
+        let ended = self.0.join().map_err(|_| Error::new(ErrorKind::Internal, "a thread panicked"))?;
+        let found = match ended {
+            Ok(found) => found,
+            // The transfer broke off, and says why itself; the archive could only say that it ends early.
+            Err(error) => return Err(cause(layer, error)),
+        };
+        if found.blob != *name {
+            return Err(mismatch("blob", name, &found.blob));
+        }
+        if let Some(size) = size.filter(|size| *size != found.bytes) {
+            return Err(Error::new(
+                ErrorKind::DigestMismatch,
+                format!(
+                    "blob {name} has {} bytes and the manifest says {size}; the running system is unchanged",
+                    found.bytes
+                ),
+            ));
+        }
+        read.map_err(|e| in_layer(layer, e))?;
+        match found.diff_id {
+            Some(found) if found == layer.diff_id => Ok(()),
+            Some(found) => Err(mismatch("uncompressed layer", &layer.diff_id, &found)),
+            None => Err(Error::new(ErrorKind::Internal, format!("layer {name} was not read to its end"))),
+        }
+    }
+}
+
+fn unpack(
+    blob: impl Read + Send,
+    blocks: &SyncSender<io::Result<Vec<u8>>>,
+    spent: &Receiver<Vec<u8>>,
+) -> io::Result<Found> {
+    let mut blob = Hashing::new(blob);
+    let diff_id = stream(BufReader::with_capacity(BLOCK, &mut blob), blocks, spent);
+    // Bytes behind the compressed stream belong to the blob's digest. Where unpacking failed, the cause may be a damaged
+    // blob: its digest says so, if the rest of it can be had.
+    io::copy(&mut blob, &mut io::sink())?;
+    Ok(Found { bytes: blob.count, blob: blob.finish(), diff_id })
+}
+
+/// Sends the uncompressed stream, and returns its digest if it was sent to its end.
+fn stream(
+    blob: impl io::BufRead + Send,
+    blocks: &SyncSender<io::Result<Vec<u8>>>,
+    spent: &Receiver<Vec<u8>>,
+) -> Option<Digest> {
+    let fail = |error: io::Error| {
+        // Nobody listens any more only if the reader has an error of its own.
+        drop(blocks.send(Err(error)));
+        None
+    };
+    let mut tar = match decompressor(blob) {
+        Ok(tar) => Hashing::new(tar),
+        Err(error) => return fail(error),
+    };
+    loop {
+        let mut block = spent.try_recv().unwrap_or_default();
+        block.clear();
+        block.reserve_exact(BLOCK);
+        match (&mut tar).take(BLOCK as u64).read_to_end(&mut block) {
+            Ok(0) => return Some(tar.finish()),
+            Ok(_) if blocks.send(Ok(block)).is_err() => return None,
+            Ok(_) => {}
+            Err(error) => return fail(error),
+        }
+    }
+}
+
+/// Chooses by the first bytes: manifests are not always right about the compression, and the digests decide.
+fn decompressor<'a>(mut blob: impl io::BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let start = blob.fill_buf()?;
+    Ok(if start.starts_with(&[0x1f, 0x8b]) {
+        Box::new(flate2::bufread::MultiGzDecoder::new(blob))
+    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || start.starts_with(&[0x50, 0x2a, 0x4d, 0x18]) {
+        // The second magic is a skippable frame, which zstd:chunked may start with.
+        Box::new(zstd::stream::read::Decoder::with_buffer(blob)?)
+    } else {
+        Box::new(blob)
+    })
+}
+
+/// Hashes what is read through it.
+struct Hashing<R> {
+    inner: R,
+    hash: sha2::Sha256,
+    count: u64,
+}
+
+impl<R: Read> Hashing<R> {
+    fn new(inner: R) -> Self {
+        Hashing { inner, hash: sha2::Sha256::new(), count: 0 }
+    }
+
+    fn finish(self) -> Digest {
+        let digest = format!("sha256:{}", hex::encode(self.hash.finalize()));
+        digest.parse().expect("a SHA-256 in hexadecimal is a digest")
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        if n > 0 {
+            pulse::tick();
+        }
+        self.hash.update(&buf[..n]);
+        self.count += n as u64;
+        Ok(n)
+    }
+}
+
+/// The error that a reader passed through the standard library's type, or one around it.
+fn cause(layer: &Layer, error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(ours) => ours,
+        Err(error) => in_layer(layer, super::layer::malformed("its blob cannot be read", error)),
+    }
+}
+
+fn in_layer(layer: &Layer, error: Error) -> Error {
+    let mut outer = Error::new(
+        error.kind,
+        format!("layer {} cannot be imported; the running system is unchanged", layer.digest),
+    );
+    outer.hint = error.hint.clone();
+    outer.details = error.details.clone();
+    outer.source(error)
+}
+
+fn mismatch(what: &str, want: &Digest, found: &Digest) -> Error {
+    Error::new(
+        ErrorKind::DigestMismatch,
+        format!("{what} {want} arrived with the digest {found}; the running system is unchanged"),
+    )
+    .detail("expected", want)
+    .detail("found", found)
+}
