@@ -41,6 +41,7 @@ test:
 	@$(DEPS) test
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then $(CARGO) nextest run --locked; else $(CARGO) test --locked; fi
 	@PROFILE=$(TEST_PROFILE) integration/images-test.sh
+	@PROFILE=$(TEST_PROFILE) integration/durability-test.sh
 
 vm-test:
 	$(NEED_ROOT)
@@ -50,7 +51,7 @@ vm-test:
 bench:
 	$(NEED_ROOT)
 	@$(DEPS) bench
-	@PROFILE=$(INSTALL_PROFILE) RUNS=$(or $(RUNS),3) integration/bench.sh
+	@PROFILE=$(INSTALL_PROFILE) RUNS=$(or $(RUNS),5) integration/bench/bench.sh
 
 lint:
 	@$(DEPS) lint
