@@ -2,13 +2,15 @@
 """Decide which file of a commit goes into which layer of its image, package by package.
 
 usage: chunks.py plan LISTING DPKG N        packages of a tree in N groups of about equal size: {path: group}
+       chunks.py deal LISTING N             its files in N groups, like cards
        chunks.py meta LISTING PLAN          the content-meta file for `container encapsulate --contentmeta`
        chunks.py change LISTING PLAN N PERCENT   paths of PERCENT of all files, all of them from N groups
-       chunks.py sample LISTING PLAN N      paths of N small files of every group
+       chunks.py sample LISTING N           paths of about N small files from everywhere
 
 LISTING is the output of `ostree ls -R -C`, DPKG the directory of dpkg's database. The result is on
 standard output and the same for the same input.
 """
+import collections
 import glob
 import json
 import os
@@ -70,17 +72,19 @@ def meta(listing_path, groups):
         mapping.setdefault(checksum, groups[path])
     return {
         "version": 1,
-        "layers": {g: g for g in sorted(set(groups.values()))},
+        "layers": {g: g for g in sorted(set(mapping.values()))},
         "mapping": mapping,
     }
 
 
 def change(listing_path, groups, count, percent):
     rows = list(listing(listing_path))
+    uses = collections.Counter(checksum for _, _, checksum, _ in rows)
     wanted = len(rows) * percent / 100
     members = {}
-    for kind, size, _, path in rows:
-        if kind == "-" and size:
+    for kind, size, checksum, path in rows:
+        # The other files of a shared object would carry it into another layer.
+        if kind == "-" and size and uses[checksum] == 1:
             members.setdefault(groups[path], []).append(path)
     # Groups with many files: so few can hold that many.
     chosen = sorted(members, key=lambda g: (-len(members[g]), g))[:count]
@@ -90,30 +94,30 @@ def change(listing_path, groups, count, percent):
         yield from (paths[i * len(paths) // n] for i in range(n))
 
 
-def sample(listing_path, groups, count):
-    taken = {}
-    for kind, size, _, path in listing(listing_path):
-        group = groups[path]
-        if kind == "-" and 0 < size < SMALL and taken.get(group, 0) < count:
-            taken[group] = taken.get(group, 0) + 1
-            yield path
+def deal(listing_path, groups):
+    return {path: f"group{i % groups:02}" for i, (_, _, _, path) in enumerate(listing(listing_path))}
+
+
+def sample(listing_path, count):
+    paths = [path for kind, size, _, path in listing(listing_path) if kind == "-" and 0 < size < SMALL]
+    return paths[:: max(1, len(paths) // count)]
 
 
 def main():
     verb, listing_path, *rest = sys.argv[1:]
     if verb == "plan":
         json.dump(plan(listing_path, rest[0], int(rest[1])), sys.stdout)
-        return
-    with open(rest[0], encoding="utf-8") as f:
-        groups = json.load(f)
-    if verb == "meta":
-        json.dump(meta(listing_path, groups), sys.stdout)
-    elif verb == "change":
-        for path in change(listing_path, groups, int(rest[1]), float(rest[2])):
-            print(path)
+    elif verb == "deal":
+        json.dump(deal(listing_path, int(rest[0])), sys.stdout)
     elif verb == "sample":
-        for path in sample(listing_path, groups, int(rest[1])):
-            print(path)
+        print("\n".join(sample(listing_path, int(rest[0]))))
+    elif verb in ("meta", "change"):
+        with open(rest[0], encoding="utf-8") as f:
+            groups = json.load(f)
+        if verb == "meta":
+            json.dump(meta(listing_path, groups), sys.stdout)
+        else:
+            print("\n".join(change(listing_path, groups, int(rest[1]), float(rest[2]))))
     else:
         sys.exit(__doc__)
 

@@ -63,7 +63,7 @@ build_bench_images() {
   mkdir -p "$b"
   build_tree "$b/tree"
   ostree --repo="$b/repo" init --mode=bare
-  ostree_bench commit --quiet -b v1 --tree=dir="$b/tree" --bootable --add-metadata-string=version=1 >/dev/null
+  ostree_bench commit -b v1 --tree=dir="$b/tree" --bootable --add-metadata-string=version=1 >/dev/null
   ostree_bench ls -R -C v1 >"$b/v1.list"
   note "v1: $(grep -c '^-' "$b/v1.list") files, $(awk '/^-/ {s += $4} END {printf "%.0f MB", s / 1e6}' "$b/v1.list")"
   # The importer adds the layer of the commit itself and an empty one: 28 and 64 layers.
@@ -75,13 +75,15 @@ build_bench_images() {
   python3 "$CHUNKS" change "$b/v1.list" "$b/plan26" 4 5 >"$b/changed"
   from_tree "$b/changes" <"$b/changed"
   find "$b/changes" -type f -exec sh -c 'for f; do echo "changed in version 2" >>"$f"; done' sh {} +
-  ostree_bench commit --quiet -b v2 --tree=ref=v1 --tree=dir="$b/changes" --bootable --add-metadata-string=version=2 >/dev/null
+  ostree_bench commit -b v2 --tree=ref=v1 --tree=dir="$b/changes" --bootable --add-metadata-string=version=2 >/dev/null
   note "v2: $(wc -l <"$b/changed") files changed"
   encapsulate v2 v2 "$b/plan26"
 
-  python3 "$CHUNKS" sample "$b/v1.list" "$b/plan62" 32 | from_tree "$b/small"
-  ostree_bench commit --quiet -b small --tree=dir="$b/small" --add-metadata=ostree.bootable=true --add-metadata-string=version=1 >/dev/null
-  encapsulate small small64 "$b/plan62"
+  python3 "$CHUNKS" sample "$b/v1.list" 2000 | from_tree "$b/small"
+  ostree_bench commit -b small --tree=dir="$b/small" --add-metadata=ostree.bootable=true --add-metadata-string=version=1 >/dev/null
+  ostree_bench ls -R -C small >"$b/small.list"
+  python3 "$CHUNKS" deal "$b/small.list" 62 >"$b/deal62"
+  encapsulate small small64 "$b/deal62"
 
   mkdir -p "$b/derived/usr/share/derived" "$b/derived/etc"
   seq 1000 >"$b/derived/usr/share/derived/numbers"
