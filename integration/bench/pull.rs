@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 async fn run(repo: &str, image: &str, timings: bool) -> osctl::model::Result<()> {
-    let (cx, opts) = (Cx::detached(), FetchOptions::default());
+    // Like the product: what skopeo of itself takes from a file only.
+    let registries = std::env::var_os("CONTAINERS_REGISTRIES_CONF").map(Into::into);
+    let (cx, opts) = (Cx::detached(), FetchOptions { registries, ..Default::default() });
     let started = Instant::now();
     let resolved = pull::resolve(&cx, &image.parse()?, &opts).await?;
     let known = started.elapsed();
