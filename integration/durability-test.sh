@@ -32,6 +32,10 @@ small_images() {
   local t=$D/tree k=usr/lib/modules/6.1.0
   rm -rf "$t" "$D/layout"
   mkdir -p "$t/1/$k" "$t/1/etc" "$t/1/usr/share/many" "$t/2/usr/share/many" "$D/layout"
+  for l in bin sbin lib; do
+    mkdir -p "$t/1/usr/$l"
+    ln -s "usr/$l" "$t/1/$l"
+  done
   echo kernel >"$t/1/$k/vmlinuz"
   echo initramfs >"$t/1/$k/initramfs.img"
   echo 'ID=small' >"$t/1/etc/os-release"
