@@ -21,6 +21,7 @@ import sys
 LINE = re.compile(r"^([-dlcbps])\S+ +\d+ +\d+ +(\d+) +([0-9a-f]{64})(?: +[0-9a-f]{64})? +(/.*?)(?: -> .*)?$")
 REST = "unpackaged"
 SMALL = 32 * 1024
+MODULES = "/usr/lib/modules/"
 
 
 def listing(path):
@@ -99,7 +100,11 @@ def deal(listing_path, groups):
 
 
 def sample(listing_path, count):
-    paths = [path for kind, size, _, path in listing(listing_path) if kind == "-" and 0 < size < SMALL]
+    paths = [
+        path
+        for kind, size, _, path in listing(listing_path)
+        if kind == "-" and 0 < size < SMALL and not path.startswith(MODULES)
+    ]
     return paths[:: max(1, len(paths) // count)]
 
 
