@@ -18,7 +18,7 @@ DATA=$BENCH/perf.data
 MIN_WIDTH=0.25
 
 export PATH=$WORK/tools/bin:$PATH
-command -v inferno-flamegraph >/dev/null || "${CARGO:-cargo}" install --locked --quiet --root "$WORK/tools" inferno
+command -v inferno-flamegraph >/dev/null || CARGO_TARGET_DIR=$WORK/tools/build "${CARGO:-cargo}" install --locked --quiet --root "$WORK/tools" inferno
 build_pullers "${PROFILE:-release}"
 build_bench_images
 start_registry "$BENCH/registry"
@@ -40,4 +40,4 @@ perf script --no-inline -i "$DATA" 2>/dev/null | inferno-collapse-perf >"$BENCH/
 inferno-flamegraph --minwidth "$MIN_WIDTH" --title "Fresh pull of $TAG by $TOOL" \
   --subtitle "CPU time of all its processes, kernel included; $RATE samples a second and CPU" <"$BENCH/stacks" >"$OUT.new"
 mv "$OUT.new" "$OUT"
-note "$(du -h "$OUT" | cut -f1), $(awk '{s += $NF} END {print s}' "$BENCH/stacks") samples"
+note "$(du -h "$OUT" | cut -f1), $(awk '{s += $NF} END {printf "%.1f", s / 1e9}' "$BENCH/stacks") CPU seconds"

@@ -16,10 +16,11 @@ build_pullers() {
 # it is told by an option that the registry has no certificate. Both then do the same: try TLS, take plain http.
 # pull_with TOOL REPO NAME:TAG COMMAND...: the command line of a pull from REGISTRY, behind COMMAND.
 pull_with() {
-  local tool=$1 repo=$2 image=$3
+  local tool=$1 repo=$2 image=$3 tls=(--insecure-skip-tls-verification)
   shift 3
+  if [ "${REGISTRY_TLS:-}" = 1 ]; then tls=(); fi
   case $tool in
-    reference) "$@" "$REFERENCE" container image pull --quiet --insecure-skip-tls-verification "$repo" "ostree-unverified-registry:$REGISTRY/$image" ;;
+    reference) "$@" "$REFERENCE" container image pull --quiet "${tls[@]}" "$repo" "ostree-unverified-registry:$REGISTRY/$image" ;;
     ours) "$@" "$OURS" "$repo" "$REGISTRY/$image" ;;
     *) die "no tool $tool" ;;
   esac
