@@ -23,7 +23,7 @@ help:
 	@echo "make clean-demo  remove everything that demo, vm-test and bench wrote (.work)"
 	@echo "make test        every test that needs no VM (root)"
 	@echo "make vm-test     boot, update and roll back real systems in nspawn and qemu (root); TIERS=nspawn for the quick one"
-	@echo "make bench       first pull of the demo image against the network floor (root); RUNS=3"
+	@echo "make bench       pulls against the reference importer and the machine's floor (root, an hour); RUNS=5 SCENARIOS=\"fresh noop\""
 	@echo "make lint        formatting, clippy, docs, shellcheck, examples, licences"
 	@echo "make install     build and install; DESTDIR= PREFIX=$(PREFIX) PROFILE=$(INSTALL_PROFILE)"
 
@@ -41,6 +41,7 @@ test:
 	@$(DEPS) test
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then $(CARGO) nextest run --locked; else $(CARGO) test --locked; fi
 	@PROFILE=$(TEST_PROFILE) integration/images-test.sh
+	@PROFILE=$(TEST_PROFILE) integration/durability-test.sh
 
 vm-test:
 	$(NEED_ROOT)
@@ -50,7 +51,7 @@ vm-test:
 bench:
 	$(NEED_ROOT)
 	@$(DEPS) bench
-	@PROFILE=$(INSTALL_PROFILE) RUNS=$(or $(RUNS),3) integration/bench.sh
+	@PROFILE=$(INSTALL_PROFILE) RUNS=$(or $(RUNS),5) SCENARIOS="$(SCENARIOS)" integration/bench/bench.sh
 
 lint:
 	@$(DEPS) lint

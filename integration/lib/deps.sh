@@ -1,5 +1,5 @@
 #!/bin/bash
-# deps.sh TARGET...: installs what `make TARGET` needs and is not there. Groups: build, image, demo, test, vm-test, bench, lint.
+# deps.sh TARGET...: installs what `make TARGET` needs and is not there. Groups: build, image, demo, test, vm-test, bench, profile, lint.
 # Debian: apt. Fedora: dnf. Anywhere else: prints what is missing and fails.
 # Nothing is removed, unless DEPS_MAY_REMOVE=1, which is for machines that are thrown away.
 # shellcheck disable=SC2034  # the NEED_ lists are read by name
@@ -39,6 +39,7 @@ bwrap|bubblewrap|bubblewrap
 jq|jq|jq
 strace|strace|strace
 chattr|e2fsprogs|e2fsprogs
+mkfs.ext4|e2fsprogs|e2fsprogs
 mmdebstrap|mmdebstrap|-
 unshare|util-linux|util-linux
 '
@@ -51,7 +52,17 @@ sfdisk|fdisk|util-linux
 mkfs.ext4|e2fsprogs|e2fsprogs
 losetup|mount|util-linux
 '
-NEED_bench="$NEED_demo"
+NEED_bench="$NEED_demo"'
+mkfs.ext4|e2fsprogs|e2fsprogs
+losetup|mount|util-linux
+strace|strace|strace
+igzip|isal|-
+openssl|openssl|openssl
+'
+# make bench itself does without: only integration/bench/profile.sh needs it.
+NEED_profile="$NEED_bench"'
+perf|linux-perf|perf
+'
 NEED_lint="$NEED_build"'
 shellcheck|shellcheck|ShellCheck
 '

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Write an OCI image layout from layer tars, in constant memory and with the same digests every time.
 
-usage: oci.py LAYOUT TAG [--label K=V]... [--cmd ARG]... LAYER.tar...
+usage: oci.py LAYOUT TAG [--base TAG] [--label K=V]... [--cmd ARG]... LAYER.tar...
 
 Images of one LAYOUT share blobs, so a second tag costs only its own layers. No ostree data is
-added: these are the plain images that `podman build` would make. What a tar compressed to is
-remembered beside it (LAYER.tar.oci), so an unchanged layer is not compressed again.
+added: these are the plain images that `podman build` would make. --base is its FROM: an image of
+this LAYOUT. What a tar compressed to is remembered beside it (LAYER.tar.oci), so an unchanged
+layer is not compressed again.
 """
 import argparse
 import gzip
@@ -78,11 +79,30 @@ def put_layer(blobs, tar):
     return layer, diff_id
 
 
+def get_json(blobs, descriptor):
+    with open(os.path.join(blobs, descriptor["digest"].split(":")[1]), encoding="utf-8") as f:
+        return json.load(f)
+
+
+def put_on_top(layout, blobs, tag, manifest, config):
+    """Makes an image one of its own layers only into one of a base's and its own."""
+    with open(os.path.join(layout, "index.json"), encoding="utf-8") as f:
+        entries = {m["annotations"]["org.opencontainers.image.ref.name"]: m for m in json.load(f)["manifests"]}
+    base = get_json(blobs, entries[tag])
+    base_config = get_json(blobs, base["config"])
+    manifest["layers"][:0] = base["layers"]
+    config["rootfs"]["diff_ids"][:0] = base_config["rootfs"]["diff_ids"]
+    config["history"][:0] = base_config.get("history", [])
+    config["config"] = base_config.get("config", {}) | config["config"]
+    config["config"]["Labels"] = base_config.get("config", {}).get("Labels", {}) | config["config"]["Labels"]
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("layout")
     p.add_argument("tag")
     p.add_argument("layers", nargs="+")
+    p.add_argument("--base")
     p.add_argument("--label", action="append", default=[])
     p.add_argument("--cmd", action="append", default=[])
     a = p.parse_intermixed_args()
@@ -102,9 +122,11 @@ def main():
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **put_json(blobs, config)},
         "layers": [l for l, _ in done],
     }
+    if a.base:
+        put_on_top(a.layout, blobs, a.base, manifest, config)
+    manifest["config"] = {"mediaType": "application/vnd.oci.image.config.v1+json", **put_json(blobs, config)}
     entry = {
         "mediaType": manifest["mediaType"],
         "annotations": {"org.opencontainers.image.ref.name": a.tag},

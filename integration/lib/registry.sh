@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # A real registry (Debian's docker-registry) on loopback. Source after common.sh.
 # start_registry DIR sets REGISTRY=127.0.0.1:PORT; DIR/access.log then tells what clients fetched.
+# With REGISTRY_TLS=1 it speaks TLS, by a certificate of its own in DIR/cert.pem; otherwise plain http.
 
 start_registry() {
   local dir=$1 port i
@@ -22,6 +23,11 @@ storage:
 http:
   addr: 127.0.0.1:$port
 CONF
+    if [ "${REGISTRY_TLS:-}" = 1 ]; then
+      [ -s "$dir/cert.pem" ] || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=registry \
+        -addext subjectAltName=IP:127.0.0.1 -keyout "$dir/key.pem" -out "$dir/cert.pem" 2>/dev/null
+      printf '  tls:\n    certificate: %s\n    key: %s\n' "$dir/cert.pem" "$dir/key.pem" >>"$dir/config.yml"
+    fi
     docker-registry serve "$dir/config.yml" >>"$dir/access.log" 2>>"$dir/error.log" &
     REGISTRY_PID=$!
     if wait_until 5 registry_answers "$port" "$REGISTRY_PID"; then
@@ -39,8 +45,10 @@ CONF
 
 # Ours, not something else that has the port: the process must still be there when the port answers.
 registry_answers() {
-  kill -0 "$2" && curl -fsS -o /dev/null "http://127.0.0.1:$1/v2/" && kill -0 "$2"
+  kill -0 "$2" && curl -fsSk -o /dev/null "$(registry_scheme)://127.0.0.1:$1/v2/" && kill -0 "$2"
 }
+
+registry_scheme() { if [ "${REGISTRY_TLS:-}" = 1 ]; then echo https; else echo http; fi; }
 
 stop_registry() { stop_pid "$REGISTRY_PID"; }
 

@@ -38,16 +38,18 @@ apt_keys() {
   done
 }
 
-build_rootfs() {
+# bootstrap DIR PACKAGE...: DIR/base.tar, kept as long as the packages and the release stay the same.
+bootstrap() {
   command -v mmdebstrap >/dev/null || die "mmdebstrap is missing; run: integration/lib/deps.sh image"
   # shellcheck source=/dev/null
   . /etc/os-release
-  local codename=${VERSION_CODENAME:-} dir=$WORK/rootfs stamp sources excludes=() e
+  local codename=${VERSION_CODENAME:-} dir=$1 stamp sources excludes=() e
+  shift
   if [ "${ID:-}" != debian ] || [ -z "$codename" ]; then
     die "the test OS image is built from the Debian release of this machine, and this is not Debian (${ID:-unknown})"
   fi
   mkdir -p "$dir"
-  stamp="$codename $(dpkg --print-architecture) ${PACKAGES[*]} ${EXCLUDE[*]}"
+  stamp="$codename $(dpkg --print-architecture) $* ${EXCLUDE[*]}"
   if [ -s "$dir/base.tar" ] && [ "$(cat "$dir/stamp" 2>/dev/null)" = "$stamp" ]; then
     note "root file system: kept from an earlier run ($dir/base.tar)"
     return 0
@@ -57,12 +59,14 @@ build_rootfs() {
   [ -s "$sources" ] || die "apt knows no repository for $codename here; run apt-get update and look at /etc/apt"
   apt_keys "$dir/keys"
   for e in "${EXCLUDE[@]}"; do excludes+=("--dpkgopt=path-exclude=$e"); done
-  say "Building a Debian $codename root file system (about two minutes, once)"
+  say "Building a Debian $codename root file system of $# packages and what they need (a few minutes, once)"
   local IFS=,
-  mmdebstrap --quiet --variant=minbase --include="${PACKAGES[*]}" "${excludes[@]}" --keyring="$dir/keys" --format=tar "$codename" "$dir/base.tar.new" "$sources"
+  mmdebstrap --quiet --variant=minbase --include="$*" "${excludes[@]}" --keyring="$dir/keys" --format=tar "$codename" "$dir/base.tar.new" "$sources"
   mv "$dir/base.tar.new" "$dir/base.tar"
   printf '%s\n' "$stamp" >"$dir/stamp"
 }
+
+build_rootfs() { bootstrap "$WORK/rootfs" "${PACKAGES[@]}"; }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   need_root demo

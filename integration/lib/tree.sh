@@ -45,18 +45,9 @@ make_initramfs() {
   ' bash "$t" "$k"
 }
 
-build_base_layer() {
-  local t=$WORK/tree stamp k u d
-  mkdir -p "$WORK/layers"
-  stamp="$(stat -c '%s %Y' "$WORK/rootfs/base.tar") $(sha256sum "$REPO_DIR/integration/lib/tree.sh" "$REPO_DIR"/integration/image/* | sha256sum)"
-  if [ -s "$WORK/layers/base.tar" ] && [ "$(cat "$WORK/layers/base.stamp" 2>/dev/null)" = "$stamp" ]; then
-    note "OS tree: kept from an earlier run"
-    return 0
-  fi
-  say "Laying out the OS tree, with its initramfs"
-  remove_tree "$t"
-  mkdir "$t"
-  tar -C "$t" --numeric-owner --xattrs --xattrs-include='*' -xpf "$WORK/rootfs/base.tar"
+# What a root file system of packages needs to be one of an image: the kernel below /usr, state in /var, nothing in the way.
+lay_out() {
+  local t=$1 k d
   k=$(cd "$t/usr/lib/modules" && echo *)
   case $k in *' '* | '*') die "expected exactly one kernel in the tree, found: $k" ;; esac
 
@@ -74,7 +65,21 @@ build_base_layer() {
   cp -a "$t/var/lib/dpkg" "$t/usr/lib/sysimage/dpkg"
   find "$t/var" -mindepth 1 -delete
   install -m 644 "$REPO_DIR/integration/image/tmpfiles.conf" "$t/usr/lib/tmpfiles.d/image-layout.conf"
+}
 
+build_base_layer() {
+  local t=$WORK/tree stamp u
+  mkdir -p "$WORK/layers"
+  stamp="$(stat -c '%s %Y' "$WORK/rootfs/base.tar") $(sha256sum "$REPO_DIR/integration/lib/tree.sh" "$REPO_DIR"/integration/image/* | sha256sum)"
+  if [ -s "$WORK/layers/base.tar" ] && [ "$(cat "$WORK/layers/base.stamp" 2>/dev/null)" = "$stamp" ]; then
+    note "OS tree: kept from an earlier run"
+    return 0
+  fi
+  say "Laying out the OS tree, with its initramfs"
+  remove_tree "$t"
+  mkdir "$t"
+  tar -C "$t" --numeric-owner --xattrs --xattrs-include='*' -xpf "$WORK/rootfs/base.tar"
+  lay_out "$t"
   rm -rf "$t/etc/cni" # the default network of plugins that were left out
   : >"$t/etc/machine-id"
   echo testhost >"$t/etc/hostname"
