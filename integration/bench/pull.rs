@@ -10,14 +10,20 @@ use std::time::Instant;
 async fn run(repo: &str, image: &str, timings: bool) -> osctl::model::Result<()> {
     // Like the product: what skopeo of itself takes from a file only.
     let registries = std::env::var_os("CONTAINERS_REGISTRIES_CONF").map(Into::into);
-    let (cx, opts) = (Cx::detached(), FetchOptions { registries, ..Default::default() });
+    // On the file system of the repository, as the daemon has it.
+    let spool = Some(Path::new(repo).with_extension("spool"));
+    let (cx, opts) = (Cx::detached(), FetchOptions { registries, spool, ..Default::default() });
     let started = Instant::now();
     let resolved = pull::resolve(&cx, &image.parse()?, &opts).await?;
     let known = started.elapsed();
     let base = pull::pull(&cx, Path::new(repo), &resolved, &opts).await?;
     println!("{}", base.commit);
     if timings {
-        eprintln!("resolve {:.3} s, pull {:.3} s", known.as_secs_f64(), (started.elapsed() - known).as_secs_f64());
+        eprintln!(
+            "resolve {:.3} s, pull {:.3} s",
+            known.as_secs_f64(),
+            (started.elapsed() - known).as_secs_f64()
+        );
     }
     Ok(())
 }
@@ -34,7 +40,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
     match runtime.block_on(run(repo, image, timings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

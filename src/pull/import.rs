@@ -279,7 +279,10 @@ impl Crew<'_> {
         })?;
         match self.failed.lock().expect("no holder of this lock panics").take() {
             Some(error) => Err(error),
-            None => Ok(self.items(String::new())),
+            None => {
+                self.items(String::new());
+                Ok(())
+            }
         }
     }
 

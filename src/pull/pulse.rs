@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// How often the parent is told. Much less than [`super::worker::STALL`].
+/// How often the parent is told. Much less than the time after which a silent worker is given up.
 const EVERY: Duration = Duration::from_secs(5);
 
 static TICKS: AtomicU64 = AtomicU64::new(0);

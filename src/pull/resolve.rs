@@ -1,5 +1,6 @@
 //! What an image reference stands for now. Transfers the manifest and the configuration.
 
+use super::fetch::dice;
 use super::pulse;
 use super::source::Source;
 use super::trust;
@@ -7,6 +8,7 @@ use super::types::{FetchOptions, ImageKind, Layer, Resolved};
 use crate::model::image::{Digest, ImageRef, Transport};
 use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::skopeo;
 use ostree_ext::glib;
 use ostree_ext::oci_spec::image::{self as oci, ImageConfiguration, ImageManifest};
 use std::collections::BTreeMap;
@@ -27,6 +29,23 @@ const LAYER_TYPES: [&str; 5] = [
 
 /// Resolves in this process. Dropping the future may leave a thread and skopeo behind until the registry answers.
 pub async fn resolve_in_process(image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
+    let patience = opts.patience.short();
+    let mut tries = 0;
+    loop {
+        let error = match ask(image, opts).await {
+            // Skopeo waits by itself for a registry that asks to slow down.
+            Err(error) if skopeo::may_pass(&error) => error,
+            outcome => return outcome,
+        };
+        tries += 1;
+        let Some(wait) = patience.wait(tries, None, dice()) else { return Err(error) };
+        tracing::debug!(error = %error.chain(), "asking again");
+        tokio::time::sleep(wait).await;
+        pulse::tick();
+    }
+}
+
+async fn ask(image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
     let source = Source::open(image, opts).await?;
     pulse::tick();
     let (digest, manifest_text) = source.manifest().await?;

@@ -35,9 +35,6 @@ use tokio::process::Command;
 
 /// The first argument that makes an executable a worker.
 pub const WORKER_ARG: &str = "internal-pull-worker";
-/// A worker that says nothing for so long has a registry that says nothing. Skopeo itself waits for ever; TCP gives up
-/// a peer that is gone after 15 minutes, and never one that is there.
-pub(super) const STALL: Duration = Duration::from_secs(60);
 /// Lines of the worker's standard error that are kept for the message if it dies.
 const STDERR_LINES: usize = 20;
 
@@ -59,6 +56,9 @@ enum Message {
     Failed(Failed),
 }
 
+// A worker that says nothing for twice the time after which a connection is given up has a registry that says nothing:
+// skopeo itself waits for ever; TCP gives up a peer that is gone after 15 minutes, and never one that is there.
+
 /// Finds out what the reference stands for now. Transfers manifest and configuration only.
 pub async fn resolve(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
     cx.checkpoint()?;
@@ -69,7 +69,11 @@ pub async fn resolve(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<R
         Transport::Registry => Privilege::Dropped,
         _ => Privilege::Kept,
     };
-    call(cx, image, opts, STALL, privilege, |opts| Request::Resolve { image: image.clone(), opts }).await
+    call(cx, image, opts, opts.patience.stall * 2, privilege, |opts| Request::Resolve {
+        image: image.clone(),
+        opts,
+    })
+    .await
 }
 
 /// Brings the image into the repository, or finds that it is there. Fetches only what is missing.
@@ -80,7 +84,7 @@ pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOp
     if matches!(opts.worker, Worker::InProcess) {
         return import_in_process(&reporter(cx), repo_path, resolved, opts).await;
     }
-    call(cx, &resolved.image, opts, STALL, Privilege::Kept, |opts| Request::Pull {
+    call(cx, &resolved.image, opts, opts.patience.stall * 2, Privilege::Kept, |opts| Request::Pull {
         repo: repo_path.to_owned(),
         resolved: Box::new(resolved.clone()),
         opts,
@@ -394,7 +398,9 @@ mod tests {
         let image: ImageRef = "oci-archive:/os.tar".parse().unwrap();
         let resolve = |opts| Request::Resolve { image: image.clone(), opts };
         let opts = shell(script, tmp.path());
-        let answer = call::<u32>(&Cx::detached(), &image, &opts, STALL, Privilege::Kept, resolve).await;
+        let answer =
+            call::<u32>(&Cx::detached(), &image, &opts, Duration::from_secs(60), Privilege::Kept, resolve)
+                .await;
         assert_eq!(answer.unwrap(), 7);
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
     }

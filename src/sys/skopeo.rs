@@ -217,6 +217,13 @@ pub fn from_skopeo(doing: &str, error: impl Into<crate::model::error::BoxError>)
     }
 }
 
+/// Whether the same question may have another answer in a moment: the registry did not answer, or not as one.
+pub fn may_pass(error: &Error) -> bool {
+    const LASTING: [&str; 3] = ["x509: ", "tls: ", "server gave http response to https client"];
+    let text = error.chain().to_lowercase();
+    error.kind == ErrorKind::RegistryUnavailable && !LASTING.iter().any(|needle| text.contains(needle))
+}
+
 /// What skopeo wrote to standard error, as an error with the fitting kind and hint. The message is skopeo's own.
 pub fn reason(stderr: &str) -> Error {
     let text = without_queries(&message(stderr));

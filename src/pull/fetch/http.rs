@@ -4,6 +4,7 @@
 //! containers/image and by what the importer read for us (`sys/registries.rs`).
 
 use super::challenge::{self, Challenge};
+use super::patience::dice;
 use super::rate::Rate;
 use super::{Order, Wanted, Word};
 use crate::model::text::one_line;
@@ -141,8 +142,7 @@ impl Fetch {
             let Err(trouble) = self.attempt(blob, wanted, &file, &mut here).await else { break };
             // What got on is a bad connection, and not a registry that is not there.
             tries = if here >= before + PROGRESS { 1 } else { tries + 1 };
-            let dice = f64::from(jitter()) / f64::from(u32::MAX);
-            let wait = self.order.patience.wait(tries, trouble.after, dice);
+            let wait = self.order.patience.wait(tries, trouble.after, dice());
             let Some(wait) = wait.filter(|_| trouble.passing) else { return Err(trouble.error) };
             let seconds = wait.as_secs_f64();
             let text = format!("{}; trying again in {seconds:.1} s", one_line(&trouble.error.chain()));
@@ -238,13 +238,6 @@ impl Fetch {
         let text = format!("{doing}: the transfer ended after {} of {} bytes", *here, wanted.size);
         Err(Trouble::passing(ErrorKind::RegistryUnavailable, text))
     }
-}
-
-/// A random number; hashing keys of the standard library are one.
-fn jitter() -> u32 {
-    use std::hash::{BuildHasher, Hasher};
-    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    (random >> 32) as u32
 }
 
 fn begins_at(response: &Response, at: u64) -> bool {

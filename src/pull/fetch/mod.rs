@@ -38,6 +38,7 @@ use std::sync::Arc;
 
 pub(super) use child::main;
 pub use patience::Patience;
+pub(super) use patience::dice;
 pub(super) use spool::{Blob, Spool};
 
 /// Everything that a fetcher may know. Never logged: it carries credentials.

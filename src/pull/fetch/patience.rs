@@ -31,9 +31,14 @@ impl Default for Patience {
 }
 
 impl Patience {
+    /// For a question that somebody waits for the answer of.
+    pub(in crate::pull) fn short(self) -> Patience {
+        Patience { tries: self.tries.min(3), ..self }
+    }
+
     /// How long to wait after so many tries, the first of which is 1; `None` to give up. `asked` is what the registry
     /// wants, `dice` a random number from 0 to 1: hosts that failed together must not come back together.
-    pub(super) fn wait(&self, tries: u32, asked: Option<Duration>, dice: f64) -> Option<Duration> {
+    pub(in crate::pull) fn wait(&self, tries: u32, asked: Option<Duration>, dice: f64) -> Option<Duration> {
         if tries >= self.tries || asked.is_some_and(|asked| asked > self.asked) {
             return None;
         }
@@ -42,6 +47,13 @@ impl Patience {
         let own = doubled.mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0);
         Some(own.max(asked.unwrap_or_default()))
     }
+}
+
+/// A random number from 0 to 1; the keys of the standard library's hash are random.
+pub(in crate::pull) fn dice() -> f64 {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    random as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-fn simple(scratch: &Scratch, name: &str, content: &[u8]) -> Layout {
+pub(super) fn simple(scratch: &Scratch, name: &str, content: &[u8]) -> Layout {
     let top = Tar::new().file("usr/content", 0o644, content);
     let layers = [(bootable().finish(), Pack::Gzip), (top.finish(), Pack::Gzip)];
     Layout::write(&scratch.path(name), &layers)
@@ -281,7 +281,7 @@ fn worker_entry() {
     std::process::exit(0);
 }
 
-fn in_worker() -> FetchOptions {
+pub(super) fn in_worker() -> FetchOptions {
     let arguments = ["--exact", "pull::tests::sources::worker_entry", "--ignored", "--nocapture"];
     let program = std::env::current_exe().unwrap();
     FetchOptions {
