@@ -4,8 +4,9 @@ use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
 use crate::model::request::{Options, Request, stateroot};
 use crate::model::status::{Deployment, Outcome};
-use crate::model::{Error, ErrorKind, Result, kargs as karg};
+use crate::model::{Error, ErrorKind, Result, bytes, kargs as karg};
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use zbus::zvariant::{OwnedValue, Value};
 
 /// A dictionary as it comes in.
@@ -34,6 +35,9 @@ const UPGRADE: &[&str] = &[
     "allow-downgrade",
     "replace-staged",
     "allow-rejected",
+    "allow-unverified",
+    "rate-limit",
+    "max-bytes",
     "drop-var",
 ];
 /// What rebase understands beyond upgrade.
@@ -51,10 +55,7 @@ const LATER: &[&str] = &[
     "class",
     "lifetime",
     "deadline",
-    "allow-unverified",
     "on-repo-unavailable",
-    "max-bytes",
-    "rate-limit",
     "offline",
 ];
 
@@ -130,6 +131,9 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
             "allow-downgrade" => o.allow_downgrade = boolean(key, value)?,
             "replace-staged" => o.replace_staged = boolean(key, value)?,
             "allow-rejected" => o.allow_rejected = boolean(key, value)?,
+            "allow-unverified" => o.allow_unverified = boolean(key, value)?,
+            "rate-limit" => o.rate_limit = Some(rate(key, value)?),
+            "max-bytes" => o.max_bytes = Some(number(key, value)?),
             "drop-var" => o.drop_var = boolean(key, value)?,
             "kargs" => o.kargs = kernel_arguments(key, value)?,
             "stateroot" => o.stateroot = Some(stateroot(&string(key, value)?)?),
@@ -157,6 +161,12 @@ pub fn encode(options: &Options) -> Out {
     if let Some(digest) = &options.require_digest {
         out.insert("require-digest".into(), Value::from(digest.to_string()));
     }
+    if let Some(rate) = options.rate_limit {
+        out.insert("rate-limit".into(), Value::from(rate.get()));
+    }
+    if let Some(limit) = options.max_bytes {
+        out.insert("max-bytes".into(), Value::from(limit));
+    }
     if !options.kargs.is_empty() {
         out.insert("kargs".into(), Value::from(options.kargs.clone()));
     }
@@ -166,13 +176,14 @@ pub fn encode(options: &Options) -> Out {
     out
 }
 
-fn flags(options: &Options) -> [(&'static str, bool); 6] {
+fn flags(options: &Options) -> [(&'static str, bool); 7] {
     [
         ("download-only", options.download_only),
         ("dry-run", options.dry_run),
         ("allow-downgrade", options.allow_downgrade),
         ("replace-staged", options.replace_staged),
         ("allow-rejected", options.allow_rejected),
+        ("allow-unverified", options.allow_unverified),
         ("drop-var", options.drop_var),
     ]
 }
@@ -195,6 +206,14 @@ fn wrong(key: &str, wanted: &str, value: &Value<'_>) -> Error {
 
 fn boolean(key: &str, value: &OwnedValue) -> Result<bool> {
     bool::try_from(value).map_err(|_| wrong(key, "a boolean (b)", value))
+}
+
+fn number(key: &str, value: &OwnedValue) -> Result<u64> {
+    u64::try_from(value).map_err(|_| wrong(key, "a number (t)", value))
+}
+
+fn rate(key: &str, value: &OwnedValue) -> Result<NonZeroU64> {
+    NonZeroU64::new(number(key, value)?).ok_or_else(|| bytes::no_rate().detail("key", key))
 }
 
 fn string(key: &str, value: &OwnedValue) -> Result<String> {
@@ -412,7 +431,7 @@ mod tests {
     #[test]
     fn what_a_method_does_not_know_is_refused_by_name() {
         type Case = (Verb, &'static str, Value<'static>, ErrorKind, &'static str);
-        let cases: [Case; 6] = [
+        let cases: [Case; 8] = [
             (Verb::Upgrade, "colour", true.into(), ErrorKind::InvalidArgument, "unknown option \"colour\""),
             (
                 Verb::Upgrade,
@@ -441,6 +460,20 @@ mod tests {
                 "jump".into(),
                 ErrorKind::InvalidArgument,
                 "option \"queue\" cannot be \"jump\"",
+            ),
+            (
+                Verb::Upgrade,
+                "max-bytes",
+                "1G".into(),
+                ErrorKind::InvalidArgument,
+                "option \"max-bytes\" must be a number (t), not of type s",
+            ),
+            (
+                Verb::Upgrade,
+                "rate-limit",
+                0_u64.into(),
+                ErrorKind::InvalidArgument,
+                "a rate of 0 bytes a second would never end",
             ),
             (
                 Verb::Upgrade,
@@ -536,6 +569,9 @@ mod tests {
             allow_downgrade: true,
             replace_staged: true,
             allow_rejected: true,
+            rate_limit: NonZeroU64::new(1000),
+            max_bytes: Some(0),
+            allow_unverified: true,
             drop_var: true,
             no_wait: true,
             kargs: vec!["quiet".into()],

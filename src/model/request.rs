@@ -117,6 +117,9 @@ impl Request {
         if self.options().is_some_and(|o| o.replace_staged || o.allow_rejected) {
             actions.push("org.osctl1.manage");
         }
+        if self.options().is_some_and(|o| o.allow_unverified) {
+            actions.push("org.osctl1.lower-verification");
+        }
         actions
     }
 
@@ -152,6 +155,10 @@ mod tests {
         assert_eq!(
             upgrade(Options { allow_downgrade: true, allow_rejected: true, ..Default::default() }),
             ["org.osctl1.upgrade", "org.osctl1.upgrade-to-version", "org.osctl1.manage"]
+        );
+        assert_eq!(
+            upgrade(Options { allow_unverified: true, ..Default::default() }),
+            ["org.osctl1.upgrade", "org.osctl1.lower-verification"]
         );
     }
 }
