@@ -84,7 +84,7 @@ fn read_admin(config_root: &Dir) -> Result<BTreeMap<String, Option<BoundSpec>>> 
             return Err(refused(&path, None, "is not a regular file"));
         }
         // Who can write this file decides what root pulls and podman runs.
-        if meta.mode() & 0o022 != 0 || meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
+        if !crate::sys::fs::only_root_writes(meta.uid(), meta.mode()) {
             return Err(refused(&path, None, "can be written by others than root")
                 .hint(format!("chown root:root {path}; chmod go-w {path}")));
         }

@@ -2,6 +2,7 @@
 
 pub mod bound;
 pub mod bytes;
+pub mod config;
 pub mod dropin;
 pub mod error;
 pub mod image;

@@ -59,6 +59,8 @@ pub async fn plan(job: &Job<'_>, target: Target) -> Result<Planned> {
         .step(Step::PlanCheck, async {
             owned(job)?;
             arguments(job)?;
+            // Of a reconcile as well, which fetches bound images only.
+            job.env.config()?;
             // What is wrong with the host's own drop-ins is said before anything is downloaded.
             read::read(&job.env.config_root()?, None)?;
             if let Target::Image(resolved) = &target {
@@ -98,11 +100,15 @@ pub async fn check(cx: &Cx, env: &Env, options: &Options) -> Result<JobResult> {
 /// How images are fetched on this host.
 pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
     let config_root = env.config_root()?;
+    let pull = env.config()?.pull;
     Ok(FetchOptions {
         auth_file: auth::find_auth(&config_root, None),
         policy: auth::policy(&config_root),
         registries: env.variable(auth::REGISTRIES_CONF).map(Into::into),
         drop_var: options.drop_var,
+        rate_limit: options.rate_limit.or(pull.rate_limit),
+        connections: pull.connections,
+        importers: pull.importers,
         tmp: Some(env.layout.state.join("tmp")),
         ..Default::default()
     })
