@@ -43,6 +43,14 @@ pub fn discover(tree: &CommitTree, config_root: &Dir) -> Result<Vec<BoundSpec>> 
     Ok(specs)
 }
 
+/// What the administrator asks for, whatever the tree does. Sorted by reference.
+pub fn declared(config_root: &Dir) -> Result<Vec<BoundSpec>> {
+    let mut specs: Vec<BoundSpec> = read_admin(config_root)?.into_values().flatten().collect();
+    specs.sort_by(|a, b| (&a.reference.name, &a.source).cmp(&(&b.reference.name, &b.source)));
+    check_pins(specs.iter())?;
+    Ok(specs)
+}
+
 /// The administrator's files by name; `None` is a mask.
 fn read_admin(config_root: &Dir) -> Result<BTreeMap<String, Option<BoundSpec>>> {
     let mut found = BTreeMap::new();

@@ -2,7 +2,7 @@
 
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
-use crate::model::request::{Options, Request, stateroot};
+use crate::model::request::{Goal, Options, Request, stateroot};
 use crate::model::status::{Deployment, Outcome};
 use crate::model::{Error, ErrorKind, Result, bytes, kargs as karg};
 use std::collections::HashMap;
@@ -149,6 +149,40 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
     Ok(out)
 }
 
+/// Decodes what is to be planned: a verb, its image and its options.
+pub fn decode_plan(mut dict: Dict) -> Result<(Goal, Decoded)> {
+    let mut take = |key: &str| dict.remove(key).map(|value| string(key, &value)).transpose();
+    let (verb, image) = (take("verb")?, take("image")?);
+    let (verb, goal) = match (verb.as_deref().unwrap_or("upgrade"), image) {
+        ("upgrade", None) => (Verb::Upgrade, Goal::Upgrade),
+        ("reconcile", None) => (Verb::Reconcile, Goal::Reconcile),
+        ("rebase", Some(text)) => (Verb::Rebase, Goal::Rebase(self::image(&text)?)),
+        ("rebase", None) => return Err(plan_key("image", "a rebase needs an image")),
+        ("upgrade" | "reconcile", Some(_)) => return Err(plan_key("image", "only a rebase has an image")),
+        (other, _) => {
+            let error = plan_key("verb", &format!("option \"verb\" cannot be {other:?}"));
+            return Err(error.hint("use upgrade, rebase or reconcile"));
+        }
+    };
+    Ok((goal, decode(verb, &dict)?))
+}
+
+fn plan_key(key: &str, why: &str) -> Error {
+    Error::new(ErrorKind::InvalidArgument, why.to_owned()).detail("key", key)
+}
+
+/// Encodes what [`decode_plan`] reads beside the options.
+pub fn encode_goal(goal: &Goal) -> Out {
+    let verb = |name: &'static str| ("verb".to_owned(), Value::from(name));
+    match goal {
+        Goal::Upgrade => Out::from([verb("upgrade")]),
+        Goal::Rebase(image) => {
+            Out::from([verb("rebase"), ("image".to_owned(), Value::from(image.to_string()))])
+        }
+        Goal::Reconcile => Out::from([verb("reconcile")]),
+    }
+}
+
 /// Encodes options for the bus; what is left at its default is left out.
 pub fn encode(options: &Options) -> Out {
     let mut out = Out::new();
@@ -269,7 +303,7 @@ fn strings(key: &str, value: &OwnedValue) -> Result<Vec<String>> {
 /// What a polkit rule may look at. `client-id` and `cmdline` are the caller's own words and stay out.
 pub fn details(request: &Request) -> HashMap<&'static str, String> {
     let mut out = HashMap::from([("verb", request.kind().to_owned())]);
-    if let Request::Rebase { image, .. } = request {
+    if let Request::Rebase { image, .. } | Request::Plan { goal: Goal::Rebase(image), .. } = request {
         out.insert("image", image.to_string());
         out.insert("transport", image.transport.prefix().to_owned());
     }
@@ -308,6 +342,10 @@ pub fn result(result: Option<&JobResult>) -> Out {
     if let Some(digest) = &r.digest {
         out.insert("digest".into(), Value::from(digest.to_string()));
     }
+    if let Some(plan) = &r.plan {
+        let text = serde_json::to_string(plan).expect("a plan is plain data");
+        out.insert("plan".into(), Value::from(text));
+    }
     out
 }
 
@@ -333,6 +371,7 @@ pub fn parse_result(dict: &Dict) -> JobResult {
             _ => Vec::new(),
         },
         notes: list("notes"),
+        plan: text("plan").and_then(|plan| serde_json::from_str(&plan).ok()),
     }
 }
 
@@ -416,6 +455,7 @@ pub fn image(text: &str) -> Result<ImageRef> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::plan::{Facts, Part, Plan, Release};
 
     fn dict(entries: &[(&str, Value<'static>)]) -> Dict {
         entries
@@ -582,6 +622,35 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_is_asked_for_by_verb_image_and_options() {
+        for goal in [Goal::Upgrade, Goal::Rebase("r.io/os:1".parse().unwrap()), Goal::Reconcile] {
+            let mut all = owned(encode_goal(&goal));
+            all.extend(dict(&[("queue", "fail".into())]));
+            let (decoded, d) = decode_plan(all).unwrap();
+            assert_eq!((decoded, d.options.no_wait), (goal, true));
+        }
+        assert_eq!(decode_plan(Dict::new()).unwrap().0, Goal::Upgrade);
+        type Case = (&'static [(&'static str, &'static str)], &'static str, &'static str);
+        let cases: [Case; 6] = [
+            (&[("verb", "rebase")], "image", "a rebase needs an image"),
+            (&[("image", "r.io/os")], "image", "only a rebase has an image"),
+            (&[("verb", "rollback")], "verb", "option \"verb\" cannot be \"rollback\""),
+            (&[("verb", "reconcile"), ("max-bytes", "1")], "max-bytes", "unknown option \"max-bytes\""),
+            (&[("colour", "red")], "colour", "unknown option \"colour\""),
+            (
+                &[("verb", "upgrade"), ("lock-finalization", "1")],
+                "lock-finalization",
+                "option \"lock-finalization\" is not supported in this version",
+            ),
+        ];
+        for (entries, key, message) in cases {
+            let entries: Vec<_> = entries.iter().map(|(k, v)| (*k, Value::from(*v))).collect();
+            let error = decode_plan(dict(&entries)).unwrap_err();
+            assert_eq!((error.details["key"].as_str(), error.to_string().as_str()), (key, message));
+        }
+    }
+
+    #[test]
     fn results_survive_the_way_over_the_bus() {
         let r = JobResult {
             changed: true,
@@ -590,6 +659,15 @@ mod tests {
             digest: Some(Digest::of(b"x")),
             discarded: vec!["os-def.1".into()],
             notes: vec!["n".into()],
+            plan: Some(Box::new(Plan::new(Facts {
+                image: Some("r.io/os:1".parse().unwrap()),
+                target: Release { digest: Some(Digest::of(b"x")), version: "2".into() },
+                current: None,
+                changed: true,
+                parts: vec![Part::boot(7, true)],
+                places: Vec::new(),
+                notes: Vec::new(),
+            }))),
         };
         assert_eq!(parse_result(&owned(result(Some(&r)))), r);
     }

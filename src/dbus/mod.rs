@@ -35,6 +35,7 @@ const FREE: &[&str] = &[];
 /// test that no method is forgotten.
 pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ("org.osctl1.Manager", "Check", &["org.osctl1.check"]),
+    ("org.osctl1.Manager", "Plan", &["org.osctl1.check", "org.osctl1.rebase"]),
     (
         "org.osctl1.Manager",
         "Upgrade",

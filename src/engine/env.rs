@@ -72,7 +72,7 @@ impl Env {
     }
 
     /// The journal for reading; `None` where nothing was ever written. Makes nothing: `/sysroot` may be read-only still.
-    fn existing_journal(&self) -> Result<Option<Journal>> {
+    pub fn existing_journal(&self) -> Result<Option<Journal>> {
         let path = &self.layout.state;
         match Dir::open_ambient_dir(path, ambient_authority()) {
             Ok(dir) => Ok(Some(Journal::new(dir))),

@@ -4,7 +4,7 @@
 //! Resolved -> Planned -> Pulled -> Derived -> Ready(Derived, complete BoundSet) -> Staged
 //! ```
 
-use crate::model::bound::BoundSet;
+use crate::model::bound::{BoundImage, BoundSet};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::manifest::Manifest;
 use crate::pull::{Base, Resolved};
@@ -17,6 +17,10 @@ use crate::store::publish::NewDeployment;
 pub struct Planned {
     pub(super) target: Target,
     pub(super) stateroot: Option<String>,
+    /// The bound images that are known before the tree is here, with the digests that will be bound.
+    pub(super) bound: Vec<BoundImage>,
+    /// What was said to be downloaded.
+    pub(super) download: u64,
 }
 
 /// What to derive from.
@@ -40,6 +44,8 @@ pub struct Pulled {
     pub(super) base: Base,
     pub(super) image: Option<ImageRef>,
     pub(super) stateroot: Option<String>,
+    pub(super) bound: Vec<BoundImage>,
+    pub(super) download: u64,
 }
 
 /// The base with the drop-ins applied.

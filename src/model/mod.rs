@@ -9,6 +9,7 @@ pub mod image;
 pub mod job;
 pub mod kargs;
 pub mod manifest;
+pub mod plan;
 pub mod quadlet;
 pub mod request;
 pub mod status;

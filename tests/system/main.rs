@@ -10,5 +10,6 @@ mod failpoints;
 mod host;
 mod image;
 mod pipeline;
+mod plan;
 mod registry;
 mod rules;

@@ -20,5 +20,5 @@ pub async fn pull(job: &Job<'_>, planned: Planned) -> Result<Pulled> {
         }
     };
     job.cx.step(Step::PullRecord, async { keep(&open_repo(job.env)?, &base) }).await?;
-    Ok(Pulled { base, image, stateroot })
+    Ok(Pulled { base, image, stateroot, bound: planned.bound, download: planned.download })
 }
