@@ -14,5 +14,6 @@ pub mod quadlet;
 pub mod request;
 pub mod status;
 pub mod text;
+pub mod verification;
 
 pub use error::{Context, Error, ErrorKind, Result};
