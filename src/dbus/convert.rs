@@ -4,6 +4,7 @@ use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
 use crate::model::request::{Goal, Options, Request, stateroot};
 use crate::model::status::{Deployment, Outcome};
+use crate::model::verification::Requirement;
 use crate::model::{Error, ErrorKind, Result, bytes, kargs as karg};
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -420,6 +421,23 @@ pub fn origin(deployment: &Deployment) -> Out {
         out.insert("incompatible".into(), Value::from(deployment.incompatible.clone()));
     }
     out
+}
+
+/// `Deployment.Verification`.
+pub fn verification(deployment: &Deployment) -> Out {
+    let Some(v) = &deployment.verification else { return Out::new() };
+    let one = |r: &Requirement| {
+        Out::from([
+            ("type".to_owned(), Value::from(r.kind.clone())),
+            ("keys".to_owned(), Value::from(r.keys.clone())),
+            ("identities".to_owned(), Value::from(r.identities.clone())),
+        ])
+    };
+    Out::from([
+        ("level".to_owned(), Value::from(v.level.name())),
+        ("scope".to_owned(), Value::from(v.scope.clone())),
+        ("requirements".to_owned(), Value::from(v.requirements.iter().map(one).collect::<Vec<_>>())),
+    ])
 }
 
 /// `Deployment.Derivation`.

@@ -7,6 +7,7 @@
 use crate::model::bound::{BoundImage, BoundSet};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::manifest::Manifest;
+use crate::model::verification::Verification;
 use crate::pull::{Base, Resolved};
 use crate::store::origin::Origin;
 use crate::store::publish::NewDeployment;
@@ -27,13 +28,20 @@ pub struct Planned {
 #[derive(Debug)]
 pub enum Target {
     /// An image that may have to be pulled.
-    Image(Box<Resolved>),
+    Image {
+        /// What it is.
+        resolved: Box<Resolved>,
+        /// What vouches for it.
+        verification: Verification,
+    },
     /// The base that a deployment here has.
     Present {
         /// The base.
         base: Base,
         /// The image it tracks.
         image: Option<ImageRef>,
+        /// What vouched for it.
+        verification: Option<Verification>,
     },
 }
 
@@ -44,6 +52,7 @@ pub struct Pulled {
     pub(super) base: Base,
     pub(super) image: Option<ImageRef>,
     pub(super) stateroot: Option<String>,
+    pub(super) verification: Option<Verification>,
     pub(super) bound: Vec<BoundImage>,
     pub(super) download: u64,
 }
@@ -132,6 +141,7 @@ impl Ready {
                 input: self.derived.input(),
                 kargs: Some(self.derived.owned_kargs.clone()),
                 bound_set: Some(self.bound.key.clone()),
+                verification: self.derived.pulled.verification.clone(),
                 kept_local,
                 unknown: Vec::new(),
             },

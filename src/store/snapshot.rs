@@ -142,6 +142,7 @@ fn entry(
         staged: d.is_staged(),
         default: false,
         pinned: d.is_pinned(),
+        verification: origin.verification.clone(),
         derivation,
         bound_images: Default::default(),
         labels: labels(repo, &base),

@@ -13,3 +13,4 @@ mod pipeline;
 mod plan;
 mod registry;
 mod rules;
+mod signed;

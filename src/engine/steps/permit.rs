@@ -17,9 +17,33 @@ pub fn permit(view: &View<'_>, target: &Target) -> Result<()> {
     view.env.config()?;
     read::read(&view.env.config_root()?, None)?;
     match target {
-        Target::Image(resolved) => allowed(view.before, view.options, resolved),
-        Target::Present { .. } => Ok(()),
+        Target::Image { resolved, .. } => allowed(view.before, view.options, resolved)?,
+        Target::Present { .. } => {}
     }
+    match lowered(view, target) {
+        Some(why) if !view.options.allow_unverified => {
+            let why = format!("{why}; nothing was downloaded, the running system is unchanged");
+            Err(Error::new(ErrorKind::SignatureRejected, why).hint(
+                "let the policy ask for a signature (containers-policy.json(5)), or take it all the same with: \
+                 --allow-unverified",
+            ))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// How less vouches for the target than for the deployment that it follows; `None` if not.
+pub fn lowered(view: &View<'_>, target: &Target) -> Option<String> {
+    let Target::Image { resolved, verification } = target else { return None };
+    let current = view.before.merge()?.origin.verification.as_ref()?;
+    (verification.level < current.level).then(|| {
+        format!(
+            "{} is verified less than what it follows, which was {}: {}",
+            resolved.image,
+            current.describe(),
+            verification.describe()
+        )
+    })
 }
 
 /// Refuses hosts and deployments that another tool owns.

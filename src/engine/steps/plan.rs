@@ -34,6 +34,9 @@ pub async fn plan(job: &Job<'_>, target: Target) -> Result<Planned> {
     let view = job.view();
     let check = async {
         permit::permit(&view, &target)?;
+        if let Some(lowered) = permit::lowered(&view, &target) {
+            job.cx.message(format!("{lowered}; --allow-unverified was given"));
+        }
         let mut draft = draft(&view, &target).await?;
         if let Some(missing) = draft.missing.take() {
             return Err(missing);
@@ -181,7 +184,7 @@ struct Aim {
 impl Aim {
     fn of(repo: &ostree::Repo, target: &Target) -> Result<Aim> {
         match target {
-            Target::Image(resolved) => {
+            Target::Image { resolved, .. } => {
                 let layers = crate::pull::layers(repo, resolved)?;
                 let release = Release {
                     digest: Some(resolved.digest.clone()),
@@ -195,7 +198,7 @@ impl Aim {
                     base: crate::pull::find(repo, &resolved.digest)?,
                 })
             }
-            Target::Present { base, image } => {
+            Target::Present { base, image, .. } => {
                 let digest = Some(base.digest.clone());
                 let target = Release { digest, version: base.version.clone().unwrap_or_default() };
                 Ok(Aim {

@@ -9,7 +9,8 @@ use crate::model::request::{Goal, Options};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::pull::FetchOptions;
 use crate::store::snapshot::Snapshot;
-use crate::sys::auth;
+use crate::sys::{auth, policy};
+use std::path::Path;
 
 /// What the goal is about.
 pub async fn target(view: &View<'_>, goal: &Goal) -> Result<Target> {
@@ -20,7 +21,10 @@ pub async fn target(view: &View<'_>, goal: &Goal) -> Result<Target> {
     };
     let options = fetch_options(view.env, view.options)?;
     let resolved = view.cx.step(Step::ResolveImage, crate::pull::resolve(view.cx, &image, &options)).await?;
-    Ok(Target::Image(Box::new(resolved)))
+    // It has passed this policy, or there would be an error.
+    let policy = options.policy.as_deref().unwrap_or(Path::new(policy::SYSTEM));
+    let verification = policy::verification(&std::fs::read(policy).unwrap_or_default(), &image);
+    Ok(Target::Image { resolved: Box::new(resolved), verification })
 }
 
 /// The base that the next deployment has.
@@ -41,7 +45,8 @@ fn present(before: &Snapshot) -> Result<Target> {
         labels: next.deployment.labels.clone(),
         kind: crate::pull::ImageKind::Plain,
     };
-    Ok(Target::Present { base, image: next.deployment.image.clone() })
+    let (image, verification) = (next.deployment.image.clone(), next.origin.verification.clone());
+    Ok(Target::Present { base, image, verification })
 }
 
 /// How images are fetched on this host.

@@ -9,6 +9,7 @@ use crate::engine::settle::{self, etc_dirs};
 use crate::engine::stages::{Derived, Ready};
 use crate::engine::steps::bind::Wanted;
 use crate::model::job::{JobResult, Step};
+use crate::model::verification::Verification;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::publish::NewDeployment;
 use crate::store::tree::CommitTree;
@@ -32,7 +33,10 @@ pub struct Staged {
 /// "No changes in input.", if the next boot already has exactly this.
 pub fn unchanged(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Result<Option<JobResult>> {
     let Some(next) = job.before.next() else { return Ok(None) };
+    let level = |v: &Option<Verification>| v.as_ref().map(|v| v.level).unwrap_or_default();
     let same = next.deployment.checksum == derived.commit
+        // A signature that is asked for from now on is to be asked for ever after.
+        && level(&next.origin.verification) == level(&derived.pulled.verification)
         && next.origin.image == derived.pulled.image
         && next.origin.bound_set == Some(wanted.key()?)
         && next.origin.kargs.as_deref() == Some(&derived.owned_kargs)

@@ -7,6 +7,7 @@ use crate::model::image::Digest;
 use crate::model::job::{Failure, Initiator, JobResult};
 use crate::model::plan::{Facts, Plan, Release};
 use crate::model::status::{Derivation, DropIn, Outcome, OwnedKarg, OwnedPath, Rejected};
+use crate::model::verification::{Requirement, Verification};
 use serde_json::Value;
 
 fn deployment(id: &str, version: &str) -> Deployment {
@@ -24,6 +25,7 @@ fn deployment(id: &str, version: &str) -> Deployment {
         staged: false,
         default: false,
         pinned: false,
+        verification: None,
         derivation: Derivation::default(),
         bound_images: BoundSet::default(),
         labels: Default::default(),
@@ -57,7 +59,16 @@ fn status() -> Status {
         },
         digest: Digest::of(b"app"),
     });
+    staged.verification = Some(Verification::new(
+        "docker registry.example.com".into(),
+        vec![Requirement {
+            kind: "signedBy".into(),
+            keys: vec!["/etc/pki/os.asc".into()],
+            identities: Vec::new(),
+        }],
+    ));
     let mut booted = deployment("os-1c.0", "1");
+    booted.verification = Some(Verification::new("default".into(), Vec::new()));
     (booted.booted, booted.default, booted.index) = (true, true, 1);
     let mut old = deployment("os-0c.0", "");
     (old.pinned, old.index, old.image, old.digest) = (true, 2, None, None);
