@@ -41,7 +41,7 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use estimate::layers;
+pub use estimate::{layer_commits, layers};
 pub use import::import_in_process;
 pub use refs::{find, forget_unused, has_unused, retain, retain_latest};
 pub use resolve::resolve_in_process;

@@ -20,6 +20,17 @@ fn files(tree: &CommitTree) -> Result<BTreeMap<String, u64>> {
     Ok(files)
 }
 
+/// Whether everything that a deployment has for `/boot` is in one of these commits, which may be parts of a tree.
+pub fn all_in(repo: &ostree::Repo, deployed: &str, commits: &[String]) -> Result<bool> {
+    let mut wanted = files(&CommitTree::open(repo, deployed)?)?;
+    for commit in commits {
+        for sum in files(&CommitTree::open(repo, commit)?)?.keys() {
+            wanted.remove(sum);
+        }
+    }
+    Ok(wanted.is_empty())
+}
+
 /// The bytes of all that this commit has for `/boot`.
 pub fn size(repo: &ostree::Repo, commit: &str) -> Result<u64> {
     Ok(files(&CommitTree::open(repo, commit)?)?.values().sum())

@@ -3,7 +3,7 @@
 use crate::host::{Host, World, read, text};
 use crate::image::{Image, Layer, layer_digests, noise, os_layer};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -119,6 +119,11 @@ fn what_is_here_is_not_counted() {
     let os = part(&found, "os");
     assert_eq!((&os["layers-new"], &os["layers-total"]), (&1.into(), &2.into()));
     assert_eq!(os["download"].as_u64(), Some(layer_sizes(&shared)[1]));
+    // The kernel is in the layer that is here.
+    assert_eq!(
+        (&part(&found, "boot")["unpacked"], &part(&found, "boot")["estimated"]),
+        (&0.into(), &true.into())
+    );
     // Downloaded and not deployed: nothing is guessed any more, and the kernel is the one that is there.
     ok(&host, &["upgrade", "--download-only"]);
     let found = plan(&host, &[]);
@@ -139,6 +144,67 @@ fn what_is_here_is_not_counted() {
         (&false.into(), &0.into()),
         "{found}"
     );
+}
+
+/// A small file system, unmounted when dropped.
+struct Full(PathBuf);
+
+impl Full {
+    /// Mounts so many KiB, of which these many are taken.
+    fn mount(at: PathBuf, size: u64, taken: usize) -> Full {
+        let options = format!("size={size}k");
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&at).status();
+        assert!(done.unwrap().success());
+        std::fs::write(at.join("ballast"), noise(taken << 10)).unwrap();
+        Full(at)
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_fit_is_refused_before_the_download_and_one_that_stays_is_not() {
+    let world = World::new();
+    let host = world.host();
+    let boot = host.sysroot().join("boot");
+    let keep = host.dir.path().join("boot");
+    Command::new("cp").arg("-a").arg(&boot).arg(&keep).status().unwrap();
+    let _full = Full::mount(boot.clone(), 2048, 1500);
+    Command::new("cp").arg("-a").arg(keep.join(".")).arg(&boot).status().unwrap();
+    let before = host.deployments();
+
+    world.push_os("2");
+    world.registry.clear_log();
+    let out = host.osctl(&["upgrade"]);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+    assert!(
+        text(&out).contains("/boot has ") && text(&out).contains("nothing was downloaded"),
+        "{}",
+        text(&out)
+    );
+    assert!(world.registry.blobs_sent().len() <= 1, "only the configuration");
+    let failure = host.status()["jobs"][0]["failure"].clone();
+    assert_eq!((&failure["kind"], &failure["details"]["fs"]), (&"BootNoSpace".into(), &boot.to_str().into()));
+    assert_eq!(host.deployments(), before);
+
+    let image = Image::default().layer(os_layer("1")).layer(Layer::new().file("usr/lib/version", b"3"));
+    world.registry.push(&image.created("2026-01-03T00:00:00Z"), "os:stable");
+    ok(&host, &["upgrade"]);
+}
+
+#[test]
+fn the_first_deployment_can_be_planned() {
+    let world = World::new();
+    let host = world.empty_host();
+    let found = plan(&host, &[&world.os()]);
+    assert_eq!((&found["changed"], &found["current"]), (&true.into(), &Value::Null));
+    assert_eq!(found["download"], found["full-download"]);
+    let out = host.osctl(&["plan"]);
+    assert!(text(&out).contains("osctl rebase IMAGE"), "{}", text(&out));
 }
 
 #[test]

@@ -112,52 +112,21 @@ async fn draft(view: &View<'_>, target: &Target) -> Result<Draft> {
     let repo = resolve::open_repo(view.env)?;
     let next = view.before.next();
     let aim = Aim::of(&repo, target)?;
-    let mut notes: Vec<String> = Vec::new();
-    let changes = derive::pending(&repo, view.before, &view.env.config_root()?);
-    let mut parts = vec![aim.part];
-    let (bytes, estimated) = match (&aim.base, next) {
-        (Some(base), _) => (boot::needed(&repo, view.before, &base.commit)?, false),
-        // Nobody knows the new kernel; it is about as large as the one that is there.
-        (None, Some(next)) => (boot::size(&repo, &next.deployment.checksum)?, true),
-        (None, None) => (0, true),
-    };
-    parts.push(Part::boot(bytes, estimated));
-
+    let boot = to_boot(view, &repo, target, &aim)?;
     let recorded = recorded(view, next)?;
-    let specs = specs(view, &repo, aim.base.as_ref(), next)?;
-    let (skopeo, keep) =
-        (view.env.skopeo()?, if view.keeps_digests { &recorded } else { &BoundSet::default() });
-    let store = bound::Store::existing(&view.env.layout.sysroot, view.env.skopeo()?)?;
-    let declared = bound::declared(&view.env.config_root()?)?;
-    let (mut images, mut missing, mut unknown) = (Vec::new(), None, false);
-    for (spec, found) in bound::estimate(view.cx, &specs, keep, &skopeo, store.as_ref()).await? {
-        match found {
-            Ok(planned) => {
-                images.push(planned.image);
-                parts.push(planned.part);
-            }
-            Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
-            Err(error) => {
-                unknown = true;
-                notes.push(format!("not counted: {}", error.chain()));
-                // The new image may not bind what the one of now does; what the administrator declares stays.
-                if spec.mode == Mode::Bind && declared.contains(&spec) {
-                    missing = missing.or(Some(error));
-                }
-            }
-        }
-    }
-    let rebound =
-        !unknown && BoundSet::new(images.clone()).map_or(true, |set| set.digest() != recorded.digest());
+    let apps = apps(view, &specs(view, &repo, aim.base.as_ref(), next)?, &recorded).await?;
+    let changes = derive::pending(&repo, view.before, &view.env.config_root()?);
+    let same =
+        next.is_some_and(|n| n.deployment.digest == aim.target.digest && n.deployment.image == aim.image);
+    let changed = !same || apps.differ(&recorded) || !changes.is_empty();
+    let mut notes = apps.notes;
     if aim.base.is_none() {
         notes.push(
             "the new image may bind other app images than the one of now: those are not counted".into(),
         );
     }
-    let same =
-        next.is_some_and(|n| n.deployment.digest == aim.target.digest && n.deployment.image == aim.image);
-    let changed = !same || rebound || !changes.is_empty();
     notes.extend(changes);
+    let parts: Vec<Part> = [aim.part, boot].into_iter().chain(apps.parts).collect();
     let places = places(view, &parts, &aim.layers, changed)?;
     let plan = Plan::new(Facts {
         image: aim.image,
@@ -168,7 +137,7 @@ async fn draft(view: &View<'_>, target: &Target) -> Result<Draft> {
         places,
         notes,
     });
-    Ok(Draft { plan, bound: images, missing })
+    Ok(Draft { plan, bound: apps.images, missing: apps.missing })
 }
 
 /// The OS, as far as it is known.
@@ -211,6 +180,64 @@ impl Aim {
             }
         }
     }
+}
+
+/// What goes to `/boot`: of a tree that is here exactly, else a guess.
+fn to_boot(view: &View<'_>, repo: &ostree::Repo, target: &Target, aim: &Aim) -> Result<Part> {
+    if let Some(base) = &aim.base {
+        return Ok(Part::boot(boot::needed(repo, view.before, &base.commit)?, false));
+    }
+    let current = view.before.next().map(|n| n.deployment.checksum.as_str());
+    let (Some(current), Target::Image { resolved, .. }) = (current, target) else {
+        return Ok(Part::boot(0, true));
+    };
+    // A new kernel is about as large as the one that is there. One that is in a layer which is here is not new.
+    let stays = boot::all_in(repo, current, &crate::pull::layer_commits(repo, resolved)?)?;
+    Ok(Part::boot(if stays { 0 } else { boot::size(repo, current)? }, true))
+}
+
+/// The bound images, as far as they are known.
+#[derive(Default)]
+struct Apps {
+    images: Vec<BoundImage>,
+    parts: Vec<Part>,
+    notes: Vec<String>,
+    /// Why one that will be needed for certain cannot be had.
+    missing: Option<Error>,
+}
+
+impl Apps {
+    /// Whether this is another set than the one that was recorded, as far as all of it could be asked for.
+    fn differ(&self, recorded: &BoundSet) -> bool {
+        let set = BoundSet::new(self.images.clone());
+        self.notes.is_empty() && set.map_or(true, |set| set.digest() != recorded.digest())
+    }
+}
+
+async fn apps(view: &View<'_>, specs: &[BoundSpec], recorded: &BoundSet) -> Result<Apps> {
+    let nothing = BoundSet::default();
+    let keep = if view.keeps_digests { recorded } else { &nothing };
+    let store = bound::Store::existing(&view.env.layout.sysroot, view.env.skopeo()?)?;
+    let skopeo = view.env.skopeo()?;
+    let declared = bound::declared(&view.env.config_root()?)?;
+    let mut apps = Apps::default();
+    for (spec, found) in bound::estimate(view.cx, specs, keep, &skopeo, store.as_ref()).await? {
+        match found {
+            Ok(planned) => {
+                apps.images.push(planned.image);
+                apps.parts.push(planned.part);
+            }
+            Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
+            Err(error) => {
+                apps.notes.push(format!("not counted: {}", error.chain()));
+                // The new image may not bind what the one of now does; what the administrator declares stays.
+                if spec.mode == Mode::Bind && declared.contains(&spec) {
+                    apps.missing = apps.missing.or(Some(error));
+                }
+            }
+        }
+    }
+    Ok(apps)
 }
 
 fn release(entry: &Entry) -> Release {
