@@ -19,7 +19,7 @@ pub struct Pull {
     pub connections: Option<NonZeroU32>,
     /// Layers that are imported at the same time.
     pub importers: Option<NonZeroU32>,
-    /// Bytes a second, for all downloads of a job together.
+    /// Bytes a second, for all layers of the OS image together.
     pub rate_limit: Option<NonZeroU64>,
 }
 
@@ -54,7 +54,8 @@ pub const KEYS: &[Key] = &[
         table: "pull",
         name: "rate-limit",
         value: "a number of bytes, or a text with a suffix: \"500K\", \"2Mi\"",
-        about: "How many bytes a second may be downloaded. An upgrade or rebase with --rate-limit has its own.",
+        about: "How many bytes a second of the OS image may be downloaded. An upgrade or rebase with --rate-limit has its own. \
+                Bound images are fetched by skopeo, which knows no limit.",
     },
 ];
 

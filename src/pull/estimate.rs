@@ -54,3 +54,44 @@ fn with_kinds(resolved: &Resolved) -> impl Iterator<Item = (&Layer, Made)> {
     let made = move |at: usize| if at < carrying { Made::Chunk } else { Made::Layer };
     resolved.layers.iter().enumerate().map(move |(at, layer)| (layer, made(at)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::image::Digest;
+    use crate::pull::fixture::{Layout, Pack, Scratch, Tar, bootable};
+
+    #[tokio::test]
+    async fn a_layer_is_here_if_it_was_imported_in_the_way_that_its_image_needs() {
+        let scratch = Scratch::new();
+        let tar =
+            |name: &str| Tar::new().dir("usr", 0o755).file(&format!("usr/{name}"), 0o644, b"x").finish();
+        let tars = [bootable().finish(), tar("a"), tar("b")];
+        let last = Digest::of(&tars[1]).to_string();
+        let labels = [("ostree.bootable", "1"), (FINAL_DIFFID, last.as_str())];
+        let tars = tars.map(|tar| (tar, Pack::Gzip));
+        let layout = Layout::write_labelled(&scratch.path("oci"), &tars, &labels);
+        let resolved = scratch.resolve(&layout.image()).await.unwrap();
+        let here = || {
+            let layers = layers(&scratch.repo, &resolved).unwrap();
+            let commits = layer_commits(&scratch.repo, &resolved).unwrap().len();
+            (layers.iter().map(|l| l.here).collect::<Vec<_>>(), commits)
+        };
+        assert_eq!(here(), (vec![false; 3], 0));
+        for at in [2, 0] {
+            let blob = std::fs::File::open(layout.path(&layout.layers[at])).unwrap();
+            layer::import(&scratch.repo, &resolved.layers[at], blob).unwrap();
+            assert_eq!(here(), (vec![false, false, true], 1), "as a tree it carries no commit");
+        }
+        refs::vouch_for_chunk(&scratch.repo, &resolved.layers[0].digest).unwrap();
+        assert_eq!(here(), (vec![true, false, true], 2));
+
+        // The same layers, and nothing that they carry.
+        let layout = Layout::write(&scratch.path("plain"), &tars);
+        let plain = scratch.resolve(&layout.image()).await.unwrap();
+        let found = layers(&scratch.repo, &plain).unwrap();
+        assert_eq!(found.iter().map(|l| l.here).collect::<Vec<_>>(), [true, false, true]);
+        scratch.pull(&layout.image()).await.unwrap();
+        assert!(layers(&scratch.repo, &plain).unwrap().iter().all(|l| l.here));
+    }
+}

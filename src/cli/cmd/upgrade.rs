@@ -46,7 +46,7 @@ pub struct Limits {
     /// Refuse an update that would download more than this: 500M, 1Gi.
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     pub max_bytes: Option<u64>,
-    /// Download at most so many bytes a second: 500K, 2Mi.
+    /// Download at most so many bytes a second of the OS image: 500K, 2Mi.
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse_rate)]
     pub rate_limit: Option<NonZeroU64>,
     /// Drop files that a plain image carries in /var.
