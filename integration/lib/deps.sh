@@ -38,6 +38,7 @@ NEED_test="$NEED_build$NEED_run"'
 bwrap|bubblewrap|bubblewrap
 jq|jq|jq
 strace|strace|strace
+gpg|gnupg|gnupg2
 chattr|e2fsprogs|e2fsprogs
 mkfs.ext4|e2fsprogs|e2fsprogs
 mmdebstrap|mmdebstrap|-

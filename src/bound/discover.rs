@@ -43,6 +43,14 @@ pub fn discover(tree: &CommitTree, config_root: &Dir) -> Result<Vec<BoundSpec>> 
     Ok(specs)
 }
 
+/// What the administrator asks for, whatever the tree does. Sorted by reference.
+pub fn declared(config_root: &Dir) -> Result<Vec<BoundSpec>> {
+    let mut specs: Vec<BoundSpec> = read_admin(config_root)?.into_values().flatten().collect();
+    specs.sort_by(|a, b| (&a.reference.name, &a.source).cmp(&(&b.reference.name, &b.source)));
+    check_pins(specs.iter())?;
+    Ok(specs)
+}
+
 /// The administrator's files by name; `None` is a mask.
 fn read_admin(config_root: &Dir) -> Result<BTreeMap<String, Option<BoundSpec>>> {
     let mut found = BTreeMap::new();
@@ -84,7 +92,7 @@ fn read_admin(config_root: &Dir) -> Result<BTreeMap<String, Option<BoundSpec>>> 
             return Err(refused(&path, None, "is not a regular file"));
         }
         // Who can write this file decides what root pulls and podman runs.
-        if meta.mode() & 0o022 != 0 || meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
+        if !crate::sys::fs::only_root_writes(meta.uid(), meta.mode()) {
             return Err(refused(&path, None, "can be written by others than root")
                 .hint(format!("chown root:root {path}; chmod go-w {path}")));
         }

@@ -79,7 +79,7 @@ fn graph_root(config_root: &Path) -> PathBuf {
 }
 
 /// The entries of one of containers-storage's lists; none where it was never written.
-fn load<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     match std::fs::read(path) {
         Ok(bytes) if bytes.is_empty() => Ok(Vec::new()),
         Ok(bytes) => {

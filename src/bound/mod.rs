@@ -10,6 +10,7 @@
 //! ```
 
 mod discover;
+mod estimate;
 mod in_use;
 mod lint;
 mod pull;
@@ -18,11 +19,12 @@ mod resolve;
 mod skopeo;
 mod store;
 
-pub use discover::discover;
+pub use discover::{declared, discover};
+pub use estimate::{Planned, estimate};
 pub use in_use::in_use;
 pub use lint::lint_path;
 pub use pull::{pull_all, verify_present};
 pub use record::{prune_records, record, recorded};
-pub use resolve::{Resolved, resolve};
+pub use resolve::{PARALLEL, Resolved, resolve};
 pub use skopeo::Skopeo;
 pub use store::{Store, collect};

@@ -8,7 +8,7 @@ use crate::model::{Error, ErrorKind, Result};
 use futures_util::StreamExt;
 
 /// At once, over all registries: enough to hide round trips, few enough not to look like an attack.
-pub(super) const PARALLEL: usize = 4;
+pub const PARALLEL: usize = 4;
 
 /// What the references mean now.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub struct Resolved {
 pub async fn resolve(cx: &Cx, specs: &[BoundSpec], skopeo: &Skopeo) -> Result<Resolved> {
     let mut resolved = Resolved::default();
     let mut answers = futures_util::stream::iter(specs)
-        .map(|spec| async move { (spec, digest_of(cx, spec, skopeo).await) })
+        .map(|spec| async move { (spec, look(cx, spec, skopeo).await.map(|(digest, _)| digest)) })
         .buffered(PARALLEL);
     while let Some((spec, answer)) = answers.next().await {
         match answer {
@@ -39,13 +39,15 @@ pub async fn resolve(cx: &Cx, specs: &[BoundSpec], skopeo: &Skopeo) -> Result<Re
     Ok(resolved)
 }
 
-async fn digest_of(cx: &Cx, spec: &BoundSpec, skopeo: &Skopeo) -> Result<Digest> {
+/// The digest that the reference means here and now, and its manifest, unless that was one of a list.
+pub(super) async fn look(cx: &Cx, spec: &BoundSpec, skopeo: &Skopeo) -> Result<(Digest, Option<Vec<u8>>)> {
     let manifest = skopeo.manifest(cx, spec).await?;
     let got = Digest::of(&manifest);
-    match spec.reference.digest() {
-        Some(pinned) if pinned != got => {
-            Err(Error::new(ErrorKind::DigestMismatch, format!("the registry answered {pinned} with {got}")))
-        }
-        _ => instance(&manifest, architecture()),
+    if let Some(pinned) = spec.reference.digest().filter(|pinned| *pinned != got) {
+        let why = format!("the registry answered {pinned} with {got}");
+        return Err(Error::new(ErrorKind::DigestMismatch, why));
     }
+    let digest = instance(&manifest, architecture())?;
+    let manifest = (digest == got).then_some(manifest);
+    Ok((digest, manifest))
 }

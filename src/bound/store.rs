@@ -7,6 +7,7 @@
 //! it speaks of: a power cut can leave an index with empty files. Our own index names an image as complete only after
 //! everything was synced.
 
+use super::in_use::load;
 use super::skopeo::{Skopeo, Trust, failed};
 use crate::engine::cx::Cx;
 use crate::model::bound::{BoundImage, BoundSet};
@@ -94,6 +95,15 @@ impl Store {
         Ok(Store { skopeo, state, graph, driver, run })
     }
 
+    /// The store of a sysroot, if there is one. Makes nothing of it that is not there.
+    pub fn existing(sysroot: &Path, skopeo: Skopeo) -> Result<Option<Store>> {
+        if sysroot.join(STATE).join(STORAGE).is_dir() {
+            Store::open(sysroot, skopeo).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// The graph root, for podman's `additionalimagestores`.
     pub fn graph_root(&self) -> &Path {
         &self.graph
@@ -122,6 +132,30 @@ impl Store {
             Entry { repository: reference.repository().to_owned(), digest: digest.clone(), complete: true };
         let complete = self.read_entry(&entry.path())?.is_some_and(|e| e == entry);
         Ok(complete && self.digest_of(cx, &entry.name()).await?.as_ref() == Some(digest))
+    }
+
+    /// The manifest of the image, if it is there and whole.
+    pub(super) async fn complete(&self, cx: &Cx, image: &BoundImage) -> Result<Option<Vec<u8>>> {
+        let entry = Entry { complete: true, ..Entry::of(image) };
+        if self.read_entry(&entry.path())?.as_ref() != Some(&entry) {
+            return Ok(None);
+        }
+        Ok(self.manifest(cx, &entry.name()).await?.filter(|m| Digest::of(m) == image.digest))
+    }
+
+    /// The blobs of the layers that are there, of whole images and of others.
+    pub(super) fn layers(&self) -> Result<BTreeSet<Digest>> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Layer {
+            #[serde(default)]
+            compressed_diff_digest: String,
+            #[serde(default)]
+            diff_digest: String,
+        }
+        let layers: Vec<Layer> = load(&self.graph.join(format!("{0}-layers/layers.json", self.driver)))?;
+        let digests = layers.into_iter().flat_map(|l| [l.compressed_diff_digest, l.diff_digest]);
+        Ok(digests.filter_map(|digest| digest.parse().ok()).collect())
     }
 
     /// The digest that a name means in this store; `None` if it means nothing.

@@ -75,6 +75,8 @@ pub enum Verb {
     /// Move to the newest image of the tracked reference, with the current drop-ins.
     #[command(visible_alias = "update")]
     Upgrade(cmd::upgrade::Args),
+    /// Say what an upgrade, a rebase or a reconcile would bring and take, and download nothing.
+    Plan(cmd::plan::Args),
     /// Move to another image, with the current drop-ins.
     #[command(visible_alias = "switch")]
     Rebase(cmd::rebase::Args),
@@ -106,6 +108,7 @@ impl Verb {
     pub fn following(&self) -> Option<&Following> {
         match self {
             Verb::Upgrade(args) => Some(&args.following),
+            Verb::Plan(args) => Some(&args.following),
             Verb::Rebase(args) => Some(&args.following),
             Verb::Reconcile(args) => Some(&args.following),
             Verb::Rollback(args) => Some(&args.following),

@@ -4,7 +4,7 @@ use super::args::Following;
 use super::render::progress::Progress;
 use super::{Session, exit, render};
 use crate::client::{Failure, Result};
-use crate::model::job::Job;
+use crate::model::job::{Job, JobResult};
 use crate::model::request::Request;
 use crate::model::{Context, Error, ErrorKind};
 use futures_util::{Stream, StreamExt as _};
@@ -23,8 +23,16 @@ pub(super) async fn run(session: &Session, request: &Request, following: &Follow
     }
 }
 
-/// Follows a job to its end.
+/// Follows a job to its end, and says what it did.
 pub(super) async fn job(session: &Session, id: &str, following: &Following) -> Result<u8> {
+    match to_end(session, id, following).await? {
+        Some(result) => finished(session, &result, following).await,
+        None => Ok(exit::DETACHED),
+    }
+}
+
+/// Follows a job to its end and returns what it did; `None` if whoever watches has left.
+pub(super) async fn to_end(session: &Session, id: &str, following: &Following) -> Result<Option<JobResult>> {
     let mut interrupts = signal(SignalKind::interrupt()).doing("listening for Ctrl-C")?;
     let presses = futures_util::stream::poll_fn(|cx| interrupts.poll_recv(cx));
     let progress = Progress::new(&session.terminal, following.quiet, session.progress.clone());
@@ -46,10 +54,15 @@ pub(super) async fn job(session: &Session, id: &str, following: &Following) -> R
     let mut progress = progress.into_inner();
     let Some(job) = ended.inspect_err(|_| progress.clear())? else {
         progress.clear();
-        return Ok(exit::DETACHED);
+        return Ok(None);
     };
     progress.finish(&job);
-    finished(session, job, following).await
+    if let Some(failure) = job.failure {
+        return Err(Error::from(failure).into());
+    }
+    let id = job.id;
+    let ended = || Error::new(ErrorKind::Internal, format!("job {id} ended without a result"));
+    Ok(Some(job.result.ok_or_else(ended)?))
 }
 
 /// What the first Ctrl-C does.
@@ -126,21 +139,20 @@ async fn until(time: Option<tokio::time::Instant>) {
     }
 }
 
-async fn finished(session: &Session, job: Job, following: &Following) -> Result<u8> {
-    if let Some(failure) = job.failure {
-        return Err(Error::from(failure).into());
-    }
-    let Some(result) = job.result else {
-        return Err(Error::new(ErrorKind::Internal, format!("job {} ended without a result", job.id)).into());
-    };
+async fn finished(session: &Session, result: &JobResult, following: &Following) -> Result<u8> {
     if !following.quiet {
         let reboot = result.changed && result.deployment.is_some() && {
             let status = session.client.status().await?;
             status.reboot_needed() && status.next().map(|d| &d.id) == result.deployment.as_ref()
         };
-        render::print(&render::result(&result, reboot))?;
+        render::print(&render::result(result, reboot))?;
     }
-    Ok(if following.unchanged_exit_77 && !result.changed { exit::UNCHANGED } else { exit::OK })
+    Ok(code(result, following))
+}
+
+/// The exit code of a job that succeeded.
+pub(super) fn code(result: &JobResult, following: &Following) -> u8 {
+    if following.unchanged_exit_77 && !result.changed { exit::UNCHANGED } else { exit::OK }
 }
 
 #[cfg(test)]

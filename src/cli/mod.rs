@@ -71,8 +71,10 @@ fn offline(verb: &Verb, config_root: &Path) -> Result<Option<u8>> {
 
 fn run(verb: Verb, target: &Target, terminal: &Terminal, argv: &[OsString]) -> Result<u8> {
     // What makes no sense is refused before anybody is asked for anything.
-    if let Verb::Rebase(args) = &verb {
-        args.request()?;
+    match &verb {
+        Verb::Rebase(args) => drop(args.request()?),
+        Verb::Plan(args) => drop(args.request()?),
+        _ => {}
     }
     let progress = verb.following().and_then(|f| f.progress_fd).map(fd::inherited).transpose()?.map(Arc::new);
     if matches!(target, Target::Direct(..)) && !rustix::process::geteuid().is_root() {
@@ -108,6 +110,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
     match verb {
         Verb::Status(args) => cmd::status::run(&args, session).await,
         Verb::Upgrade(args) => cmd::upgrade::run(&args, session).await,
+        Verb::Plan(args) => cmd::plan::run(&args, session).await,
         Verb::Rebase(args) => cmd::rebase::run(&args, session).await,
         Verb::Reconcile(args) => cmd::reconcile::run(&args, session).await,
         Verb::Rollback(args) => cmd::rollback::run(&args, session).await,

@@ -139,6 +139,10 @@ impl Client {
         options.insert("client-id".into(), Value::from(self.label.clone()));
         let path = match request {
             Request::Check(_) => manager.check(&options).await,
+            Request::Plan { goal, .. } => {
+                options.extend(convert::encode_goal(goal));
+                manager.plan(&options).await
+            }
             Request::Upgrade(_) => manager.upgrade(&options).await,
             Request::Rebase { image, .. } => manager.rebase(&image.to_string(), &options).await,
             Request::Reconcile(_) => manager.reconcile(&options).await,

@@ -16,6 +16,9 @@ pub trait Manager {
     /// Looks for a newer image.
     #[zbus(allow_interactive_auth)]
     fn check(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;
+    /// Says what a request would bring and take.
+    #[zbus(allow_interactive_auth)]
+    fn plan(&self, request: &Options) -> zbus::Result<OwnedObjectPath>;
     /// Moves to the newest image of the tracked reference.
     #[zbus(allow_interactive_auth)]
     fn upgrade(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;

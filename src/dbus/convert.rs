@@ -2,10 +2,12 @@
 
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
-use crate::model::request::{Options, Request, stateroot};
+use crate::model::request::{Goal, Options, Request, stateroot};
 use crate::model::status::{Deployment, Outcome};
-use crate::model::{Error, ErrorKind, Result, kargs as karg};
+use crate::model::verification::Requirement;
+use crate::model::{Error, ErrorKind, Result, bytes, kargs as karg};
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use zbus::zvariant::{OwnedValue, Value};
 
 /// A dictionary as it comes in.
@@ -34,6 +36,9 @@ const UPGRADE: &[&str] = &[
     "allow-downgrade",
     "replace-staged",
     "allow-rejected",
+    "allow-unverified",
+    "rate-limit",
+    "max-bytes",
     "drop-var",
 ];
 /// What rebase understands beyond upgrade.
@@ -51,10 +56,7 @@ const LATER: &[&str] = &[
     "class",
     "lifetime",
     "deadline",
-    "allow-unverified",
     "on-repo-unavailable",
-    "max-bytes",
-    "rate-limit",
     "offline",
 ];
 
@@ -130,6 +132,9 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
             "allow-downgrade" => o.allow_downgrade = boolean(key, value)?,
             "replace-staged" => o.replace_staged = boolean(key, value)?,
             "allow-rejected" => o.allow_rejected = boolean(key, value)?,
+            "allow-unverified" => o.allow_unverified = boolean(key, value)?,
+            "rate-limit" => o.rate_limit = Some(rate(key, value)?),
+            "max-bytes" => o.max_bytes = Some(number(key, value)?),
             "drop-var" => o.drop_var = boolean(key, value)?,
             "kargs" => o.kargs = kernel_arguments(key, value)?,
             "stateroot" => o.stateroot = Some(stateroot(&string(key, value)?)?),
@@ -145,6 +150,40 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
     Ok(out)
 }
 
+/// Decodes what is to be planned: a verb, its image and its options.
+pub fn decode_plan(mut dict: Dict) -> Result<(Goal, Decoded)> {
+    let mut take = |key: &str| dict.remove(key).map(|value| string(key, &value)).transpose();
+    let (verb, image) = (take("verb")?, take("image")?);
+    let (verb, goal) = match (verb.as_deref().unwrap_or("upgrade"), image) {
+        ("upgrade", None) => (Verb::Upgrade, Goal::Upgrade),
+        ("reconcile", None) => (Verb::Reconcile, Goal::Reconcile),
+        ("rebase", Some(text)) => (Verb::Rebase, Goal::Rebase(self::image(&text)?)),
+        ("rebase", None) => return Err(plan_key("image", "a rebase needs an image")),
+        ("upgrade" | "reconcile", Some(_)) => return Err(plan_key("image", "only a rebase has an image")),
+        (other, _) => {
+            let error = plan_key("verb", &format!("option \"verb\" cannot be {other:?}"));
+            return Err(error.hint("use upgrade, rebase or reconcile"));
+        }
+    };
+    Ok((goal, decode(verb, &dict)?))
+}
+
+fn plan_key(key: &str, why: &str) -> Error {
+    Error::new(ErrorKind::InvalidArgument, why.to_owned()).detail("key", key)
+}
+
+/// Encodes what [`decode_plan`] reads beside the options.
+pub fn encode_goal(goal: &Goal) -> Out {
+    let verb = |name: &'static str| ("verb".to_owned(), Value::from(name));
+    match goal {
+        Goal::Upgrade => Out::from([verb("upgrade")]),
+        Goal::Rebase(image) => {
+            Out::from([verb("rebase"), ("image".to_owned(), Value::from(image.to_string()))])
+        }
+        Goal::Reconcile => Out::from([verb("reconcile")]),
+    }
+}
+
 /// Encodes options for the bus; what is left at its default is left out.
 pub fn encode(options: &Options) -> Out {
     let mut out = Out::new();
@@ -157,6 +196,12 @@ pub fn encode(options: &Options) -> Out {
     if let Some(digest) = &options.require_digest {
         out.insert("require-digest".into(), Value::from(digest.to_string()));
     }
+    if let Some(rate) = options.rate_limit {
+        out.insert("rate-limit".into(), Value::from(rate.get()));
+    }
+    if let Some(limit) = options.max_bytes {
+        out.insert("max-bytes".into(), Value::from(limit));
+    }
     if !options.kargs.is_empty() {
         out.insert("kargs".into(), Value::from(options.kargs.clone()));
     }
@@ -166,13 +211,14 @@ pub fn encode(options: &Options) -> Out {
     out
 }
 
-fn flags(options: &Options) -> [(&'static str, bool); 6] {
+fn flags(options: &Options) -> [(&'static str, bool); 7] {
     [
         ("download-only", options.download_only),
         ("dry-run", options.dry_run),
         ("allow-downgrade", options.allow_downgrade),
         ("replace-staged", options.replace_staged),
         ("allow-rejected", options.allow_rejected),
+        ("allow-unverified", options.allow_unverified),
         ("drop-var", options.drop_var),
     ]
 }
@@ -195,6 +241,14 @@ fn wrong(key: &str, wanted: &str, value: &Value<'_>) -> Error {
 
 fn boolean(key: &str, value: &OwnedValue) -> Result<bool> {
     bool::try_from(value).map_err(|_| wrong(key, "a boolean (b)", value))
+}
+
+fn number(key: &str, value: &OwnedValue) -> Result<u64> {
+    u64::try_from(value).map_err(|_| wrong(key, "a number (t)", value))
+}
+
+fn rate(key: &str, value: &OwnedValue) -> Result<NonZeroU64> {
+    NonZeroU64::new(number(key, value)?).ok_or_else(|| bytes::no_rate().detail("key", key))
 }
 
 fn string(key: &str, value: &OwnedValue) -> Result<String> {
@@ -250,7 +304,7 @@ fn strings(key: &str, value: &OwnedValue) -> Result<Vec<String>> {
 /// What a polkit rule may look at. `client-id` and `cmdline` are the caller's own words and stay out.
 pub fn details(request: &Request) -> HashMap<&'static str, String> {
     let mut out = HashMap::from([("verb", request.kind().to_owned())]);
-    if let Request::Rebase { image, .. } = request {
+    if let Request::Rebase { image, .. } | Request::Plan { goal: Goal::Rebase(image), .. } = request {
         out.insert("image", image.to_string());
         out.insert("transport", image.transport.prefix().to_owned());
     }
@@ -289,6 +343,10 @@ pub fn result(result: Option<&JobResult>) -> Out {
     if let Some(digest) = &r.digest {
         out.insert("digest".into(), Value::from(digest.to_string()));
     }
+    if let Some(plan) = &r.plan {
+        let text = serde_json::to_string(plan).expect("a plan is plain data");
+        out.insert("plan".into(), Value::from(text));
+    }
     out
 }
 
@@ -314,6 +372,7 @@ pub fn parse_result(dict: &Dict) -> JobResult {
             _ => Vec::new(),
         },
         notes: list("notes"),
+        plan: text("plan").and_then(|plan| serde_json::from_str(&plan).ok()),
     }
 }
 
@@ -364,6 +423,23 @@ pub fn origin(deployment: &Deployment) -> Out {
     out
 }
 
+/// `Deployment.Verification`.
+pub fn verification(deployment: &Deployment) -> Out {
+    let Some(v) = &deployment.verification else { return Out::new() };
+    let one = |r: &Requirement| {
+        Out::from([
+            ("type".to_owned(), Value::from(r.kind.clone())),
+            ("keys".to_owned(), Value::from(r.keys.clone())),
+            ("identities".to_owned(), Value::from(r.identities.clone())),
+        ])
+    };
+    Out::from([
+        ("level".to_owned(), Value::from(v.level.name())),
+        ("scope".to_owned(), Value::from(v.scope.clone())),
+        ("requirements".to_owned(), Value::from(v.requirements.iter().map(one).collect::<Vec<_>>())),
+    ])
+}
+
 /// `Deployment.Derivation`.
 pub fn derivation(deployment: &Deployment) -> Out {
     let d = &deployment.derivation;
@@ -397,6 +473,7 @@ pub fn image(text: &str) -> Result<ImageRef> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::plan::{Facts, Part, Plan, Release};
 
     fn dict(entries: &[(&str, Value<'static>)]) -> Dict {
         entries
@@ -412,7 +489,7 @@ mod tests {
     #[test]
     fn what_a_method_does_not_know_is_refused_by_name() {
         type Case = (Verb, &'static str, Value<'static>, ErrorKind, &'static str);
-        let cases: [Case; 6] = [
+        let cases: [Case; 8] = [
             (Verb::Upgrade, "colour", true.into(), ErrorKind::InvalidArgument, "unknown option \"colour\""),
             (
                 Verb::Upgrade,
@@ -441,6 +518,20 @@ mod tests {
                 "jump".into(),
                 ErrorKind::InvalidArgument,
                 "option \"queue\" cannot be \"jump\"",
+            ),
+            (
+                Verb::Upgrade,
+                "max-bytes",
+                "1G".into(),
+                ErrorKind::InvalidArgument,
+                "option \"max-bytes\" must be a number (t), not of type s",
+            ),
+            (
+                Verb::Upgrade,
+                "rate-limit",
+                0_u64.into(),
+                ErrorKind::InvalidArgument,
+                "a rate of 0 bytes a second would never end",
             ),
             (
                 Verb::Upgrade,
@@ -536,6 +627,9 @@ mod tests {
             allow_downgrade: true,
             replace_staged: true,
             allow_rejected: true,
+            rate_limit: NonZeroU64::new(1000),
+            max_bytes: Some(0),
+            allow_unverified: true,
             drop_var: true,
             no_wait: true,
             kargs: vec!["quiet".into()],
@@ -547,6 +641,35 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_is_asked_for_by_verb_image_and_options() {
+        for goal in [Goal::Upgrade, Goal::Rebase("r.io/os:1".parse().unwrap()), Goal::Reconcile] {
+            let mut all = owned(encode_goal(&goal));
+            all.extend(dict(&[("queue", "fail".into())]));
+            let (decoded, d) = decode_plan(all).unwrap();
+            assert_eq!((decoded, d.options.no_wait), (goal, true));
+        }
+        assert_eq!(decode_plan(Dict::new()).unwrap().0, Goal::Upgrade);
+        type Case = (&'static [(&'static str, &'static str)], &'static str, &'static str);
+        let cases: [Case; 6] = [
+            (&[("verb", "rebase")], "image", "a rebase needs an image"),
+            (&[("image", "r.io/os")], "image", "only a rebase has an image"),
+            (&[("verb", "rollback")], "verb", "option \"verb\" cannot be \"rollback\""),
+            (&[("verb", "reconcile"), ("max-bytes", "1")], "max-bytes", "unknown option \"max-bytes\""),
+            (&[("colour", "red")], "colour", "unknown option \"colour\""),
+            (
+                &[("verb", "upgrade"), ("lock-finalization", "1")],
+                "lock-finalization",
+                "option \"lock-finalization\" is not supported in this version",
+            ),
+        ];
+        for (entries, key, message) in cases {
+            let entries: Vec<_> = entries.iter().map(|(k, v)| (*k, Value::from(*v))).collect();
+            let error = decode_plan(dict(&entries)).unwrap_err();
+            assert_eq!((error.details["key"].as_str(), error.to_string().as_str()), (key, message));
+        }
+    }
+
+    #[test]
     fn results_survive_the_way_over_the_bus() {
         let r = JobResult {
             changed: true,
@@ -555,6 +678,15 @@ mod tests {
             digest: Some(Digest::of(b"x")),
             discarded: vec!["os-def.1".into()],
             notes: vec!["n".into()],
+            plan: Some(Box::new(Plan::new(Facts {
+                image: Some("r.io/os:1".parse().unwrap()),
+                target: Release { digest: Some(Digest::of(b"x")), version: "2".into() },
+                current: None,
+                changed: true,
+                parts: vec![Part::boot(7, true)],
+                places: Vec::new(),
+                notes: Vec::new(),
+            }))),
         };
         assert_eq!(parse_result(&owned(result(Some(&r)))), r);
     }

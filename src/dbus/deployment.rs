@@ -85,6 +85,13 @@ impl DeploymentObject {
         self.get(convert::origin)
     }
 
+    /// What vouched for the image: `level s` (`unverified` or `signed`), `scope s` of the policy, and what that required:
+    /// `requirements aa{sv}` with `type s`, `keys as` by path and `identities as`. Empty if nobody noted it.
+    #[zbus(property)]
+    fn verification(&self) -> Out {
+        self.get(convert::verification)
+    }
+
     /// The version label.
     #[zbus(property)]
     fn version(&self) -> String {

@@ -175,7 +175,8 @@ impl JobObject {
         self.get(|j| j.failure.as_ref().is_some_and(|f| f.kind.retryable()))
     }
 
-    /// What it did: `changed b`, `summary s`, `deployment o`, `digest s`, `discarded ao`, `notes as`.
+    /// What it did: `changed b`, `summary s`, `deployment o`, `digest s`, `discarded ao`, `notes as`; of a check or a
+    /// plan `plan s`, as JSON (docs/plan.schema.json).
     #[zbus(property)]
     fn result(&self) -> Out {
         self.get(|j| convert::result(j.result.as_ref()))

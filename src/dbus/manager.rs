@@ -15,7 +15,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
 /// What this version can do, for clients that meet several.
-const FEATURES: &[&str] = &["reconcile", "bound-images", "rollback-reject", "pin"];
+const FEATURES: &[&str] = &["reconcile", "plan", "bound-images", "rollback-reject", "pin"];
 
 /// The root object's interface.
 #[derive(Debug)]
@@ -55,6 +55,19 @@ impl Manager {
     ) -> Result<OwnedObjectPath> {
         let d = decode(Verb::Check, &options)?;
         self.submit(connection, &call, Request::Check(d.options), d.client_id).await
+    }
+
+    /// Says what a request would bring and take; downloads nothing. Keys: `verb s` (`upgrade`, `rebase` or `reconcile`),
+    /// `image s` of a rebase, and the options of that verb.
+    #[zbus(out_args("job"))]
+    async fn plan(
+        &self,
+        request: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (goal, d) = convert::decode_plan(request)?;
+        self.submit(connection, &call, Request::Plan { goal, options: d.options }, d.client_id).await
     }
 
     /// Moves to the newest image of the tracked reference, with the current drop-ins.

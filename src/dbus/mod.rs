@@ -35,15 +35,27 @@ const FREE: &[&str] = &[];
 /// test that no method is forgotten.
 pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ("org.osctl1.Manager", "Check", &["org.osctl1.check"]),
+    ("org.osctl1.Manager", "Plan", &["org.osctl1.check", "org.osctl1.rebase"]),
     (
         "org.osctl1.Manager",
         "Upgrade",
-        &["org.osctl1.upgrade", "org.osctl1.download", "org.osctl1.upgrade-to-version", "org.osctl1.manage"],
+        &[
+            "org.osctl1.upgrade",
+            "org.osctl1.download",
+            "org.osctl1.upgrade-to-version",
+            "org.osctl1.manage",
+            "org.osctl1.lower-verification",
+        ],
     ),
     (
         "org.osctl1.Manager",
         "Rebase",
-        &["org.osctl1.rebase", "org.osctl1.upgrade-to-version", "org.osctl1.manage"],
+        &[
+            "org.osctl1.rebase",
+            "org.osctl1.upgrade-to-version",
+            "org.osctl1.manage",
+            "org.osctl1.lower-verification",
+        ],
     ),
     ("org.osctl1.Manager", "Reconcile", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "Rollback", &["org.osctl1.rollback"]),

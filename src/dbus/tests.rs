@@ -186,6 +186,7 @@ fn deployment(id: &str) -> Deployment {
         staged: false,
         default: true,
         pinned: false,
+        verification: None,
         derivation: Default::default(),
         bound_images: Default::default(),
         labels: Default::default(),

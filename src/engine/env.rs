@@ -4,6 +4,7 @@ use super::cx::Cx;
 use super::journal::{History, Intent, Journal};
 use super::settle;
 use crate::bound;
+use crate::model::config::Config;
 use crate::model::job::Job;
 use crate::model::status::Status;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -71,7 +72,7 @@ impl Env {
     }
 
     /// The journal for reading; `None` where nothing was ever written. Makes nothing: `/sysroot` may be read-only still.
-    fn existing_journal(&self) -> Result<Option<Journal>> {
+    pub fn existing_journal(&self) -> Result<Option<Journal>> {
         let path = &self.layout.state;
         match Dir::open_ambient_dir(path, ambient_authority()) {
             Ok(dir) => Ok(Some(Journal::new(dir))),
@@ -85,6 +86,11 @@ impl Env {
         let path = &self.layout.config_root;
         Dir::open_ambient_dir(path, ambient_authority())
             .doing_with(|| format!("opening the configuration root {}", path.display()))
+    }
+
+    /// The settings of `osctld.toml`, as they are now.
+    pub fn config(&self) -> Result<Config> {
+        super::config::read(&self.config_root()?)
     }
 
     /// The root of a deployment; `/` for the booted one, whose `/etc` is writable there.
@@ -106,6 +112,12 @@ impl Env {
         let modified = |path: &Path| std::fs::symlink_metadata(path).and_then(|m| m.modified()).ok();
         let mut newest = modified(&self.layout.sysroot.join("ostree/deploy"))?;
         let mut files = 0;
+        // Where they cannot be listed, reading them says why.
+        let settings = self.config_root().and_then(|root| super::config::files(&root)).unwrap_or_default();
+        for found in settings.iter().filter_map(|file| modified(&self.layout.config_root.join(file))) {
+            files += 1;
+            newest = newest.max(found);
+        }
         for dir in ["derive.d", "bound-images.d"] {
             let dir = self.layout.config_root.join("etc/osctl").join(dir);
             newest = newest.max(modified(&dir).unwrap_or(newest));
@@ -201,6 +213,8 @@ impl Env {
             if layout.sysroot == Path::new("/") {
                 status.rivals = rivals(&config);
             }
+            // Whoever cannot be updated shall know before the next update.
+            status.reasons.extend(super::config::read(&config).err().map(|e| e.chain()));
             Ok::<_, Error>(status)
         })
         .await

@@ -17,6 +17,8 @@ enum Action {
     Kill,
     /// Wait until cancelled or killed.
     Hang,
+    /// Stop this process with SIGSTOP, until somebody continues it: the world can change in between.
+    Stop,
 }
 
 /// The armed failpoints. The default has none.
@@ -29,14 +31,15 @@ impl Failpoints {
         Step::ALL.iter().flat_map(|s| [s.name().to_owned(), format!("{}.done", s.name())]).collect()
     }
 
-    /// Parses `name=action;...`, where action is `error`, `kill` or `hang`.
+    /// Parses `name=action;...`, where action is `error`, `kill`, `hang` or `stop`.
     pub fn parse(text: &str) -> Result<Failpoints> {
         let known = Self::names();
         let mut armed = HashMap::new();
         for part in text.split(';').filter(|p| !p.trim().is_empty()) {
             let bad = || {
-                Error::new(ErrorKind::InvalidArgument, format!("failpoint {part:?} is not NAME=ACTION"))
-                    .hint("list the names with: osctld --list-failpoints; actions are error, kill and hang")
+                Error::new(ErrorKind::InvalidArgument, format!("failpoint {part:?} is not NAME=ACTION")).hint(
+                    "list the names with: osctld --list-failpoints; actions are error, kill, hang and stop",
+                )
             };
             let (name, action) = part.trim().split_once('=').ok_or_else(bad)?;
             if !known.iter().any(|k| k == name) {
@@ -46,6 +49,7 @@ impl Failpoints {
                 "error" => Action::Error,
                 "kill" => Action::Kill,
                 "hang" => Action::Hang,
+                "stop" => Action::Stop,
                 _ => return Err(bad()),
             };
             armed.insert(name.to_owned(), action);
@@ -63,6 +67,7 @@ impl Failpoints {
                 std::future::pending().await
             }
             Some(Action::Hang) => std::future::pending().await,
+            Some(Action::Stop) => crate::sys::process::stop_self(),
         }
     }
 }

@@ -4,9 +4,9 @@ use super::cx::Cx;
 use super::env::Env;
 use super::settle;
 use super::stages::Ready;
-use super::steps::{bind, cleanup, derive, pull, resolve, rollback, stage};
+use super::steps::{bind, cleanup, derive, permit, plan, pull, resolve, rollback, stage};
 use crate::model::job::JobResult;
-use crate::model::request::{Options, Request};
+use crate::model::request::{Goal, Options, Request};
 use crate::model::{Error, ErrorKind, Result};
 use crate::store::locked::Locked;
 use crate::store::snapshot::Snapshot;
@@ -25,34 +25,66 @@ pub(super) struct Job<'a> {
     pub staged_is_ours: bool,
 }
 
+/// What deciding needs, whether the sysroot is locked or not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a> {
+    pub cx: &'a Cx,
+    pub env: &'a Env,
+    pub options: &'a Options,
+    pub before: &'a Snapshot,
+    pub keeps_digests: bool,
+    pub staged_is_ours: bool,
+}
+
+impl Job<'_> {
+    /// The job, without the right to change anything.
+    pub fn view(&self) -> View<'_> {
+        View {
+            cx: self.cx,
+            env: self.env,
+            options: &self.options,
+            before: &self.before,
+            keeps_digests: self.keeps_digests,
+            staged_is_ours: self.staged_is_ours,
+        }
+    }
+}
+
 /// Runs a request to its end.
 pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Result<JobResult> {
-    if let Request::Check(options) = &request {
-        return resolve::check(cx, env, options).await;
+    match &request {
+        Request::Check(options) => return plan::describe(cx, env, &Goal::Upgrade, options).await,
+        Request::Plan { goal, options } => return plan::describe(cx, env, goal, options).await,
+        Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => {}
+        Request::Rollback { .. } | Request::Pin { .. } => {}
     }
     let store = Locked::acquire(cx, &env.layout).await?;
     // An earlier process may have died, or another program discarded what was staged, since we looked last.
     let journal = env.journal()?;
     let (before, _) = settle::leftovers(cx, env, &store, &journal).await?;
     let pending = journal.pending()?;
-    let staged = before.staged().map(|s| s.deployment.id.as_str());
-    let staged_is_ours = staged.is_some() && pending.as_ref().map(|p| p.deployment.as_str()) == staged;
+    let staged_is_ours = before.staged_is(pending.as_ref().map(|p| p.deployment.as_str()));
     let options = request.options().cloned().unwrap_or_default();
     let keeps_digests = bind::keeps_digests(&request);
     let job = Job { cx, env, id, store, before, options, keeps_digests, staged_is_ours };
     match request {
-        Request::Check(_) => Err(Error::new(ErrorKind::Internal, "a check takes no lock")),
-        Request::Upgrade(_) => update(&job, resolve::tracked(&job).await?).await,
-        Request::Rebase { image, .. } => update(&job, resolve::image(&job, image).await?).await,
-        Request::Reconcile(_) => update(&job, resolve::present(&job)?).await,
+        Request::Check(_) | Request::Plan { .. } => {
+            Err(Error::new(ErrorKind::Internal, "what only looks takes no lock"))
+        }
+        Request::Upgrade(_) => update(&job, Goal::Upgrade).await,
+        Request::Rebase { image, .. } => update(&job, Goal::Rebase(image)).await,
+        Request::Reconcile(_) => update(&job, Goal::Reconcile).await,
         Request::Rollback { reject } => rollback::rollback(&job, reject).await,
         Request::Pin { deployment, pinned } => rollback::pin(&job, deployment, pinned).await,
     }
 }
 
 /// resolve, plan, pull, derive, bind, verify, preflight, stage, cleanup: whole or not at all.
-async fn update(job: &Job<'_>, target: super::stages::Target) -> Result<JobResult> {
-    let planned = resolve::plan(job, target).await?;
+async fn update(job: &Job<'_>, goal: Goal) -> Result<JobResult> {
+    // What another tool owns is said first: the other hints would lead nowhere.
+    permit::owned(&job.view())?;
+    let target = resolve::target(&job.view(), &goal).await?;
+    let planned = plan::plan(job, target).await?;
     let pulled = pull::pull(job, planned).await?;
     let derived = derive::derive(job, pulled).await?;
     let wanted = bind::discover(job, &derived).await?;

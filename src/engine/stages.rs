@@ -4,9 +4,10 @@
 //! Resolved -> Planned -> Pulled -> Derived -> Ready(Derived, complete BoundSet) -> Staged
 //! ```
 
-use crate::model::bound::BoundSet;
+use crate::model::bound::{BoundImage, BoundSet};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::manifest::Manifest;
+use crate::model::verification::Verification;
 use crate::pull::{Base, Resolved};
 use crate::store::origin::Origin;
 use crate::store::publish::NewDeployment;
@@ -17,19 +18,30 @@ use crate::store::publish::NewDeployment;
 pub struct Planned {
     pub(super) target: Target,
     pub(super) stateroot: Option<String>,
+    /// The bound images that are known before the tree is here, with the digests that will be bound.
+    pub(super) bound: Vec<BoundImage>,
+    /// What was said to be downloaded.
+    pub(super) download: u64,
 }
 
 /// What to derive from.
 #[derive(Debug)]
 pub enum Target {
     /// An image that may have to be pulled.
-    Image(Box<Resolved>),
+    Image {
+        /// What it is.
+        resolved: Box<Resolved>,
+        /// What vouches for it.
+        verification: Verification,
+    },
     /// The base that a deployment here has.
     Present {
         /// The base.
         base: Base,
         /// The image it tracks.
         image: Option<ImageRef>,
+        /// What vouched for it.
+        verification: Option<Verification>,
     },
 }
 
@@ -40,6 +52,9 @@ pub struct Pulled {
     pub(super) base: Base,
     pub(super) image: Option<ImageRef>,
     pub(super) stateroot: Option<String>,
+    pub(super) verification: Option<Verification>,
+    pub(super) bound: Vec<BoundImage>,
+    pub(super) download: u64,
 }
 
 /// The base with the drop-ins applied.
@@ -126,6 +141,7 @@ impl Ready {
                 input: self.derived.input(),
                 kargs: Some(self.derived.owned_kargs.clone()),
                 bound_set: Some(self.bound.key.clone()),
+                verification: self.derived.pulled.verification.clone(),
                 kept_local,
                 unknown: Vec::new(),
             },

@@ -2,6 +2,7 @@
 
 use super::error::ErrorKind;
 use super::image::Digest;
+use super::plan::Plan;
 use super::text::printable;
 use std::collections::BTreeMap;
 
@@ -185,6 +186,9 @@ pub struct JobResult {
     pub discarded: Vec<String>,
     /// Further lines: what would change, conflicts that were kept, differences after a rollback.
     pub notes: Vec<String>,
+    /// What an update would bring and take: of a check or a plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Box<Plan>>,
 }
 
 /// What a running job says.

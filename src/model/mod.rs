@@ -1,15 +1,19 @@
 //! Pure types and rules. No I/O, no async, no libostree, no D-Bus.
 
 pub mod bound;
+pub mod bytes;
+pub mod config;
 pub mod dropin;
 pub mod error;
 pub mod image;
 pub mod job;
 pub mod kargs;
 pub mod manifest;
+pub mod plan;
 pub mod quadlet;
 pub mod request;
 pub mod status;
 pub mod text;
+pub mod verification;
 
 pub use error::{Context, Error, ErrorKind, Result};

@@ -1,6 +1,6 @@
 //! What a client can ask for. Parsed once, at the edge; everything else derives from it.
 
-use super::image::{Digest, ImageRef};
+use super::image::{Digest, ImageRef, Transport};
 use super::{Error, ErrorKind, Result};
 use std::num::NonZeroU64;
 
@@ -46,12 +46,31 @@ pub fn stateroot(name: &str) -> Result<String> {
     Ok(name.to_owned())
 }
 
+/// What a plan is for.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Goal {
+    /// An upgrade.
+    Upgrade,
+    /// A rebase to this image.
+    Rebase(ImageRef),
+    /// A reconcile.
+    Reconcile,
+}
+
 /// One request to the engine.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "verb")]
 pub enum Request {
     /// Look for a newer image, download nothing.
     Check(Options),
+    /// Say what an upgrade, a rebase or a reconcile would bring and take, and download nothing.
+    Plan {
+        /// Which of them.
+        goal: Goal,
+        /// The options that it would have.
+        options: Options,
+    },
     /// Move to the newest image of the tracked reference, with the current drop-ins.
     Upgrade(Options),
     /// Move to another image reference, with the current drop-ins.
@@ -82,6 +101,7 @@ impl Request {
     pub fn kind(&self) -> &'static str {
         match self {
             Request::Check(_) => "check",
+            Request::Plan { .. } => "plan",
             Request::Upgrade(_) => "upgrade",
             Request::Rebase { .. } => "rebase",
             Request::Reconcile(_) => "reconcile",
@@ -94,7 +114,7 @@ impl Request {
     pub fn options(&self) -> Option<&Options> {
         match self {
             Request::Check(o) | Request::Upgrade(o) | Request::Reconcile(o) => Some(o),
-            Request::Rebase { options, .. } => Some(options),
+            Request::Plan { options, .. } | Request::Rebase { options, .. } => Some(options),
             Request::Rollback { .. } | Request::Pin { .. } => None,
         }
     }
@@ -103,6 +123,11 @@ impl Request {
     pub fn actions(&self) -> Vec<&'static str> {
         let mut actions = vec![match self {
             Request::Check(_) => "org.osctl1.check",
+            // It loosens nothing: no option counts. But whoever names a path of this host makes root read it.
+            Request::Plan { goal: Goal::Rebase(image), .. } if image.transport != Transport::Registry => {
+                return vec!["org.osctl1.check", "org.osctl1.rebase"];
+            }
+            Request::Plan { .. } => return vec!["org.osctl1.check"],
             Request::Upgrade(o) if o.download_only => "org.osctl1.download",
             Request::Upgrade(_) => "org.osctl1.upgrade",
             Request::Rebase { .. } => "org.osctl1.rebase",
@@ -117,13 +142,16 @@ impl Request {
         if self.options().is_some_and(|o| o.replace_staged || o.allow_rejected) {
             actions.push("org.osctl1.manage");
         }
+        if self.options().is_some_and(|o| o.allow_unverified) {
+            actions.push("org.osctl1.lower-verification");
+        }
         actions
     }
 
     /// Whether the request changes deployments (and so waits for the sysroot lock).
     pub fn mutates(&self) -> bool {
         match self {
-            Request::Check(_) => false,
+            Request::Check(_) | Request::Plan { .. } => false,
             Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => true,
             Request::Rollback { .. } | Request::Pin { .. } => true,
         }
@@ -153,5 +181,20 @@ mod tests {
             upgrade(Options { allow_downgrade: true, allow_rejected: true, ..Default::default() }),
             ["org.osctl1.upgrade", "org.osctl1.upgrade-to-version", "org.osctl1.manage"]
         );
+        assert_eq!(
+            upgrade(Options { allow_unverified: true, ..Default::default() }),
+            ["org.osctl1.upgrade", "org.osctl1.lower-verification"]
+        );
+    }
+
+    #[test]
+    fn a_plan_needs_no_more_than_a_look_unless_it_reads_files_of_this_host() {
+        let options = Options { allow_unverified: true, allow_downgrade: true, ..Default::default() };
+        let plan = |goal| Request::Plan { goal, options: options.clone() }.actions();
+        let rebase = |image: &str| plan(Goal::Rebase(image.parse().unwrap()));
+        assert_eq!(plan(Goal::Upgrade), ["org.osctl1.check"]);
+        assert_eq!(plan(Goal::Reconcile), ["org.osctl1.check"]);
+        assert_eq!(rebase("r.io/os:1"), ["org.osctl1.check"]);
+        assert_eq!(rebase("oci-archive:/root/x"), ["org.osctl1.check", "org.osctl1.rebase"]);
     }
 }

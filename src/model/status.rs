@@ -5,6 +5,7 @@
 use super::bound::{BoundSet, Mode};
 use super::image::{Digest, ImageRef};
 use super::job::Job;
+use super::verification::Verification;
 use std::collections::BTreeMap;
 
 /// A kernel argument of a boot entry and who put it there.
@@ -82,6 +83,9 @@ pub struct Deployment {
     pub default: bool,
     /// Kept by `osctl pin`.
     pub pinned: bool,
+    /// What vouched for the image; `None` if nobody noted that.
+    #[serde(default)]
+    pub verification: Option<Verification>,
     /// What was derived.
     pub derivation: Derivation,
     /// What is bound. Shown without the paths of credentials files, which are nobody's business who only looks.

@@ -18,9 +18,10 @@ use super::labels::Labels;
 use super::layer::{self, Stored};
 use super::merge::{self, Directories};
 use super::pulse::Local;
+use super::refs::{self, Made};
 use super::tree::{Dir, write_dirmeta};
 use super::types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved};
-use super::{encapsulated, plain, refs};
+use super::{encapsulated, estimate, plain};
 use crate::model::image::Transport;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::registries::Endpoint;
@@ -56,20 +57,13 @@ enum What {
 
 /// The layers that are not here, largest first: the last to be finished is then a small one.
 pub(super) fn missing(repo: &ostree::Repo, resolved: &Resolved) -> Result<Vec<Todo>> {
-    let carrying = match resolved.kind {
-        ImageKind::Plain => 0,
-        ImageKind::Encapsulated => encapsulated::carrying(resolved)?,
-    };
     let mut todo: Vec<Todo> = Vec::new();
-    for (at, layer) in resolved.layers.iter().enumerate() {
-        let what = match at {
-            0 if carrying > 0 => What::Chunk(Carries::Commit),
-            at if at < carrying => What::Chunk(Carries::Files),
-            _ => What::Tree,
-        };
-        let here = match what {
-            What::Tree => layer::find(repo, layer)?.is_some(),
-            What::Chunk(_) => encapsulated::find(repo, layer)?.is_some(),
+    for (at, (layer, made)) in estimate::with_kinds(resolved)?.enumerate() {
+        let here = estimate::is_here(repo, layer, made)?;
+        let what = match made {
+            Made::Chunk if at == 0 => What::Chunk(Carries::Commit),
+            Made::Chunk => What::Chunk(Carries::Files),
+            Made::Layer => What::Tree,
         };
         // One manifest may list a layer twice.
         if !here && !todo.iter().any(|t| t.layer.digest == layer.digest) {

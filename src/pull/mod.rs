@@ -24,6 +24,7 @@ mod chunk;
 mod commit;
 mod counts;
 mod encapsulated;
+mod estimate;
 mod fetch;
 mod import;
 mod labels;
@@ -48,6 +49,7 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use estimate::{layer_commits, layers};
 pub use fetch::Patience;
 pub use import::import_in_process;
 pub use refs::{find, forget_unused, has_unused, retain, retain_latest};

@@ -1,5 +1,6 @@
 //! The ostree sysroot: open, snapshot for readers, transaction, publish, prune.
 
+pub mod boot;
 pub mod locked;
 pub mod origin;
 pub mod prune;

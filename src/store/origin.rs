@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! [origin]
-//! container-image-reference=ostree-unverified-image:docker://registry/os:tag
+//! container-image-reference=ostree-unverified-image:docker://registry/os:tag   (ostree-image-signed: if it was)
 //! unconfigured-state=...            (makes rpm-ostree refuse to upgrade and drop the derivation)
 //! [rpmostree]
 //! osctl-managed=true                (the group makes bootc refuse to upgrade; docs/decisions/0005)
@@ -13,16 +13,21 @@
 //! input-digest=sha256:...           the merged drop-ins; absent if nothing is derived
 //! kargs={...}                       the kernel arguments that we added or deleted
 //! bound-set=...                     the key of the record below bound/
+//! verification={...}                what vouched for the image
 //! kept-local=["/etc/a"]             declared paths where the local version was kept
 //! ```
 
 use crate::model::image::{Digest, ImageRef};
+use crate::model::verification::{Level, Verification};
 use crate::model::{Context, Result};
 use ostree_ext::glib;
 
 const ORIGIN: &str = "origin";
 const OURS: &str = "osctl";
 const IMAGE: &str = "container-image-reference";
+/// What rpm-ostree and bootc read as: the policy must ask for a signature.
+const SIGNED: &str = "ostree-image-signed:";
+const UNVERIFIED: &str = "ostree-unverified-image:";
 const UNCONFIGURED: &str = "unconfigured-state";
 
 const RPMOSTREE: &str = "rpmostree";
@@ -46,6 +51,8 @@ pub struct Origin {
     pub kargs: Option<String>,
     /// The key of the bound set's record.
     pub bound_set: Option<String>,
+    /// What vouched for the image; `None` if nobody noted that.
+    pub verification: Option<Verification>,
     /// `/etc` paths where a drop-in agreed to the local version.
     pub kept_local: Vec<String>,
     /// Keys that are not ours to rewrite, as `group/key`.
@@ -70,17 +77,33 @@ impl Origin {
             {
                 let known = (group == ORIGIN && (key == IMAGE || key == UNCONFIGURED && managed))
                     || (group == RPMOSTREE && key == MANAGED);
-                // A verification that the host demands must not be dropped in silence.
-                let signed = key == IMAGE
-                    && file.string(&group, &key).is_ok_and(|v| {
-                        v.starts_with("ostree-image-signed:") || v.starts_with("ostree-remote-")
-                    });
-                if !known || signed {
+                // The signatures of an ostree remote are not ours to ask for, and not to be dropped in silence.
+                let remote =
+                    key == IMAGE && file.string(&group, &key).is_ok_and(|v| v.starts_with("ostree-remote-"));
+                if !known || remote {
                     unknown.push(format!("{group}/{key}"));
                 }
             }
         }
+        let noted = ours("verification").map(|text| Verification::from_json(&text));
+        if let Some(Err(_)) = noted {
+            // Taken for nothing, it would let an unsigned image follow.
+            unknown.push(format!("{OURS}/verification"));
+        }
+        let noted = noted.and_then(|read| read.ok());
+        let demanded = file.string(ORIGIN, IMAGE).is_ok_and(|v| v.starts_with(SIGNED));
         Origin {
+            // Whoever wrote the prefix meant it, whatever our note says.
+            verification: match noted {
+                Some(verification) if !demanded || verification.level == Level::Signed => Some(verification),
+                noted => {
+                    if demanded {
+                        Some(Verification::demanded())
+                    } else {
+                        noted
+                    }
+                }
+            },
             image: file.string(ORIGIN, IMAGE).ok().and_then(|s| s.parse().ok()),
             digest: ours("digest").and_then(|d| d.parse().ok()),
             base: ours("base-checksum"),
@@ -96,7 +119,9 @@ impl Origin {
     pub fn write(&self) -> Result<glib::KeyFile> {
         let file = glib::KeyFile::new();
         if let Some(image) = &self.image {
-            file.set_string(ORIGIN, IMAGE, &format!("ostree-unverified-image:{image}"));
+            let signed = self.verification.as_ref().is_some_and(|v| v.level == Level::Signed);
+            let prefix = if signed { SIGNED } else { UNVERIFIED };
+            file.set_string(ORIGIN, IMAGE, &format!("{prefix}{image}"));
         }
         if self.input.is_some() {
             file.set_string(ORIGIN, UNCONFIGURED, REFUSAL);
@@ -109,6 +134,7 @@ impl Origin {
             ("input-digest", self.input.as_ref().map(|d| d.to_string())),
             ("kargs", self.kargs.clone()),
             ("bound-set", self.bound_set.clone()),
+            ("verification", self.verification.as_ref().map(Verification::to_json)),
             (
                 "kept-local",
                 (!self.kept_local.is_empty()).then(|| serde_json::json!(self.kept_local).to_string()),
@@ -146,6 +172,7 @@ mod tests {
             input: Some(Digest::of(b"y")),
             kargs: Some(r#"{"a":["b c=d;"]}"#.into()),
             bound_set: Some("k".into()),
+            verification: Some(Verification::default()),
             kept_local: vec!["/etc/a".into(), "/etc/b".into()],
             unknown: Vec::new(),
         };
@@ -165,13 +192,39 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_must_be_signed_is_not_ours_to_follow_unsigned() {
-        for value in
-            ["ostree-image-signed:docker://quay.io/os:1", "ostree-remote-registry:fedora:quay.io/os:1"]
-        {
-            let text = format!("[origin]\ncontainer-image-reference={value}\n");
-            assert_eq!(parse(&text).unknown, ["origin/container-image-reference"], "{value}");
+    fn an_image_that_a_remote_signs_is_not_ours_to_follow() {
+        let text = "[origin]\ncontainer-image-reference=ostree-remote-registry:fedora:quay.io/os:1\n";
+        assert_eq!(parse(text).unknown, ["origin/container-image-reference"]);
+    }
+
+    #[test]
+    fn a_signature_that_anybody_demands_is_demanded() {
+        let of = |reference: &str, ours: &str| {
+            let origin =
+                parse(&format!("[origin]\ncontainer-image-reference={reference}\n[osctl]\n{ours}\n"));
+            (origin.verification.map(|v| v.level), origin.unknown.len())
+        };
+        let (plain, signed) =
+            ("ostree-unverified-image:docker://r.io/os:1", "ostree-image-signed:docker://r.io/os:1");
+        let note = |level: &str| {
+            format!("verification={{\"level\":\"{level}\",\"scope\":\"default\",\"requirements\":[]}}")
+        };
+        for (reference, ours, expected) in [
+            (plain, "", (None, 0)),
+            (signed, "", (Some(Level::Signed), 0)),
+            (plain, &*note("unverified"), (Some(Level::Unverified), 0)),
+            (plain, &*note("signed"), (Some(Level::Signed), 0)),
+            (signed, &*note("unverified"), (Some(Level::Signed), 0)),
+            (plain, &*note("blessed"), (None, 1)),
+            (signed, &*note("blessed"), (Some(Level::Signed), 1)),
+        ] {
+            assert_eq!(of(reference, ours), expected, "{reference} {ours}");
         }
+        let verification = Some(Verification::demanded());
+        let origin = Origin { image: Some("r.io/os:1".parse().unwrap()), verification, ..Default::default() };
+        let file = origin.write().unwrap();
+        assert_eq!(file.string(ORIGIN, IMAGE).unwrap(), signed);
+        assert_eq!(Origin::read(&file), origin);
     }
 
     #[test]

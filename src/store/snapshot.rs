@@ -67,6 +67,11 @@ impl Snapshot {
         self.entries.iter().find(|e| e.deployment.staged)
     }
 
+    /// Whether what is staged is the deployment with this id.
+    pub fn staged_is(&self, id: Option<&str>) -> bool {
+        self.staged().is_some_and(|staged| Some(staged.deployment.id.as_str()) == id)
+    }
+
     /// Where `rollback` would go: the booted one if something newer waits, else the one behind it.
     pub fn rollback(&self) -> Option<&Entry> {
         let all: Vec<&Entry> = self.entries.iter().filter(|e| self.ours(e)).collect();
@@ -137,6 +142,7 @@ fn entry(
         staged: d.is_staged(),
         default: false,
         pinned: d.is_pinned(),
+        verification: origin.verification.clone(),
         derivation,
         bound_images: Default::default(),
         labels: labels(repo, &base),

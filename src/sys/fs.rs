@@ -47,6 +47,17 @@ pub fn read_optional(dir: &Dir, path: impl AsRef<Path>) -> Result<Option<Vec<u8>
     }
 }
 
+/// The number of the file system of this path.
+pub fn device(path: &Path) -> Result<u64> {
+    let stat = rustix::fs::stat(path).doing_with(|| format!("looking at {}", path.display()))?;
+    Ok(stat.st_dev)
+}
+
+/// Whether nobody but root, or whoever runs a daemon that is not root, can write a file with this owner and mode.
+pub fn only_root_writes(uid: u32, mode: u32) -> bool {
+    mode & 0o022 == 0 && (uid == 0 || uid == rustix::process::geteuid().as_raw())
+}
+
 fn sync_parent(dir: &Dir, path: &Path) -> Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let handle = dir.open_dir(parent).doing_with(|| format!("opening {}", parent.display()))?;

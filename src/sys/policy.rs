@@ -6,6 +6,7 @@
 //! anew, with the name that was asked for.
 
 use crate::model::image::{Digest, ImageRef, Transport};
+use crate::model::verification::{Requirement, Verification};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
@@ -61,6 +62,70 @@ fn include_keys(value: &mut Value) {
     }
 }
 
+/// What the policy requires of an image, and so what an image that passed it met.
+///
+/// A registry's image is matched as containers-policy.json(5) says, by the most specific scope. What applies to a local one
+/// depends on how its path resolves, which only skopeo knows: there the weakest of all that could apply counts.
+pub fn verification(policy: &[u8], image: &ImageRef) -> Verification {
+    let Ok(policy) = serde_json::from_slice::<Value>(policy) else { return Verification::default() };
+    let transport = image.transport.prefix().trim_end_matches(['/', ':']);
+    let scopes = policy["transports"][transport].as_object();
+    let global = scopes
+        .and_then(|s| s.get(""))
+        .map_or_else(|| ("default".to_owned(), &policy["default"]), |own| (transport.to_owned(), own));
+    let scope = |name: &str, requirements| (format!("{transport} {name}"), requirements);
+    let applies: Vec<(String, &Value)> = if image.transport == Transport::Registry {
+        let named = scopes.and_then(|all| {
+            candidates(image).into_iter().find_map(|name| all.get(&name).map(|found| scope(&name, found)))
+        });
+        vec![named.unwrap_or(global)]
+    } else {
+        let others = scopes.into_iter().flatten().filter(|(name, _)| !name.is_empty());
+        let mut all: Vec<_> = others.map(|(name, found)| scope(name, found)).collect();
+        all.push(global);
+        all
+    };
+    // What rejects everything has passed nothing.
+    let rejects = |list: &Value| list.as_array().is_some_and(|l| l.iter().any(|r| r["type"] == "reject"));
+    let met = applies.into_iter().filter(|(_, list)| !rejects(list));
+    let met = met.map(|(scope, list)| {
+        Verification::new(scope, list.as_array().into_iter().flatten().map(requirement).collect())
+    });
+    met.min_by_key(|v| v.level).unwrap_or_default()
+}
+
+/// The scopes that a registry's image can be under, the most specific first.
+fn candidates(image: &ImageRef) -> Vec<String> {
+    let name = full_name(image.repository());
+    let identity = match image.digest() {
+        Some(digest) => format!("{name}@{digest}"),
+        None => format!("{name}:{}", image.tag().unwrap_or("latest")),
+    };
+    let mut names = vec![identity];
+    names.extend(
+        std::iter::successors(Some(name.as_str()), |n| Some(n.rsplit_once('/')?.0)).map(str::to_owned),
+    );
+    // Of the host, without its port.
+    let host = name.split(['/', ':']).next().unwrap_or_default();
+    let parents = std::iter::successors(host.split_once('.'), |(_, rest)| rest.split_once('.'));
+    names.extend(parents.map(|(_, parent)| format!("*.{parent}")));
+    names
+}
+
+fn requirement(value: &Value) -> Requirement {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let texts = |key: &str| value[key].as_array().into_iter().flatten().filter_map(text).collect::<Vec<_>>();
+    let mut keys: Vec<String> = text(&value["keyPath"]).into_iter().chain(texts("keyPaths")).collect();
+    if ["keyData", "keyDatas"].iter().any(|k| value.get(k).is_some()) {
+        keys.push("a key in the policy".into());
+    }
+    let email = |of: &Value| text(&of["subjectEmail"]).or_else(|| text(&of["subjectHostname"]));
+    let issuer = |of: &Value| text(&of["oidcIssuer"]).map(|i| format!(" ({i})")).unwrap_or_default();
+    let whose = ["fulcio", "pki"].iter().map(|key| &value[*key]);
+    let identities = whose.filter_map(|of| email(of).map(|who| format!("{who}{}", issuer(of)))).collect();
+    Requirement { kind: text(&value["type"]).unwrap_or_default(), keys, identities }
+}
+
 /// The name with what Docker Hub's short names leave out, as policies spell it.
 pub(super) fn full_name(repository: &str) -> String {
     match repository.split_once('/') {
@@ -105,7 +170,98 @@ fn remapped(name: &str, prefix: &str, signed: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::verification::Level;
     use serde_json::json;
+
+    #[test]
+    fn the_most_specific_scope_of_a_registry_applies() {
+        let digest = Digest::of(b"");
+        let by = |key: &str| json!([{"type": "signedBy", "keyType": "GPGKeys", "keyPath": key}]);
+        let all = [
+            ("docker r.io:5000/team/os:1", "r.io:5000/team/os:1"),
+            ("docker r.io:5000/team/os", "r.io:5000/team/os"),
+            ("docker r.io:5000/team", "r.io:5000/team"),
+            ("docker r.io:5000", "r.io:5000"),
+            ("docker *.io", "*.io"),
+            ("docker", ""),
+        ];
+        let image: ImageRef = "r.io:5000/team/os:1".parse().unwrap();
+        // Each scope, with all the less specific ones beside it.
+        for at in 0..all.len() {
+            let scopes: serde_json::Map<String, Value> =
+                all[at..].iter().map(|(_, scope)| ((*scope).to_owned(), by(scope))).collect();
+            let policy = json!({"default": [{"type": "reject"}], "transports": {"docker": scopes}});
+            let found = verification(policy.to_string().as_bytes(), &image);
+            assert_eq!((found.scope.as_str(), found.level), (all[at].0, Level::Signed));
+            assert_eq!(found.requirements[0].keys, [all[at].1]);
+        }
+        let only = |scope: &str| json!({"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {scope: by("/k")}}});
+        for (image, scope, expected) in [
+            ("r.io/os".to_owned(), "r.io/os:latest", "docker r.io/os:latest"),
+            (format!("r.io/os@{digest}"), &format!("r.io/os@{digest}"), &format!("docker r.io/os@{digest}")),
+            (format!("r.io/os@{digest}"), "r.io/os:latest", "default"),
+            ("r.io/os:2".to_owned(), "r.io/os:1", "default"),
+            ("r.io/osx:1".to_owned(), "r.io/os", "default"),
+            ("a.b.r.io/os:1".to_owned(), "*.r.io", "docker *.r.io"),
+            ("a.b.r.io/os:1".to_owned(), "*.b.r.io", "docker *.b.r.io"),
+            ("r.io/os:1".to_owned(), "*.r.io", "default"),
+            ("busybox".to_owned(), "docker.io/library/busybox", "docker docker.io/library/busybox"),
+            ("index.docker.io/me/os:1".to_owned(), "docker.io/me", "docker docker.io/me"),
+            ("localhost:5000/os:1".to_owned(), "localhost:5000", "docker localhost:5000"),
+        ] {
+            let found = verification(only(scope).to_string().as_bytes(), &image.parse().unwrap());
+            assert_eq!(found.scope, expected, "{image} {scope}");
+            assert_eq!(found.level == Level::Signed, expected != "default", "{image} {scope}");
+        }
+    }
+
+    #[test]
+    fn of_a_local_image_the_weakest_that_could_apply_counts() {
+        let (signed, any) =
+            (json!([{"type": "signedBy", "keyPath": "/k"}]), json!([{"type": "insecureAcceptAnything"}]));
+        let reject = json!([{"type": "reject"}]);
+        for (default, scopes, level, scope) in [
+            (&any, json!({}), Level::Unverified, "default"),
+            (&signed, json!({}), Level::Signed, "default"),
+            (&signed, json!({"/srv": any}), Level::Unverified, "dir /srv"),
+            (&any, json!({"": signed}), Level::Signed, "dir"),
+            (&reject, json!({"/srv": signed}), Level::Signed, "dir /srv"),
+        ] {
+            let policy = json!({"default": default, "transports": {"dir": scopes}}).to_string();
+            let found = verification(policy.as_bytes(), &"dir:/srv/os".parse().unwrap());
+            assert_eq!((found.level, found.scope.as_str()), (level, scope), "{policy}");
+        }
+        assert_eq!(verification(b"nonsense", &"dir:/x".parse().unwrap()), Verification::default());
+    }
+
+    #[test]
+    fn keys_are_named_and_never_shown() {
+        for (requirement, keys, identities) in [
+            (json!({"type": "signedBy", "keyPath": "/k"}), &["/k"][..], &[][..]),
+            (json!({"type": "signedBy", "keyPaths": ["/k", "/l"]}), &["/k", "/l"], &[]),
+            (json!({"type": "signedBy", "keyData": "c2VjcmV0"}), &["a key in the policy"], &[]),
+            (json!({"type": "sigstoreSigned", "keyPath": "/c.pub"}), &["/c.pub"], &[]),
+            (
+                json!({"type": "sigstoreSigned", "fulcio": {"caPath": "/ca", "oidcIssuer": "https://i",
+                    "subjectEmail": "me@x"}, "rekorPublicKeyPath": "/r"}),
+                &[],
+                &["me@x (https://i)"],
+            ),
+            (json!({"type": "sigstoreSigned", "pki": {"subjectHostname": "h"}}), &[], &["h"]),
+        ] {
+            let policy = json!({"default": [requirement]}).to_string();
+            let found = verification(policy.as_bytes(), &"r.io/os:1".parse().unwrap());
+            let one = &found.requirements[0];
+            assert_eq!(
+                (one.keys.as_slice(), one.identities.as_slice()),
+                (
+                    keys.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>().as_slice(),
+                    identities.iter().map(|i| (*i).to_owned()).collect::<Vec<_>>().as_slice(),
+                )
+            );
+            assert_eq!(found.level, Level::Signed, "{policy}");
+        }
+    }
 
     #[test]
     fn a_signature_must_be_for_the_tag_that_was_asked_for() {

@@ -190,6 +190,12 @@ pub fn kill_own_group() {
     tracing::error!(?sent, "a kill failpoint did not kill");
 }
 
+/// Stops this process until it gets SIGCONT.
+pub fn stop_self() -> crate::model::Result<()> {
+    let own = rustix::process::getpid();
+    rustix::process::kill_process(own, rustix::process::Signal::STOP).doing("stopping ourselves")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

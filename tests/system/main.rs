@@ -10,5 +10,7 @@ mod failpoints;
 mod host;
 mod image;
 mod pipeline;
+mod plan;
 mod registry;
 mod rules;
+mod signed;

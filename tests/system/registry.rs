@@ -27,6 +27,8 @@ pub struct Request {
     pub path: String,
     /// The HTTP status.
     pub status: u16,
+    /// The bytes of the answer's body.
+    pub bytes: u64,
 }
 
 /// `user:secret`, hashed by bcrypt with the lowest cost.
@@ -115,11 +117,13 @@ impl Registry {
             let (_, request, rest) = (parts.next()?, parts.next()?, parts.next()?);
             let mut words = request.split(' ');
             let (method, path, proto) = (words.next()?, words.next()?, words.next()?);
-            let status = rest.split_whitespace().next()?.parse().ok()?;
+            let mut answer = rest.split_whitespace();
+            let (status, bytes) = (answer.next()?.parse().ok()?, answer.next()?.parse().ok()?);
             proto.starts_with("HTTP/").then(|| Request {
                 method: method.to_owned(),
                 path: path.to_owned(),
                 status,
+                bytes,
             })
         };
         self.log().lines().filter_map(parse).collect()

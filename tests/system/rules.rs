@@ -150,6 +150,28 @@ fn a_wrong_drop_in_is_said_before_anything_is_downloaded() {
 }
 
 #[test]
+fn a_wrong_setting_is_said_by_jobs_and_status_and_keeps_nobody_from_rolling_back() {
+    let world = World::new();
+    let host = world.host();
+    let v1 = host.deployments()[0].clone();
+    world.push_os("2");
+    ok(&host, &["upgrade"]);
+    std::fs::write(host.etc().join("osctl/osctld.toml"), "[pull]\nconections = 2\n").unwrap();
+    let said = "/etc/osctl/osctld.toml:2: unknown key \"conections\"";
+    for args in [["upgrade"].as_slice(), &["upgrade", "--check"], &["reconcile"]] {
+        let out = host.osctl(args);
+        assert_eq!(out.status.code(), Some(2), "{}", text(&out));
+        assert!(text(&out).contains(said) && text(&out).contains("importers"), "{}", text(&out));
+    }
+    let status = host.status();
+    assert_eq!((&status["state"], &status["reasons"][0]), (&"degraded".into(), &said.into()), "{status}");
+    ok(&host, &["rollback"]);
+    assert_eq!(host.deployments()[0], v1);
+    std::fs::write(host.etc().join("osctl/osctld.toml"), "[pull]\nconnections = 2\n").unwrap();
+    assert!(ok(&host, &["reconcile"]).contains("No changes in input."));
+}
+
+#[test]
 fn refs_of_other_programs_and_the_last_download_survive_a_cleanup() {
     let world = World::new();
     let host = world.host();

@@ -3,7 +3,7 @@
 use crate::cli::args::Osctl;
 use crate::cli::exit;
 use crate::client::Result;
-use crate::model::Context;
+use crate::model::{Context, config};
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 use std::io::Write as _;
@@ -40,7 +40,39 @@ fn man(dir: &Path) -> crate::model::Result<()> {
     let mut osctl = Osctl::command();
     osctl.build();
     pages(dir, &osctl, "osctl")?;
-    page(dir, crate::daemon::Args::command(), "osctld", "8", "")
+    page(dir, crate::daemon::Args::command(), "osctld", "8", "")?;
+    std::fs::write(dir.join("osctld.toml.5"), settings()).doing("writing the manual page of osctld.toml")
+}
+
+/// The page of the configuration file, from the table that its reader uses.
+fn settings() -> String {
+    let roff = |text: &str| text.replace('\\', "\\\\").replace('-', "\\-");
+    let mut text = format!(
+        ".TH OSCTLD.TOML 5 \"\" \"osctl {}\" osctl\n\
+         .SH NAME\nosctld.toml \\- how osctld works\n\
+         .SH SYNOPSIS\n\
+         /usr/lib/osctl/osctld.toml\n.br\n/usr/lib/osctl/osctld.d/*.toml\n.br\n\
+         /etc/osctl/osctld.toml\n.br\n/etc/osctl/osctld.d/*.toml\n\
+         .SH DESCRIPTION\n\
+         All of these files are read, in this order, the ones of a directory in the order of their names. Of a setting, \
+         the last file that has it counts. A file in /etc/osctl/osctld.d replaces the one in /usr/lib/osctl/osctld.d \
+         that has the same name; a link to /dev/null only takes it away. The files are read anew by every job.\n.PP\n\
+         A key that is not in this page, or a wrong value, is an error: jobs that fetch images fail and name the \
+         file and the line, the state is degraded, and everything else, as osctl rollback, works on.\n\
+         .SH SETTINGS\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let mut table = "";
+    for key in config::KEYS {
+        if key.table != table {
+            table = key.table;
+            text.push_str(&format!(".SS [{}]\n", roff(table)));
+        }
+        text.push_str(&format!(".TP\n.B {}\n{}\n", roff(key.name), roff(key.about)));
+        text.push_str(&format!("Its value is {}.\n", roff(key.value)));
+    }
+    text.push_str(".SH EXAMPLE\n.nf\n[pull]\nrate\\-limit = \"2Mi\"\n.fi\n.SH SEE ALSO\n.BR osctld (8)\n");
+    text
 }
 
 /// The page of a command, and those of the commands below it.
@@ -95,6 +127,7 @@ mod tests {
             "osctl-status.1",
             "osctl-config-explain-auth.1",
             "osctld.8",
+            "osctld.toml.5",
             "osctl.bash",
             "_osctl",
             "osctl.fish",
@@ -105,6 +138,9 @@ mod tests {
         let upgrade = std::fs::read_to_string(dir.path().join("osctl-upgrade.1")).unwrap();
         assert!(upgrade.contains("osctl upgrade") && upgrade.contains(".SH \"EXIT STATUS\""), "{upgrade}");
         let title = upgrade.lines().find(|l| l.starts_with(".TH")).unwrap();
+        let settings = std::fs::read_to_string(dir.path().join("osctld.toml.5")).unwrap();
+        assert!(settings.contains(".SS [pull]\n.TP\n.B connections\n"), "{settings}");
+        assert!(settings.contains(".B rate\\-limit\n"), "{settings}");
         assert!(title.contains(&format!("osctl {}", env!("CARGO_PKG_VERSION"))), "{title}");
     }
 }

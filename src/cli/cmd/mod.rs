@@ -6,6 +6,7 @@ pub mod docs;
 pub mod jobs;
 pub mod lint;
 pub mod pin;
+pub mod plan;
 pub mod rebase;
 pub mod reconcile;
 pub mod rollback;

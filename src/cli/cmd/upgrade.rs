@@ -3,8 +3,10 @@
 use crate::cli::args::Following;
 use crate::cli::{Session, follow};
 use crate::client::Result;
+use crate::model::bytes;
 use crate::model::image::Digest;
 use crate::model::request::{Options, Request};
+use std::num::NonZeroU64;
 
 /// Arguments of `upgrade`.
 #[derive(Debug, Default, clap::Args)]
@@ -38,6 +40,15 @@ pub struct Limits {
     /// Allow what a rollback or a failed boot rejected.
     #[arg(long)]
     pub allow_rejected: bool,
+    /// Allow an image that is verified less than what runs.
+    #[arg(long)]
+    pub allow_unverified: bool,
+    /// Refuse an update that would download more than this: 500M, 1Gi.
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    pub max_bytes: Option<u64>,
+    /// Download at most so many bytes a second of the OS image: 500K, 2Mi.
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse_rate)]
+    pub rate_limit: Option<NonZeroU64>,
     /// Drop files that a plain image carries in /var.
     #[arg(long)]
     pub drop_var: bool,
@@ -59,6 +70,9 @@ impl Limits {
             allow_downgrade: self.allow_downgrade,
             replace_staged: self.replace_staged,
             allow_rejected: self.allow_rejected,
+            rate_limit: self.rate_limit,
+            max_bytes: self.max_bytes,
+            allow_unverified: self.allow_unverified,
             drop_var: self.drop_var,
             no_wait: self.no_wait,
             ..Options::default()

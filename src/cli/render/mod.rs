@@ -1,6 +1,9 @@
 //! Everything that people see. The only place that prints.
 
+pub mod plan;
 pub mod progress;
+#[cfg(test)]
+mod schema;
 pub mod status;
 mod time;
 
@@ -97,8 +100,9 @@ fn error_text(message: &str, hint: Option<&str>, color: bool) -> String {
 /// What a job did, and what to do next.
 pub fn result(result: &JobResult, reboot: bool) -> String {
     let mut text = format!("{}\n", value(&result.summary));
-    for note in &result.notes {
-        text.push_str(&format!("  {}\n", value(note)));
+    let planned = result.plan.iter().flat_map(|plan| plan::brief(plan));
+    for note in planned.chain(result.notes.iter().cloned()) {
+        text.push_str(&format!("  {}\n", value(&note)));
     }
     for discarded in &result.discarded {
         text.push_str(&format!("  discarded: {}\n", value(discarded)));

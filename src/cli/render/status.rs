@@ -73,6 +73,9 @@ fn one(text: &mut String, status: &Status, d: &Deployment, verbose: bool) {
     }
     let version = if d.version.is_empty() { "unknown" } else { &d.version };
     row(text, "Version", &format!("{version} ({})", utc(d.timestamp)));
+    if let Some(verification) = &d.verification {
+        row(text, "Verified", &verification.describe());
+    }
     if verbose {
         row(text, "Id", &d.id);
         row(text, "Commit", &d.checksum);

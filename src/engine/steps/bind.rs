@@ -6,6 +6,7 @@ use crate::engine::stages::{CompleteSet, Derived};
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
 use crate::model::image::Digest;
 use crate::model::job::Step;
+use crate::model::plan;
 use crate::model::request::Request;
 use crate::model::{Error, Result};
 use crate::store::tree::CommitTree;
@@ -34,7 +35,8 @@ impl Wanted {
 
 /// Finds what is asked for, and the digest of each.
 ///
-/// Reconciling keeps the digests that the next deployment has; anything else asks the registries again.
+/// What was planned keeps its digest, and reconciling keeps those that the next deployment has; the registries are asked
+/// for the others.
 pub async fn discover(job: &Job<'_>, derived: &Derived) -> Result<Wanted> {
     let (commit, config) = (derived.commit.clone(), job.env.config_root()?);
     let specs = job
@@ -45,15 +47,31 @@ pub async fn discover(job: &Job<'_>, derived: &Derived) -> Result<Wanted> {
                 .run(job.cx, move |s, _| bound::discover(&CommitTree::open(&s.repo(), &commit)?, &config)),
         )
         .await?;
-    let recorded = if job.keeps_digests { recorded(job)? } else { BoundSet::default() };
-    let (known, new): (Vec<BoundSpec>, Vec<BoundSpec>) =
-        specs.into_iter().partition(|s| recorded.images.iter().any(|i| i.spec == *s));
+    // A tag that moved since it was planned is taken as it was planned.
+    let mut known = derived.pulled.bound.clone();
+    known.extend(if job.keeps_digests { recorded(job)?.images } else { Vec::new() });
+    let find = |spec: &BoundSpec| known.iter().find(|i| i.spec == *spec);
+    let (kept, new): (Vec<BoundSpec>, Vec<BoundSpec>) = specs.into_iter().partition(|s| find(s).is_some());
     let skopeo = job.env.skopeo()?;
     let fresh = job.cx.step(Step::BindResolve, bound::resolve(job.cx, &new, &skopeo)).await?;
     warn(job, &fresh.warnings);
-    let kept = recorded.images.into_iter().filter(|i| known.contains(&i.spec));
+    limit(job, derived.pulled.download, &fresh.images).await?;
+    let kept = kept.iter().filter_map(find).cloned();
     let set = BoundSet::new(kept.chain(fresh.images).collect())?;
     Ok(Wanted { images: set.images, commit: derived.commit.clone() })
+}
+
+/// Refuses what the plan could not know: images that only the new tree binds, beyond what the caller wants.
+async fn limit(job: &Job<'_>, planned: u64, new: &[BoundImage]) -> Result<()> {
+    let Some(limit) = job.options.max_bytes.filter(|_| !new.is_empty()) else { return Ok(()) };
+    let specs: Vec<BoundSpec> = new.iter().map(|i| i.spec.clone()).collect();
+    let (keep, skopeo) = (BoundSet { images: new.to_vec() }, job.env.skopeo()?);
+    let store = bound::Store::existing(&job.env.layout.sysroot, job.env.skopeo()?)?;
+    let mut need = planned;
+    for (_, found) in bound::estimate(job.cx, &specs, &keep, &skopeo, store.as_ref()).await? {
+        need = need.saturating_add(found?.part.download);
+    }
+    if need > limit { Err(plan::too_much(need, limit, "staged")) } else { Ok(()) }
 }
 
 /// Pulls what is missing, checks that everything is there, and records the set.

@@ -3,6 +3,8 @@
 pub(super) mod bind;
 pub(super) mod cleanup;
 pub(super) mod derive;
+pub(super) mod permit;
+pub(super) mod plan;
 pub(super) mod pull;
 pub(super) mod resolve;
 pub(super) mod rollback;

@@ -9,16 +9,16 @@ use crate::model::job::Step;
 /// Brings the planned digest into the repository, or finds it there.
 pub async fn pull(job: &Job<'_>, planned: Planned) -> Result<Pulled> {
     let stateroot = planned.stateroot;
-    let (base, image, keep): (_, _, fn(&_, &_) -> _) = match planned.target {
-        Target::Present { base, image } => (base, image, crate::pull::retain),
-        Target::Image(resolved) => {
+    let (base, image, verification, keep): (_, _, _, fn(&_, &_) -> _) = match planned.target {
+        Target::Present { base, image, verification } => (base, image, verification, crate::pull::retain),
+        Target::Image { resolved, verification } => {
             let options = fetch_options(job.env, &job.options)?;
             let repo = job.env.layout.repo();
             let base =
                 job.cx.step(Step::PullLayers, crate::pull::pull(job.cx, &repo, &resolved, &options)).await?;
-            (base, Some(resolved.image.clone()), crate::pull::retain_latest)
+            (base, Some(resolved.image.clone()), Some(verification), crate::pull::retain_latest)
         }
     };
     job.cx.step(Step::PullRecord, async { keep(&open_repo(job.env)?, &base) }).await?;
-    Ok(Pulled { base, image, stateroot })
+    Ok(Pulled { base, image, stateroot, verification, bound: planned.bound, download: planned.download })
 }

@@ -53,6 +53,7 @@ pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
         digest: target.deployment.digest.clone(),
         discarded,
         notes,
+        ..Default::default()
     })
 }
 

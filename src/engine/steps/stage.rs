@@ -9,18 +9,18 @@ use crate::engine::settle::{self, etc_dirs};
 use crate::engine::stages::{Derived, Ready};
 use crate::engine::steps::bind::Wanted;
 use crate::model::job::{JobResult, Step};
+use crate::model::verification::Verification;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::publish::NewDeployment;
 use crate::store::tree::CommitTree;
-use crate::store::{publish, snapshot};
+use crate::store::{boot, publish, snapshot};
 use ostree_ext::{gio, ostree};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a deployment takes besides its hard links: its own `/etc` and metadata.
-const ROOT_RESERVE: u64 = 32 << 20;
+pub(super) const ROOT_RESERVE: u64 = 32 << 20;
 /// Boot entries and directories beside kernel and initramfs.
-const BOOT_RESERVE: u64 = 1 << 20;
+pub(super) const BOOT_RESERVE: u64 = 1 << 20;
 
 /// A published deployment.
 #[derive(Debug)]
@@ -33,7 +33,10 @@ pub struct Staged {
 /// "No changes in input.", if the next boot already has exactly this.
 pub fn unchanged(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Result<Option<JobResult>> {
     let Some(next) = job.before.next() else { return Ok(None) };
+    let level = |v: &Option<Verification>| v.as_ref().map(|v| v.level).unwrap_or_default();
     let same = next.deployment.checksum == derived.commit
+        // A signature that is asked for from now on is to be asked for ever after.
+        && level(&next.origin.verification) == level(&derived.pulled.verification)
         && next.origin.image == derived.pulled.image
         && next.origin.bound_set == Some(wanted.key()?)
         && next.origin.kargs.as_deref() == Some(&derived.owned_kargs)
@@ -105,6 +108,7 @@ pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Stage
             digest: Some(ready.base().digest.clone()),
             discarded,
             notes,
+            ..Default::default()
         },
     })
 }
@@ -223,15 +227,11 @@ fn space(sysroot: &ostree::Sysroot, root: &Path, commit: &str) -> Result<()> {
     if free < ROOT_RESERVE {
         return Err(no_space(ErrorKind::NoSpace, &root.display().to_string(), ROOT_RESERVE, free));
     }
-    let tree = CommitTree::open(&sysroot.repo(), commit)?;
-    let wanted = boot_files(&tree)?;
-    // A kernel that a deployment here has is in /boot already, whatever else differs.
-    for entry in snapshot::read(sysroot)?.entries {
-        if boot_files(&CommitTree::open(&sysroot.repo(), &entry.deployment.checksum)?)? == wanted {
-            return Ok(());
-        }
+    let files = boot::needed(&sysroot.repo(), &snapshot::read(sysroot)?, commit)?;
+    if files == 0 {
+        return Ok(());
     }
-    let need = wanted.values().sum::<u64>() + BOOT_RESERVE;
+    let need = files.saturating_add(BOOT_RESERVE);
     let boot = root.join("boot");
     let free = crate::sys::fs::free_bytes(&boot)?;
     if free < need {
@@ -246,18 +246,4 @@ fn no_space(kind: ErrorKind, fs: &str, need: u64, have: u64) -> Error {
         .detail("fs", fs)
         .detail("need", need)
         .detail("have", have)
-}
-
-/// The checksums and sizes of kernels, initramfs and device trees: what goes to `/boot`.
-fn boot_files(tree: &CommitTree) -> Result<BTreeMap<String, u64>> {
-    let mut files = BTreeMap::new();
-    for version in tree.list("/usr/lib/modules")? {
-        for name in ["vmlinuz", "initramfs.img", "devicetree"] {
-            let path = format!("/usr/lib/modules/{version}/{name}");
-            if let (Some(info), Some(sum)) = (tree.lookup(&path)?, tree.checksum(&path)?) {
-                files.insert(sum, u64::try_from(info.size()).unwrap_or(0));
-            }
-        }
-    }
-    Ok(files)
 }

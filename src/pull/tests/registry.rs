@@ -127,7 +127,9 @@ impl Registry {
     /// Starts an empty registry.
     pub(in crate::pull) fn start() -> Registry {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        // Not by tokio's: the caller may be in a runtime of its own.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let state = Arc::new(Mutex::new(State {
             address: listener.local_addr().unwrap(),
             manifests: BTreeMap::new(),
@@ -146,6 +148,9 @@ impl Registry {
         let (handle, stop, shared) = (runtime.handle().clone(), CancellationToken::new(), state.clone());
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
+            let inside = runtime.enter();
+            let listener = TcpListener::from_std(listener).unwrap();
+            drop(inside);
             runtime.spawn(listen(shared, listener));
             runtime.block_on(stopped.cancelled());
         });

@@ -1,10 +1,13 @@
 //! Golden files: what people read is looked at when it changes.
 
 use super::*;
+use crate::cli::render::schema::breaks;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
 use crate::model::image::Digest;
 use crate::model::job::{Failure, Initiator, JobResult};
+use crate::model::plan::{Facts, Plan, Release};
 use crate::model::status::{Derivation, DropIn, Outcome, OwnedKarg, OwnedPath, Rejected};
+use crate::model::verification::{Requirement, Verification};
 use serde_json::Value;
 
 fn deployment(id: &str, version: &str) -> Deployment {
@@ -22,6 +25,7 @@ fn deployment(id: &str, version: &str) -> Deployment {
         staged: false,
         default: false,
         pinned: false,
+        verification: None,
         derivation: Derivation::default(),
         bound_images: BoundSet::default(),
         labels: Default::default(),
@@ -55,7 +59,16 @@ fn status() -> Status {
         },
         digest: Digest::of(b"app"),
     });
+    staged.verification = Some(Verification::new(
+        "docker registry.example.com".into(),
+        vec![Requirement {
+            kind: "signedBy".into(),
+            keys: vec!["/etc/pki/os.asc".into()],
+            identities: Vec::new(),
+        }],
+    ));
     let mut booted = deployment("os-1c.0", "1");
+    booted.verification = Some(Verification::new("default".into(), Vec::new()));
     (booted.booted, booted.default, booted.index) = (true, true, 1);
     let mut old = deployment("os-0c.0", "");
     (old.pinned, old.index, old.image, old.digest) = (true, 2, None, None);
@@ -136,53 +149,6 @@ fn what_an_image_says_of_itself_cannot_pretend_to_be_our_line() {
     }
 }
 
-/// How a value breaks a schema, as far as ours uses the language. Members that the schema does not name break it, too.
-fn breaks(root: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {
-    if let Some(name) = schema["$ref"].as_str() {
-        let target = root.pointer(name.trim_start_matches('#')).unwrap_or_else(|| panic!("{name} at {at}"));
-        return breaks(root, target, value, at);
-    }
-    if let Some(any) = schema["anyOf"].as_array() {
-        let all: Vec<_> = any.iter().map(|s| breaks(root, s, value, at)).collect();
-        return if all.iter().any(Vec::is_empty) { Vec::new() } else { all.concat() };
-    }
-    let mut wrong = Vec::new();
-    let fits = match schema["type"].as_str() {
-        Some("object") => value.is_object(),
-        Some("array") => value.is_array(),
-        Some("string") => value.is_string(),
-        Some("boolean") => value.is_boolean(),
-        Some("integer") => value.is_u64(),
-        Some("number") => value.is_number(),
-        Some("null") => value.is_null(),
-        Some(other) => panic!("type {other} at {at}"),
-        None => {
-            let one = |s: &Value| s == value;
-            schema.get("const").is_some_and(one)
-                || schema["enum"].as_array().is_some_and(|e| e.iter().any(one))
-        }
-    };
-    if !fits {
-        wrong.push(format!("{at} is {value}, not {schema}"));
-    }
-    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        if value.is_object() && value.get(name).is_none() {
-            wrong.push(format!("{at} has no {name}"));
-        }
-    }
-    for (name, member) in value.as_object().into_iter().flatten() {
-        let at = format!("{at}.{name}");
-        match schema["properties"].get(name).or_else(|| schema.get("additionalProperties")) {
-            Some(schema) => wrong.extend(breaks(root, schema, member, &at)),
-            None => wrong.push(format!("{at} is not in the schema")),
-        }
-    }
-    for (i, item) in value.as_array().into_iter().flatten().enumerate() {
-        wrong.extend(breaks(root, &schema["items"], item, &format!("{at}[{i}]")));
-    }
-    wrong
-}
-
 #[test]
 fn the_schema_names_every_member_of_the_status() {
     let schema: Value = serde_json::from_str(include_str!("../../../../docs/status.schema.json")).unwrap();
@@ -197,7 +163,17 @@ fn the_schema_names_every_member_of_the_status() {
         input_digest: Some(Digest::of(b"")),
         reason: "rolled back".into(),
     });
-    (full.jobs[0].state, full.jobs[0].result) = (State::Succeeded, Some(JobResult::default()));
+    let plan = Plan::new(Facts {
+        image: None,
+        target: Release::default(),
+        current: None,
+        changed: false,
+        parts: Vec::new(),
+        places: Vec::new(),
+        notes: Vec::new(),
+    });
+    (full.jobs[0].state, full.jobs[0].result) =
+        (State::Succeeded, Some(JobResult { plan: Some(Box::new(plan)), ..Default::default() }));
     full.jobs[0].messages.push("said".into());
     let failure = full.jobs[1].failure.as_mut().unwrap();
     failure.details.insert("need".into(), "5".into());

@@ -1,0 +1,242 @@
+//! `osctld.toml`: how the daemon works. What it works towards is said by drop-ins and requests.
+
+use super::{Error, ErrorKind, Result, bytes};
+use std::num::{NonZeroU32, NonZeroU64};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// The settings. What no file says is `None`: our own choice.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Config {
+    /// How images are fetched.
+    pub pull: Pull,
+}
+
+/// `[pull]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pull {
+    /// Layers that are fetched at the same time.
+    pub connections: Option<NonZeroU32>,
+    /// Layers that are imported at the same time.
+    pub importers: Option<NonZeroU32>,
+    /// Bytes a second, for all layers of the OS image together.
+    pub rate_limit: Option<NonZeroU64>,
+}
+
+/// A setting, for messages and the manual page.
+#[derive(Debug)]
+pub struct Key {
+    /// The table that it stands in.
+    pub table: &'static str,
+    /// Its name there.
+    pub name: &'static str,
+    /// What its value is.
+    pub value: &'static str,
+    /// What it does.
+    pub about: &'static str,
+}
+
+/// All settings that there are.
+pub const KEYS: &[Key] = &[
+    Key {
+        table: "pull",
+        name: "connections",
+        value: "a number from 1 on",
+        about: "How many layers are fetched at the same time.",
+    },
+    Key {
+        table: "pull",
+        name: "importers",
+        value: "a number from 1 on",
+        about: "How many layers are unpacked into the repository at the same time; one for each CPU if it is not set.",
+    },
+    Key {
+        table: "pull",
+        name: "rate-limit",
+        value: "a number of bytes, or a text with a suffix: \"500K\", \"2Mi\"",
+        about: "How many bytes a second of the OS image may be downloaded. An upgrade or rebase with --rate-limit has its own. \
+                Bound images are fetched by skopeo, which knows no limit.",
+    },
+];
+
+impl Config {
+    /// Reads one file. `file` is its path, for messages. A key that is not known is refused.
+    pub fn parse(text: &str, file: &str) -> Result<Config> {
+        let place = Place { text, file };
+        let root = DeTable::parse(text).map_err(|e| {
+            place.refused(e.span().map_or(0, |s| s.start), format!("is not valid TOML: {}", e.message()))
+        })?;
+        let mut config = Config::default();
+        for (table, value) in in_order(root.get_ref()) {
+            let names: Vec<&Key> = KEYS.iter().filter(|k| k.table == table.get_ref()).collect();
+            if names.is_empty() {
+                let mut tables: Vec<String> = KEYS.iter().map(|k| format!("[{}]", k.table)).collect();
+                tables.dedup();
+                return Err(place.unknown(table, &tables.join(", ")));
+            }
+            let DeValue::Table(entries) = value.get_ref() else {
+                return Err(place.wrong(table, "a table"));
+            };
+            for (key, value) in in_order(entries) {
+                let Some(known) = names.iter().find(|k| k.name == key.get_ref()) else {
+                    let allowed: Vec<&str> = names.iter().map(|k| k.name).collect();
+                    return Err(place.unknown(key, &allowed.join(", ")));
+                };
+                let read = match (known.table, known.name) {
+                    ("pull", "connections") => count(value).map(|n| config.pull.connections = Some(n)),
+                    ("pull", "importers") => count(value).map(|n| config.pull.importers = Some(n)),
+                    ("pull", "rate-limit") => rate(value).map(|n| config.pull.rate_limit = Some(n)),
+                    _ => None,
+                };
+                read.ok_or_else(|| place.wrong(key, known.value))?;
+            }
+        }
+        Ok(config)
+    }
+
+    /// These settings, and where they say nothing, those of before.
+    #[must_use]
+    pub fn over(self, before: Config) -> Config {
+        // Destructured, so that a new setting has to be thought of.
+        let Config { pull: Pull { connections, importers, rate_limit } } = self;
+        Config {
+            pull: Pull {
+                connections: connections.or(before.pull.connections),
+                importers: importers.or(before.pull.importers),
+                rate_limit: rate_limit.or(before.pull.rate_limit),
+            },
+        }
+    }
+}
+
+type Name<'a, 'b> = &'a Spanned<std::borrow::Cow<'b, str>>;
+
+/// The entries as they stand in the file: the first mistake is the one that is reported.
+fn in_order<'a, 'b>(table: &'a DeTable<'b>) -> Vec<(Name<'a, 'b>, &'a Spanned<DeValue<'b>>)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+fn integer(value: &Spanned<DeValue<'_>>) -> Option<u64> {
+    match value.get_ref() {
+        DeValue::Integer(i) => u64::from_str_radix(i.as_str(), i.radix()).ok(),
+        _ => None,
+    }
+}
+
+fn count(value: &Spanned<DeValue<'_>>) -> Option<NonZeroU32> {
+    integer(value).and_then(|n| u32::try_from(n).ok()).and_then(NonZeroU32::new)
+}
+
+fn rate(value: &Spanned<DeValue<'_>>) -> Option<NonZeroU64> {
+    match value.get_ref() {
+        DeValue::String(text) => bytes::parse_rate(text).ok(),
+        _ => integer(value).and_then(NonZeroU64::new),
+    }
+}
+
+struct Place<'a> {
+    text: &'a str,
+    file: &'a str,
+}
+
+impl Place<'_> {
+    fn refused(&self, at: usize, why: String) -> Error {
+        let line = self.text[..at.min(self.text.len())].matches('\n').count() + 1;
+        Error::new(ErrorKind::InvalidArgument, format!("{}:{line}: {why}", self.file))
+            .detail("file", self.file)
+            .detail("line", line)
+    }
+
+    fn unknown(&self, key: Name<'_, '_>, allowed: &str) -> Error {
+        let key_name = key.get_ref();
+        self.refused(key.span().start, format!("unknown key {key_name:?}"))
+            .hint(format!("what can stand there: {allowed}; see osctld.toml(5)"))
+            .detail("key", key_name)
+    }
+
+    fn wrong(&self, key: Name<'_, '_>, wanted: &str) -> Error {
+        let key_name = key.get_ref();
+        self.refused(key.span().start, format!("{key_name} must be {wanted}")).detail("key", key_name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pull(connections: u32, importers: u32, rate: u64) -> Config {
+        let pull = Pull {
+            connections: NonZeroU32::new(connections),
+            importers: NonZeroU32::new(importers),
+            rate_limit: NonZeroU64::new(rate),
+        };
+        Config { pull }
+    }
+
+    #[test]
+    fn a_file_says_what_it_wants_to_and_nothing_else() {
+        for (text, expected) in [
+            ("", pull(0, 0, 0)),
+            ("[pull]\n", pull(0, 0, 0)),
+            ("# x\n[pull]\nconnections = 6\nimporters = 0x2\nrate-limit = 5000\n", pull(6, 2, 5000)),
+            ("pull.rate-limit = \"2Mi\"\n", pull(0, 0, 2 << 20)),
+        ] {
+            assert_eq!(Config::parse(text, "f").unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_file_line_key_and_what_is_allowed() {
+        let wrong_rate = "rate-limit must be a number of bytes, or a text with a suffix: \"500K\", \"2Mi\"";
+        for (text, line, why, key, hint) in [
+            ("x", 1, "is not valid TOML: ", None, None),
+            ("\n[pul]\n", 2, "unknown key \"pul\"", Some("pul"), Some("[pull]")),
+            ("pull = 1", 1, "pull must be a table", Some("pull"), None),
+            (
+                "[pull]\nconnections = 2\nrate = 5\n",
+                3,
+                "unknown key \"rate\"",
+                Some("rate"),
+                Some("connections, importers, rate-limit"),
+            ),
+            (
+                "[pull]\nconnections = 0",
+                2,
+                "connections must be a number from 1 on",
+                Some("connections"),
+                None,
+            ),
+            ("[pull]\nimporters = \"2\"", 2, "importers must be a number from 1 on", Some("importers"), None),
+            ("[pull]\nimporters = -1", 2, "importers must be a number from 1 on", Some("importers"), None),
+            ("[pull]\nrate-limit = 1.5", 2, wrong_rate, Some("rate-limit"), None),
+            ("[pull]\nrate-limit = \"1 MB\"", 2, wrong_rate, Some("rate-limit"), None),
+        ] {
+            let error = Config::parse(text, "/etc/osctl/osctld.toml").unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidArgument, "{text}");
+            let start = format!("/etc/osctl/osctld.toml:{line}: {why}");
+            assert!(error.to_string().starts_with(&start), "{text}: {error}");
+            assert_eq!(error.details["line"], line.to_string());
+            assert_eq!(error.details.get("key").map(String::as_str), key, "{text}");
+            assert!(
+                error.hint.as_deref().unwrap_or_default().contains(hint.unwrap_or_default()),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_later_file_does_not_say_stays() {
+        assert_eq!(pull(0, 3, 7).over(pull(1, 2, 0)), pull(1, 3, 7));
+        assert_eq!(Config::default().over(pull(1, 2, 3)), pull(1, 2, 3));
+    }
+
+    #[test]
+    fn every_key_of_the_table_is_read() {
+        for key in KEYS {
+            let text = format!("[{}]\n{} = 7\n", key.table, key.name);
+            assert_ne!(Config::parse(&text, "f").unwrap(), Config::default(), "{text}");
+        }
+    }
+}
