@@ -35,6 +35,8 @@ const CONNECT: Duration = Duration::from_secs(20);
 const TELL_EVERY: u64 = 256 << 10;
 /// A wait is interrupted so often to say that it goes on.
 const ALIVE: Duration = Duration::from_secs(5);
+/// How often a request that is not let in gets other credentials.
+const LOGINS: usize = 2;
 /// What a token server may say.
 const MAX_TOKEN: usize = 1 << 20;
 /// So many bytes make an attempt one that got somewhere.
@@ -354,30 +356,31 @@ impl Place {
         digest: &crate::model::image::Digest,
         from: u64,
     ) -> Result<Response, Trouble> {
-        let pass = self.pass.lock().await.clone();
-        let response = self.request(doing, digest, from, pass.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return Ok(response);
-        }
-        let challenge = response
-            .headers()
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| challenge::parse(value.to_str().ok()?))
-            .max_by_key(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-        let Some(challenge) = challenge else { return Ok(response) };
-        let pass = {
+        let mut pass = self.pass.lock().await.clone();
+        // A token may expire, and another connection may have used up the one that replaced it.
+        for _ in 0..LOGINS {
+            let response = self.request(doing, digest, from, pass.as_ref()).await?;
+            if response.status() != StatusCode::UNAUTHORIZED {
+                return Ok(response);
+            }
+            let challenge = response
+                .headers()
+                .get_all(WWW_AUTHENTICATE)
+                .iter()
+                .filter_map(|value| challenge::parse(value.to_str().ok()?))
+                .max_by_key(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+            let Some(challenge) = challenge else { return Ok(response) };
             let mut current = self.pass.lock().await;
-            // Another connection was told the same, and has a newer one by now.
             if *current == pass {
                 *current = self.answer(doing, &challenge).await?;
             }
-            current.clone()
-        };
-        match pass {
-            Some(pass) => self.request(doing, digest, from, Some(&pass)).await,
-            None => Ok(response),
+            // The same again would be refused again.
+            if *current == pass {
+                return Ok(response);
+            }
+            pass.clone_from(&current);
         }
+        self.request(doing, digest, from, pass.as_ref()).await
     }
 
     async fn request(
