@@ -17,7 +17,11 @@ async fn run(repo: &str, image: &str, timings: bool) -> osctl::model::Result<()>
     let base = pull::pull(&cx, Path::new(repo), &resolved, &opts).await?;
     println!("{}", base.commit);
     if timings {
-        eprintln!("resolve {:.3} s, pull {:.3} s", known.as_secs_f64(), (started.elapsed() - known).as_secs_f64());
+        eprintln!(
+            "resolve {:.3} s, pull {:.3} s",
+            known.as_secs_f64(),
+            (started.elapsed() - known).as_secs_f64()
+        );
     }
     Ok(())
 }
@@ -34,7 +38,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
     match runtime.block_on(run(repo, image, timings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
