@@ -190,15 +190,18 @@ def measure(command, log, disk, known):
             os.write(2, f"{command[0]}: {error}\n".encode())
             os._exit(127)
     peak = 0
-    with os.fdopen(os.pidfd_open(pid)) as ended:
-        while not select.select([ended], [], [], SAMPLE)[0]:
-            peak = max(peak, memory(group.pids()))
-    exited = time.monotonic() - started
-    if disk:
-        disk.sync()
-    wall = time.monotonic() - started
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    cpu, user, system = group.close()
+    try:
+        with os.fdopen(os.pidfd_open(pid)) as ended:
+            while not select.select([ended], [], [], SAMPLE)[0]:
+                peak = max(peak, memory(group.pids()))
+        exited = time.monotonic() - started
+        if disk:
+            disk.sync()
+        wall = time.monotonic() - started
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        # Also when somebody ends us: COMMAND goes too.
+        cpu, user, system = group.close()
     others = busy() - used_by(known) - before - cpu
     kernel = sum(used - threads.get(pid, 0) for pid, used in kernel_threads().items())
     result = {"wall": wall, "exit": exited, "cpu": cpu, "user": user, "system": system, "peak": peak, "kernel": kernel}
@@ -218,6 +221,7 @@ def main():
     p.add_argument("--log", default="/dev/null")
     p.add_argument("command", nargs="+")
     a = p.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     status, result = measure(a.command, a.log, a.disk and Disk(a.disk), a.known)
     if status == 0:
         with open(a.results, "a", encoding="utf-8") as f:
