@@ -188,7 +188,7 @@ scenario_floor() {
     {
       measured floor download sh -c 'exec skopeo copy --quiet --insecure-policy --src-tls-verify=false "docker://$0" "dir:$1"' "$REGISTRY/os:v1" "$DISK/dir"
       measured floor decompress sh -c 'xargs -n 1 -P "$(nproc)" "$0" -dc <"$1" >/dev/null' "$gunzip" "$layers"
-      measured floor hash sh -c 'find "$0" -type f -print0 | xargs -0 -n 500 -P "$(nproc)" openssl dgst -sha256 >/dev/null' "$tree"
+      measured floor hash sh -c 'find "$0" -type f -print0 | xargs -0 -n 2000 -P "$(nproc)" openssl dgst -sha256 >/dev/null' "$tree"
       new_loopfs "$BENCH/disk.img" "$DISK_SIZE" "$DISK"
       measured floor write sh -c 'cp -a "$0" "$1/tree" && sync -f "$1"' "$tree" "$DISK"
     }

@@ -3,12 +3,13 @@
 
 usage: measure.py RESULTS SCENARIO TOOL [--disk MOUNTPOINT] [--known PID]... [--log FILE] -- COMMAND...
 
-wall     seconds from exec to exit of COMMAND
+wall     seconds from exec until what COMMAND wrote is on the disk: its exit, and a sync of MOUNTPOINT. The reference
+         importer leaves with its reference in memory only; who leaves with everything on the disk pays a millisecond.
+exit     seconds from exec to exit
 cpu      CPU seconds of everything it started: a cgroup of its own, or, without cgroup v2, the sum over descendants
 peak     bytes: the highest sum of RssAnon and RssShmem over those processes, looked at every 20 ms. The page cache
          and the code of programs do not count: the kernel takes them back when it needs them.
-written  bytes that the disk below MOUNTPOINT was told to write until everything was on it
-unsynced seconds that a sync takes after the exit: not part of wall
+written  bytes that the disk below MOUNTPOINT was told to write
 kernel   CPU seconds of kernel threads, which write back what COMMAND left to them
 others   CPU seconds of everything else during the run but --known (registry, proxy): disturbance
 """
@@ -159,11 +160,8 @@ class Disk:
         self.stat = f"/sys/dev/block/{os.major(dev)}:{os.minor(dev)}/stat"
 
     def sync(self):
-        """Returns how long it took."""
-        started = time.monotonic()
         if ctypes.CDLL(None, use_errno=True).syncfs(self.fd):
             raise OSError(ctypes.get_errno(), "syncfs")
-        return time.monotonic() - started
 
     def written(self):
         return int(read(self.stat).split()[6]) * 512
@@ -192,18 +190,23 @@ def measure(command, log, disk, known):
             os.write(2, f"{command[0]}: {error}\n".encode())
             os._exit(127)
     peak = 0
-    with os.fdopen(os.pidfd_open(pid)) as ended:
-        while not select.select([ended], [], [], SAMPLE)[0]:
-            peak = max(peak, memory(group.pids()))
-    wall = time.monotonic() - started
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    cpu, user, system = group.close()
+    try:
+        with os.fdopen(os.pidfd_open(pid)) as ended:
+            while not select.select([ended], [], [], SAMPLE)[0]:
+                peak = max(peak, memory(group.pids()))
+        exited = time.monotonic() - started
+        if disk:
+            disk.sync()
+        wall = time.monotonic() - started
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        # Also when somebody ends us: COMMAND goes too.
+        cpu, user, system = group.close()
     others = busy() - used_by(known) - before - cpu
     kernel = sum(used - threads.get(pid, 0) for pid, used in kernel_threads().items())
-    result = {"wall": wall, "cpu": cpu, "user": user, "system": system, "peak": peak, "kernel": kernel}
+    result = {"wall": wall, "exit": exited, "cpu": cpu, "user": user, "system": system, "peak": peak, "kernel": kernel}
     result["others"] = max(0, others - kernel)
     if disk:
-        result["unsynced"] = disk.sync()
         result["written"] = disk.written() - written
     return status, result
 
@@ -218,6 +221,7 @@ def main():
     p.add_argument("--log", default="/dev/null")
     p.add_argument("command", nargs="+")
     a = p.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     status, result = measure(a.command, a.log, a.disk and Disk(a.disk), a.known)
     if status == 0:
         with open(a.results, "a", encoding="utf-8") as f:
