@@ -25,6 +25,8 @@ pub(super) fn parse(properties: &Dict) -> Result<Job> {
     (job.bytes_done, job.bytes_total) = (p.get("BytesDone")?, p.get("BytesTotal")?);
     (job.items_done, job.items_total) = (p.get("ItemsDone")?, p.get("ItemsTotal")?);
     job.current_item = p.text("CurrentItem")?;
+    let parts: Vec<(String, u64, u64)> = p.get("Parts")?;
+    job.parts = parts.into_iter().map(|(name, done, total)| (name, (done, total))).collect();
     (job.started, job.finished) = (p.get("Started")?, p.get("Finished")?);
     job.point_of_no_return = p.get("PointOfNoReturn")?;
     job.messages = p.get("Messages")?;

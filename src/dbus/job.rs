@@ -115,6 +115,12 @@ impl JobObject {
         self.get(|j| j.current_item.clone())
     }
 
+    /// Items that are on their way, by name: bytes so far, and in all.
+    #[zbus(property)]
+    fn parts(&self) -> Vec<(String, u64, u64)> {
+        self.get(|j| j.parts.iter().map(|(name, (done, total))| (name.clone(), *done, *total)).collect())
+    }
+
     /// Who asked: client id, uid, unit.
     #[zbus(property(emits_changed_signal = "const"))]
     fn initiator(&self) -> (String, u32, String) {

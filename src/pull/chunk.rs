@@ -82,6 +82,19 @@ enum Part {
     XattrsLink,
 }
 
+impl Part {
+    /// The type of the object that it is, or belongs to.
+    fn kind(&self) -> ostree::ObjectType {
+        match self {
+            Part::Commit => ostree::ObjectType::Commit,
+            Part::CommitMeta => ostree::ObjectType::CommitMeta,
+            Part::DirTree => ostree::ObjectType::DirTree,
+            Part::DirMeta => ostree::ObjectType::DirMeta,
+            Part::File | Part::Xattrs | Part::XattrsLink => ostree::ObjectType::File,
+        }
+    }
+}
+
 /// The checksum and the kind of an entry; `None` for what does not count.
 fn part(path: &str) -> Result<Option<(String, Part)>> {
     let Some(path) = path.trim_start_matches("./").trim_start_matches('/').strip_prefix(REPOSITORY) else {
@@ -188,13 +201,15 @@ impl<'a> Objects<'a> {
                     .write_commit_detached_metadata(checksum, Some(&value), gio::Cancellable::NONE)
                     .doing("writing the commit's metadata")?;
             }
+            // Most of an update's are those of the version before.
+            Part::DirTree | Part::DirMeta if self.has(part.kind(), checksum)? => {}
             Part::DirTree => {
                 let value = variant::<ostree::TreeVariantType>(bytes(entry, &mut archive, MAX_METADATA)?);
-                self.write_metadata(ostree::ObjectType::DirTree, checksum, &value)?;
+                self.write_metadata(part.kind(), checksum, &value)?;
             }
             Part::DirMeta => {
                 let value = variant::<ostree::DirmetaVariantType>(bytes(entry, &mut archive, MAX_METADATA)?);
-                self.write_metadata(ostree::ObjectType::DirMeta, checksum, &value)?;
+                self.write_metadata(part.kind(), checksum, &value)?;
             }
             Part::Xattrs => {
                 let found = self.keep_xattrs(bytes(entry, &mut archive, MAX_XATTRS)?)?;
@@ -254,6 +269,12 @@ impl<'a> Objects<'a> {
             return Err(broken(format!("object {checksum} is a sparse file")));
         }
         Ok(object::write_streamed(self.repo, header, size, archive.into_data(), checksum)?.into_archive())
+    }
+
+    fn has(&self, kind: ostree::ObjectType, checksum: &str) -> Result<bool> {
+        self.repo
+            .has_object(kind, checksum, gio::Cancellable::NONE)
+            .doing_with(|| format!("looking for object {checksum}"))
     }
 
     fn write_commit(&mut self, checksum: &str, bytes: &[u8]) -> Result<()> {

@@ -45,7 +45,7 @@ pub(super) fn write(
     repo.transaction_set_ref(None, &refs::of_image(&resolved.image)?, Some(&commit));
     repo.transaction_set_ref(None, &refs::claim(&resolved.image)?, Some(&commit));
     // The ref becomes visible in here, after the objects were synced.
-    transaction.commit(gio::Cancellable::NONE).doing_with(doing)?;
+    refs::commit(repo, transaction)?;
     Ok(commit.into())
 }
 

@@ -304,8 +304,10 @@ impl Crew<'_> {
     /// Imports one layer after the other, until there is none left or one failed.
     fn importer(&self) -> Result<()> {
         let repo = open(self.repo_path)?;
-        let doing = "committing layers; the running system is unchanged";
-        let begin = || repo.auto_transaction(gio::Cancellable::NONE).doing(doing);
+        let begin = || {
+            let doing = "beginning a transaction; the running system is unchanged";
+            repo.auto_transaction(gio::Cancellable::NONE).doing(doing)
+        };
         let mut transaction = begin()?;
         let (mut since, mut bytes, mut finished) = (Instant::now(), 0_u64, Vec::new());
         loop {
@@ -326,7 +328,7 @@ impl Crew<'_> {
             bytes = bytes.saturating_add(todo.layer.size);
             if since.elapsed() >= COMMIT_AFTER || bytes >= COMMIT_BYTES {
                 let _local = Local::work();
-                transaction.commit(gio::Cancellable::NONE).doing(doing)?;
+                refs::commit(&repo, transaction)?;
                 self.release(&mut finished)?;
                 transaction = begin()?;
                 (since, bytes) = (Instant::now(), 0);
@@ -334,7 +336,7 @@ impl Crew<'_> {
         }
         // Also after an error: what is finished is kept.
         let _local = Local::work();
-        transaction.commit(gio::Cancellable::NONE).doing(doing)?;
+        refs::commit(&repo, transaction)?;
         self.release(&mut finished)
     }
 

@@ -26,6 +26,7 @@ mod counts;
 mod encapsulated;
 mod estimate;
 mod fetch;
+mod gunzip;
 mod import;
 mod labels;
 mod layer;
@@ -50,7 +51,7 @@ mod fixture;
 mod tests;
 
 pub use estimate::{layer_commits, layers};
-pub use fetch::Patience;
+pub use fetch::{Patience, forget_spool};
 pub use import::import_in_process;
 pub use refs::{find, forget_unused, has_unused, retain, retain_latest};
 pub use resolve::resolve_in_process;

@@ -157,7 +157,22 @@ pub(super) fn name(repo: &ostree::Repo, image: &ImageRef, commit: &str) -> Resul
 
 fn write(repo: &ostree::Repo, name: &str, commit: &str) -> Result<()> {
     repo.set_ref_immediate(None, name, Some(commit), gio::Cancellable::NONE)
-        .doing_with(|| format!("writing ref {name}"))
+        .doing_with(|| format!("writing ref {name}"))?;
+    durable(repo)
+}
+
+/// Commits a transaction with its refs, for good.
+pub(super) fn commit(repo: &ostree::Repo, transaction: ostree::TransactionGuard<'_>) -> Result<()> {
+    transaction
+        .commit(gio::Cancellable::NONE)
+        .doing("committing to the repository; the running system is unchanged")?;
+    durable(repo)
+}
+
+/// libostree syncs the objects and the contents of a ref, and renames the ref to its name after that (seen with 2022.7: a power
+/// cut right behind its return takes the ref back).
+fn durable(repo: &ostree::Repo) -> Result<()> {
+    rustix::fs::syncfs(repo.dfd_borrow()).doing("syncing the repository")
 }
 
 /// The refs of ours that keep bases which are neither in `keep` nor the last one that was downloaded.

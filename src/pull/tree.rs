@@ -4,6 +4,8 @@
 //! top level need. Directories that nobody opened keep their checksum and cost nothing to write.
 
 use crate::model::{Context, Error, ErrorKind, Result};
+use gvariant::aligned_bytes::TryAsAligned;
+use gvariant::{Marker, Structure};
 use ostree_ext::gio::prelude::*;
 use ostree_ext::{gio, glib, ostree};
 use std::collections::{BTreeMap, HashSet};
@@ -168,21 +170,25 @@ pub(super) fn visit(
 }
 
 fn load(repo: &ostree::Repo, checksum: &str) -> Result<Entries> {
+    let damaged = || Error::new(ErrorKind::Corrupt, format!("directory object {checksum} is malformed"));
     let tree = repo
         .load_variant(ostree::ObjectType::DirTree, checksum)
         .doing_with(|| format!("reading directory {checksum}"))?;
-    let (files, dirs) = tree
-        .get::<DirTree>()
-        .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("directory object {checksum} is malformed")))?;
-    Ok(Entries {
-        files: files.into_iter().map(|(name, sum)| (name, hex::encode(sum))).collect(),
-        dirs: dirs
-            .into_iter()
-            .map(|(name, contents, meta)| {
-                (name, Dir { meta: hex::encode(meta), contents: Contents::Stored(hex::encode(contents)) })
-            })
-            .collect(),
-    })
+    // GLib makes an object of every name and checksum; a tree has 60,000 of them.
+    let data = tree.data_as_bytes();
+    let data = data.try_as_aligned().map_err(|_| damaged())?;
+    let (files, dirs) = gvariant::gv!("(a(say)a(sayay))").cast(data).into();
+    let mut entries = Entries::default();
+    for file in files {
+        let (name, sum) = file.to_tuple();
+        entries.files.insert(name.to_str().to_owned(), hex::encode(sum));
+    }
+    for dir in dirs {
+        let (name, contents, meta) = dir.to_tuple();
+        let dir = Dir { meta: hex::encode(meta), contents: Contents::Stored(hex::encode(contents)) };
+        entries.dirs.insert(name.to_str().to_owned(), dir);
+    }
+    Ok(entries)
 }
 
 fn write_metadata(repo: &ostree::Repo, kind: ostree::ObjectType, value: &glib::Variant) -> Result<String> {

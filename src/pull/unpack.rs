@@ -8,6 +8,7 @@
 //! So download, decompression and hashing of one layer overlap with the writing of its objects, also where an image has
 //! one layer only. What is in flight is bounded by the number and size of the blocks.
 
+use super::gunzip::Gunzip;
 use super::pulse;
 use super::types::Layer;
 use crate::model::image::Digest;
@@ -158,7 +159,7 @@ fn stream(
 fn decompressor<'a>(mut blob: impl io::BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let start = blob.fill_buf()?;
     Ok(if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(blob))
+        Box::new(Gunzip::new(blob))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || start.starts_with(&[0x50, 0x2a, 0x4d, 0x18]) {
         // The second magic is a skippable frame, which zstd:chunked may start with.
         Box::new(zstd::stream::read::Decoder::with_buffer(blob)?)

@@ -84,6 +84,12 @@ pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOp
     if matches!(opts.worker, Worker::InProcess) {
         return import_in_process(&reporter(cx), repo_path, resolved, opts).await;
     }
+    // A process for nothing would be most of what it costs to find that there is nothing to do.
+    let (path, image) = (repo_path.to_owned(), resolved.clone());
+    let here = tokio::task::spawn_blocking(move || import::found(&import::open(&path)?, &image));
+    if let Some(base) = here.await.doing("looking for the image")?? {
+        return Ok(base);
+    }
     call(cx, &resolved.image, opts, opts.patience.stall * 2, Privilege::Kept, |opts| Request::Pull {
         repo: repo_path.to_owned(),
         resolved: Box::new(resolved.clone()),

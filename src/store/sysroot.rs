@@ -27,6 +27,11 @@ impl Layout {
     pub fn repo(&self) -> PathBuf {
         self.sysroot.join("ostree/repo")
     }
+
+    /// Where blobs lie until their layer is in the repository.
+    pub fn spool(&self) -> PathBuf {
+        self.state.join("spool")
+    }
 }
 
 /// Opens the sysroot for reading. Takes no lock.

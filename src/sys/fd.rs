@@ -33,6 +33,9 @@ pub fn inherited(fd: u32) -> Result<File> {
     Ok(File::from(ours))
 }
 
+/// Above all numbers that a child is given.
+const HIGH: i32 = 64;
+
 /// A file without a name, with this content, that a child of any user can open by `/proc/self/fd/N`: the access mode of
 /// such a file lets everybody in, and nobody else can get at it.
 pub fn in_memory(content: &[u8]) -> Result<OwnedFd> {
@@ -40,9 +43,9 @@ pub fn in_memory(content: &[u8]) -> Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("osctl", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)
         .or_else(|_| rustix::fs::memfd_create("osctl", MemfdFlags::CLOEXEC))
         .doing(doing)?;
-    let mut file = File::from(fd);
-    file.write_all(content).doing(doing)?;
-    Ok(file.into())
+    File::from(fd.try_clone().doing(doing)?).write_all(content).doing(doing)?;
+    // Out of the way of the numbers that children get: the child moves one after the other to its place.
+    rustix::io::fcntl_dupfd_cloexec(&fd, HIGH).doing(doing)
 }
 
 #[cfg(test)]

@@ -106,11 +106,20 @@ fn detail(job: &Job) -> String {
     if job.items_total > 0 {
         text.push_str(&format!(" {}/{}", job.items_done, job.items_total));
     }
-    if !job.current_item.is_empty() {
+    if job.parts.is_empty() && !job.current_item.is_empty() {
         text.push_str(&format!(" {}", job.current_item));
+    }
+    for (name, (done, total)) in job.parts.iter().take(SHOWN) {
+        let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(0);
+        // A digest is told from the others by its beginning.
+        let name: String = name.trim_start_matches("sha256:").chars().take(12).collect();
+        text.push_str(&format!("  {name} {percent} %"));
     }
     text
 }
+
+/// As many items on their way fit beside the rest of a line.
+const SHOWN: usize = 3;
 
 /// One line per step, quarter of a transfer and message, so that a log stays short.
 #[derive(Debug, Default)]

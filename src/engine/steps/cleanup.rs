@@ -19,8 +19,9 @@ pub async fn cleanup(job: &Job<'_>, mut result: JobResult) -> Result<JobResult> 
 
 /// The same where nothing else was done, if earlier jobs left anything. Nothing to do costs no more than a look.
 pub async fn leftovers(job: &Job<'_>, result: JobResult) -> Result<JobResult> {
-    let any = job.store.run(job.cx, |s, _| prune::has_leftovers(s)).await;
-    if any? { cleanup(job, result).await } else { Ok(result) }
+    let any = job.store.run(job.cx, |s, _| prune::has_leftovers(s)).await?;
+    let spooled = std::fs::read_dir(job.env.layout.spool()).is_ok_and(|mut spool| spool.next().is_some());
+    if any || spooled { cleanup(job, result).await } else { Ok(result) }
 }
 
 async fn run(job: &Job<'_>) -> Result<(), Error> {
@@ -28,6 +29,8 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
     if pruned.freed > 0 {
         job.cx.message(format!("freed {} MiB of old deployments", pruned.freed >> 20));
     }
+    // Of an image that is not wanted any more: the one of this job is in the repository.
+    crate::pull::forget_spool(&job.env.layout.spool())?;
     let journal = job.env.journal()?;
     if journal.pending()?.is_some() {
         // What the running system needs may still be needed if the staged one does not come up: after its boot.

@@ -62,7 +62,7 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
         connections: pull.connections,
         importers: pull.importers,
         tmp: Some(env.layout.state.join("tmp")),
-        spool: Some(env.layout.state.join("spool")),
+        spool: Some(env.layout.spool()),
         config_root: Some(env.layout.config_root.clone()),
         ..Default::default()
     })

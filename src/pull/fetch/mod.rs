@@ -248,3 +248,13 @@ async fn open(resolved: &Resolved, opts: &FetchOptions) -> Result<Source> {
     )
     .hint("try again: the image was replaced meanwhile"))
 }
+
+/// Removes what transfers that broke off have left in a spool.
+pub fn forget_spool(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).doing_with(|| format!("emptying the spool {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
