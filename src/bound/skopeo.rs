@@ -77,7 +77,8 @@ impl Skopeo {
                 policy = Some(path);
             }
         }
-        command.args(options(policy.as_deref(), self.registries().map(Path::new)));
+        let lookaside = auth::lookaside(&self.config_root);
+        command.args(options(policy.as_deref(), self.registries().map(Path::new), lookaside.as_deref()));
         if matches!(trust, Trust::Verified) {
             command.arg("--insecure-policy");
         }

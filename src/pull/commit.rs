@@ -42,10 +42,12 @@ pub(super) fn write(
             gio::Cancellable::NONE,
         )
         .doing_with(doing)?;
-    repo.transaction_set_ref(None, &refs::of_image(&resolved.image)?, Some(&commit));
-    repo.transaction_set_ref(None, &refs::claim(&resolved.image)?, Some(&commit));
+    let names = [refs::of_image(&resolved.image)?, refs::claim(&resolved.image)?];
+    for name in &names {
+        repo.transaction_set_ref(None, name, Some(&commit));
+    }
     // The ref becomes visible in here, after the objects were synced.
-    refs::commit(repo, transaction)?;
+    refs::commit(repo, transaction, &names)?;
     Ok(commit.into())
 }
 

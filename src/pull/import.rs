@@ -38,6 +38,8 @@ const COMMIT_AFTER: Duration = Duration::from_secs(5);
 const COMMIT_BYTES: u64 = 256 << 20;
 /// How often what was written is sent to the disk, so that a commit has little left to wait for.
 const WRITE_BACK: Duration = Duration::from_millis(350);
+/// A pull that is over by then has little to write.
+const FIRST_WRITE_BACK: Duration = Duration::from_secs(1);
 
 /// A layer that is not here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,7 +330,7 @@ impl Crew<'_> {
             bytes = bytes.saturating_add(todo.layer.size);
             if since.elapsed() >= COMMIT_AFTER || bytes >= COMMIT_BYTES {
                 let _local = Local::work();
-                refs::commit(&repo, transaction)?;
+                refs::commit(&repo, transaction, &self.names(&finished)?)?;
                 self.release(&mut finished)?;
                 transaction = begin()?;
                 (since, bytes) = (Instant::now(), 0);
@@ -336,7 +338,7 @@ impl Crew<'_> {
         }
         // Also after an error: what is finished is kept.
         let _local = Local::work();
-        refs::commit(&repo, transaction)?;
+        refs::commit(&repo, transaction, &self.names(&finished)?)?;
         self.release(&mut finished)
     }
 
@@ -352,6 +354,17 @@ impl Crew<'_> {
         self.supply.import(repo, at, todo)
     }
 
+    /// The refs of these layers.
+    fn names(&self, finished: &[usize]) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for at in finished {
+            let Todo { layer, what } = &self.todo[*at];
+            let made = if *what == What::Tree { Made::Layer } else { Made::Chunk };
+            names.extend([refs::of_layer(&layer.digest)?, refs::verified(made, &layer.digest)?]);
+        }
+        Ok(names)
+    }
+
     /// Gives the space of these blobs back: their layers are committed.
     fn release(&self, finished: &mut Vec<usize>) -> Result<()> {
         for at in finished.drain(..) {
@@ -365,8 +378,9 @@ impl Crew<'_> {
     /// Has what is written sent to the disk all the time, and not only when a commit waits for it.
     fn write_back(&self, done: &AtomicBool) {
         let Ok(dir) = std::fs::File::open(self.repo_path) else { return };
+        let mut wait = FIRST_WRITE_BACK;
         while !done.load(Ordering::Relaxed) {
-            std::thread::park_timeout(WRITE_BACK);
+            std::thread::park_timeout(std::mem::replace(&mut wait, WRITE_BACK));
             // A commit says what fails here.
             if !done.load(Ordering::Relaxed)
                 && let Err(error) = rustix::fs::syncfs(&dir)

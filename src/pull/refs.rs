@@ -7,7 +7,9 @@ use crate::model::{Context, Result};
 use ostree_ext::container::store::{BASE_IMAGE_PREFIX, gc_image_layers};
 use ostree_ext::oci_spec::image::ImageConfiguration;
 use ostree_ext::{gio, glib, ostree, refescape};
+use rustix::fs::{Mode, OFlags};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 const IMAGES: &str = "ostree/container/image";
 /// Below it the names of refs below [`IMAGES`] that we wrote, with the commits that we wrote to them.
@@ -158,21 +160,35 @@ pub(super) fn name(repo: &ostree::Repo, image: &ImageRef, commit: &str) -> Resul
 fn write(repo: &ostree::Repo, name: &str, commit: &str) -> Result<()> {
     repo.set_ref_immediate(None, name, Some(commit), gio::Cancellable::NONE)
         .doing_with(|| format!("writing ref {name}"))?;
-    durable(repo)
+    durable(repo, &[name.to_owned()])
 }
 
 /// Commits a transaction with its refs, for good.
-pub(super) fn commit(repo: &ostree::Repo, transaction: ostree::TransactionGuard<'_>) -> Result<()> {
+pub(super) fn commit(
+    repo: &ostree::Repo,
+    transaction: ostree::TransactionGuard<'_>,
+    names: &[String],
+) -> Result<()> {
     transaction
         .commit(gio::Cancellable::NONE)
         .doing("committing to the repository; the running system is unchanged")?;
-    durable(repo)
+    durable(repo, names)
 }
 
-/// libostree syncs the objects and the contents of a ref, and renames the ref to its name after that (seen with 2022.7: a power
-/// cut right behind its return takes the ref back).
-fn durable(repo: &ostree::Repo) -> Result<()> {
-    rustix::fs::syncfs(repo.dfd_borrow()).doing("syncing the repository")
+/// Has the names of refs on disk. libostree syncs objects and the content of a ref, and renames the ref to its name after that
+/// (seen with 2022.7: a power cut right behind its return takes the ref back).
+fn durable(repo: &ostree::Repo, names: &[String]) -> Result<()> {
+    const HEADS: &str = "refs/heads";
+    let paths: Vec<String> = names.iter().map(|name| format!("{HEADS}/{name}")).collect();
+    let parents = paths.iter().flat_map(|path| Path::new(path).ancestors().skip(1));
+    let dirs: BTreeSet<&Path> = parents.filter(|dir| dir.starts_with(HEADS)).collect();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    dirs.into_iter()
+        .try_for_each(|dir| {
+            let dir = rustix::fs::openat(repo.dfd_borrow(), dir, flags, Mode::empty())?;
+            rustix::fs::fsync(dir)
+        })
+        .doing("syncing refs")
 }
 
 /// The refs of ours that keep bases which are neither in `keep` nor the last one that was downloaded.

@@ -20,7 +20,11 @@ const MAX_CONFIG: u64 = 8 << 20;
 /// ostree-ext's replaces the user. Skopeo ends when its socket closes, and with our process group.
 pub(super) fn proxy_config(opts: &FetchOptions) -> ImageProxyConfig {
     let mut skopeo = Command::new("skopeo");
-    skopeo.args(skopeo::options(opts.policy.as_deref(), opts.registries.as_deref()));
+    skopeo.args(skopeo::options(
+        opts.policy.as_deref(),
+        opts.registries.as_deref(),
+        opts.lookaside.as_deref(),
+    ));
     skopeo.args(opts.tmp.iter().flat_map(|tmp| [OsStr::new("--tmpdir"), tmp.as_os_str()]));
     ImageProxyConfig {
         authfile: opts.auth_file.clone(),

@@ -38,7 +38,7 @@ pub(super) async fn check(image: &ImageRef, digest: &Digest, opts: &FetchOptions
         std::fs::write(&policy, text).doing_with(|| doing.clone())?;
     }
     let mut command = Command::new("skopeo");
-    command.args(skopeo::options(Some(&policy), opts.registries.as_deref()));
+    command.args(skopeo::options(Some(&policy), opts.registries.as_deref(), opts.lookaside.as_deref()));
     if let Some(tmp) = &opts.tmp {
         command.arg("--tmpdir").arg(tmp);
     }

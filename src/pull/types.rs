@@ -21,6 +21,8 @@ pub struct FetchOptions {
     pub policy: Option<PathBuf>,
     /// A containers-registries.conf(5) in place of the system's.
     pub registries: Option<PathBuf>,
+    /// A containers-registries.d(5), which says where signatures lie, in place of the system's.
+    pub lookaside: Option<PathBuf>,
     /// Where skopeo unpacks archives, and made if missing; `None` is its own choice, `/var/tmp`. What is left there by
     /// a killed pull is removed by the next one.
     pub tmp: Option<PathBuf>,

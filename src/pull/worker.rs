@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
@@ -124,8 +125,15 @@ enum Privilege {
 /// Makes the worker run as the user that fetches, and hands over what only root can read: the credentials for this image,
 /// the policy with its keys, and the configuration of the registries. By descriptor: nothing of it is in a file, or on a
 /// command line.
-async fn confine(cx: &Cx, command: &mut Command, image: &ImageRef, opts: &mut FetchOptions) -> Result<()> {
-    let Some((uid, gid)) = crate::sys::user::fetcher() else { return Ok(()) };
+///
+/// Returns what must live as long as the worker.
+async fn confine(
+    cx: &Cx,
+    command: &mut Command,
+    image: &ImageRef,
+    opts: &mut FetchOptions,
+) -> Result<Option<TempDir>> {
+    let Some((uid, gid)) = crate::sys::user::fetcher() else { return Ok(None) };
     let endpoints = fetch::endpoints_of(cx, image, opts).await?;
     let policy = opts.policy.clone().unwrap_or_else(|| policy::SYSTEM.into());
     // An unreadable one is skopeo's to complain about.
@@ -143,7 +151,27 @@ async fn confine(cx: &Cx, command: &mut Command, image: &ImageRef, opts: &mut Fe
         }
     }
     command.uid(uid).gid(gid).env("HOME", "/nonexistent").env_remove("XDG_RUNTIME_DIR");
-    Ok(())
+    let copies = opts.lookaside.as_deref().map(readable_copy).transpose().doing("copying registries.d")?;
+    if let Some(copies) = &copies {
+        opts.lookaside = Some(copies.path().to_owned());
+    }
+    Ok(copies)
+}
+
+/// The files of a directory, where everybody can read them: the way to a configuration of somebody's own may be closed.
+fn readable_copy(from: &Path) -> std::io::Result<TempDir> {
+    use std::os::unix::fs::PermissionsExt;
+    let to = TempDir::new()?;
+    std::fs::set_permissions(to.path(), std::fs::Permissions::from_mode(0o755))?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.path().is_file() {
+            let copy = to.path().join(entry.file_name());
+            std::fs::write(&copy, std::fs::read(entry.path())?)?;
+            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))?;
+        }
+    }
+    Ok(to)
 }
 
 async fn call<T: DeserializeOwned>(
@@ -170,9 +198,10 @@ async fn call<T: DeserializeOwned>(
             command
         }
     };
-    if let Privilege::Dropped = privilege {
-        confine(cx, &mut command, image, &mut opts).await?;
-    }
+    let _copies = match privilege {
+        Privilege::Dropped => confine(cx, &mut command, image, &mut opts).await?,
+        Privilege::Kept => None,
+    };
     let request = request(opts);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut line = serde_json::to_vec(&request).doing("writing the worker's request")?;

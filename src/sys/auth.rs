@@ -26,6 +26,13 @@ pub fn policy(config_root: &Dir) -> Option<PathBuf> {
     config_root.exists(path).then(|| host_path(config_root).join(path))
 }
 
+/// Where the configured root says where signatures lie, containers-registries.d(5), if it is not the running system's.
+pub fn lookaside(config_root: &Dir) -> Option<PathBuf> {
+    let path = "etc/containers/registries.d";
+    let root = host_path(config_root);
+    (root != std::path::Path::new("/") && config_root.is_dir(path)).then(|| root.join(path))
+}
+
 /// The credentials file to use: the image's own, else the first that exists; `None` means anonymous.
 ///
 /// A per-image file that does not exist is returned all the same: the pull then fails and names it, which is better

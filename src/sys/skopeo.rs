@@ -8,11 +8,12 @@ use crate::model::{Error, ErrorKind};
 use std::ffi::OsString;
 use std::path::Path;
 
-/// skopeo's global options: a signature policy and a registries' configuration other than the running system's.
+/// skopeo's global options: a signature policy, a registries' configuration and places of signatures
+/// (containers-registries.d(5)) other than the running system's.
 ///
 /// `--registries-conf` is hidden in skopeo's help, and the only way: it reads no variable for this.
-pub fn options(policy: Option<&Path>, registries: Option<&Path>) -> Vec<OsString> {
-    let options = [("--policy", policy), ("--registries-conf", registries)];
+pub fn options(policy: Option<&Path>, registries: Option<&Path>, lookaside: Option<&Path>) -> Vec<OsString> {
+    let options = [("--policy", policy), ("--registries-conf", registries), ("--registries.d", lookaside)];
     let given = options.into_iter().filter_map(|(name, path)| Some([name.into(), path?.into()]));
     given.flatten().collect()
 }

@@ -30,7 +30,7 @@ fn bad_images_are_refused_by_name_and_change_nothing() {
         (format!("{closed}/os:1"), "refused"),
         (list_for_another_machine(&world), "no variant for this architecture"),
         (truncated_archive(&world), "cut.tar"),
-        (damaged_layer(&world), "does not have the digest"),
+        (damaged_layer(&world), "arrived with the digest"),
         ("not a reference".to_owned(), "character"),
     ];
     for (image, wanted) in table {

@@ -3,7 +3,7 @@
 use crate::host::{Host, World, text};
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
 
 /// A key, and a place where its signatures lie.
 struct Signer {
@@ -11,10 +11,12 @@ struct Signer {
 }
 
 impl Signer {
-    fn new(world: &World) -> Signer {
+    fn new(world: &World, host: &Host) -> Signer {
         let signer = Signer { dir: tempfile::tempdir().unwrap() };
-        let configuration = signer.home().join(".config/containers/registries.d");
+        let configuration = host.etc().join("containers/registries.d");
         std::fs::create_dir_all(&configuration).unwrap();
+        // Signatures are for everybody, and whoever fetches is nobody in particular.
+        Command::new("chmod").arg("755").arg(signer.dir.path()).status().unwrap();
         let place = json!({"docker": {world.registry.address.clone():
             {"sigstore": format!("file://{}", signer.signatures().display())}}});
         // JSON is YAML.
@@ -24,10 +26,6 @@ impl Signer {
         signer.gpg(&["--quick-gen-key", "os@example.com", "default", "default", "never"]);
         signer.gpg(&["--armor", "--output", signer.key().to_str().unwrap(), "--export", "os@example.com"]);
         signer
-    }
-
-    fn home(&self) -> PathBuf {
-        self.dir.path().join("home")
     }
 
     fn gnupg(&self) -> PathBuf {
@@ -65,13 +63,8 @@ impl Signer {
         assert!(out.status.success(), "{}", text(&out));
     }
 
-    /// Runs osctl where the signatures are found.
-    fn osctl(&self, host: &Host, args: &[&str]) -> Output {
-        host.command(args).env("HOME", self.home()).output().unwrap()
-    }
-
     fn ok(&self, host: &Host, args: &[&str]) -> String {
-        let out = self.osctl(host, args);
+        let out = host.command(args).output().unwrap();
         assert!(out.status.success(), "{args:?}: {}", text(&out));
         text(&out)
     }
@@ -79,7 +72,7 @@ impl Signer {
     fn refused(&self, host: &Host, world: &World, args: &[&str], wanted: &str) {
         let before = host.deployments();
         world.registry.clear_log();
-        let out = self.osctl(host, args);
+        let out = host.command(args).output().unwrap();
         assert_eq!(out.status.code(), Some(1), "{args:?}: {}", text(&out));
         assert!(text(&out).contains(wanted), "{args:?}: {}", text(&out));
         let failure = host.status()["jobs"][0]["failure"].clone();
@@ -112,7 +105,7 @@ fn origin(host: &Host) -> String {
 fn a_host_that_asked_for_signatures_goes_on_asking_until_somebody_allows_less() {
     let world = World::new();
     let host = world.empty_host();
-    let signer = Signer::new(&world);
+    let signer = Signer::new(&world, &host);
     let by_key = json!({"type": "signedBy", "keyType": "GPGKeys", "keyPath": signer.key()});
     let address = world.registry.address.clone();
     policy(&host, by_key.clone(), &address);

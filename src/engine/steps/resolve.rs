@@ -56,6 +56,7 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
     Ok(FetchOptions {
         auth_file: auth::find_auth(&config_root, None),
         policy: auth::policy(&config_root),
+        lookaside: auth::lookaside(&config_root),
         registries: env.variable(auth::REGISTRIES_CONF).map(Into::into),
         drop_var: options.drop_var,
         rate_limit: options.rate_limit.or(pull.rate_limit),

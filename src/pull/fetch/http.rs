@@ -138,12 +138,13 @@ impl Fetch {
             here = 0;
         }
         (self.say)(Word::Here { blob, bytes: here });
-        let mut tries = 0;
+        let (mut tries, mut most) = (0, here);
         while here < wanted.size {
-            let before = here;
             let Err(trouble) = self.attempt(blob, wanted, &file, &mut here).await else { break };
-            // What got on is a bad connection, and not a registry that is not there.
-            tries = if here >= before + PROGRESS { 1 } else { tries + 1 };
+            // What got on is a bad connection, and not a registry that is not there. Coming again to where it was is no
+            // progress: a registry that has half a blob would be asked for ever.
+            tries = if here >= most.saturating_add(PROGRESS) { 1 } else { tries + 1 };
+            most = most.max(here);
             let wait = self.order.patience.wait(tries, trouble.after, dice());
             let Some(wait) = wait.filter(|_| trouble.passing) else { return Err(trouble.error) };
             let seconds = wait.as_secs_f64();
