@@ -634,7 +634,6 @@ mod tests {
             no_wait: true,
             kargs: vec!["quiet".into()],
             stateroot: Some("os".into()),
-            ..Options::default()
         };
         assert_eq!(decode(Verb::Rebase, &owned(encode(&options))).unwrap().options, options);
         assert!(encode(&Options::default()).is_empty());

@@ -135,7 +135,7 @@ impl Registry {
         std::thread::sleep(Duration::from_millis(50));
         let sent = |r: Request| {
             let (_, digest) = r.path.split_once("/blobs/")?;
-            (r.method == "GET" && r.status == 200).then(|| digest.to_owned())
+            (r.method == "GET" && matches!(r.status, 200 | 206)).then(|| digest.to_owned())
         };
         self.requests().into_iter().filter_map(sent).collect()
     }
