@@ -255,3 +255,86 @@ async fn layers_are_fetched_side_by_side() {
     pull(&Cx::detached(), &scratch.path("repo"), &resolved, &opts).await.unwrap();
     assert!(registry.peak_connections() >= 2, "{}", registry.peak_connections());
 }
+
+/// Processes that this one started, and theirs.
+fn descendants() -> Vec<String> {
+    let all: Vec<(u32, u32, String)> = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| {
+            let stat = std::fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
+            let (start, rest) = stat.rsplit_once(") ")?;
+            let mut fields = rest.split(' ');
+            let (state, parent) = (fields.next()?, fields.next()?.parse().ok()?);
+            (state != "Z").then_some((start.split(' ').next()?.parse().ok()?, parent, stat.clone()))
+        })
+        .collect();
+    let mut family = vec![std::process::id()];
+    let mut found = Vec::new();
+    while let Some(parent) = family.pop() {
+        for (pid, _, stat) in all.iter().filter(|(_, of, _)| *of == parent) {
+            family.push(*pid);
+            found.push(stat.clone());
+        }
+    }
+    found
+}
+
+/// Who fetches is nobody in particular, and the threads that work as root have no network.
+fn roles() {
+    let Some((fetcher, _)) = crate::sys::user::fetcher() else { return };
+    let ours = std::fs::read_link("/proc/self/ns/net").unwrap();
+    // The threads that work: the first one of a test program is the harness's.
+    let networked = |pid: &str| {
+        std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().any(|thread| {
+            let name = std::fs::read_to_string(thread.path().join("comm")).unwrap();
+            let works = ["import", "unpack", "write-back"].contains(&name.trim());
+            let network = std::fs::read_link(thread.path().join("ns/net")).unwrap();
+            works && network == ours
+        })
+    };
+    let mut seen = Vec::new();
+    for stat in descendants() {
+        let pid = stat.split(' ').next().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap().to_owned();
+        let ids: Vec<u32> = ids.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        assert!(!networked(pid), "{stat}");
+        seen.push(ids);
+    }
+    seen.sort();
+    assert_eq!(seen, [vec![0; 4], vec![fetcher; 4]]);
+}
+
+#[tokio::test]
+async fn a_pull_that_is_cancelled_is_over_soon_leaves_nobody_behind_and_goes_on_where_it_was() {
+    let scratch = Scratch::new();
+    let (registry, layout) = image(&scratch);
+    let opts = FetchOptions { worker: in_worker().worker, ..hasty(&scratch) };
+    let resolved = resolve(&Cx::detached(), &registry.image("os:1"), &opts).await.unwrap();
+    registry.fail(LAYER, Fault::Slow(200_000), Times::Always);
+    let spooled = scratch.path("spool").join(layout.layers[1].hex());
+    let here = || std::fs::metadata(&spooled).map_or(0, |m| m.len());
+    let cx = Cx::detached();
+    let (path, cancel) = (scratch.path("repo"), cx.clone());
+    let watch = async {
+        while here() < 100_000 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(descendants().len() >= 2, "a worker and a fetcher: {:?}", descendants());
+        roles();
+        assert!(cancel.cancel());
+        Instant::now()
+    };
+    let (pulled, cancelled) = tokio::join!(pull(&cx, &path, &resolved, &opts), watch);
+    assert_eq!(pulled.unwrap_err().kind, ErrorKind::Cancelled);
+    assert!(cancelled.elapsed() < Duration::from_secs(10), "{:?}", cancelled.elapsed());
+    assert_eq!(descendants(), Vec::<String>::new());
+    let (part, asked) = (here(), registry.requests().len());
+    assert!(part >= 100_000 && part < SIZE as u64, "{part}");
+    registry.heal();
+    let base = pull(&Cx::detached(), &path, &resolved, &opts).await.unwrap();
+    assert_eq!(scratch.tree(&base.commit)["/usr/content"], format!("644 {SIZE} bytes"));
+    let new = registry.requests().split_off(asked);
+    assert_eq!(new.iter().map(|r| r.part).collect::<Vec<_>>(), [Some(LAYER)], "{new:?}");
+    assert_eq!(new[0].range, Some((part, None)));
+}
