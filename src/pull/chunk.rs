@@ -202,7 +202,7 @@ impl<'a> Objects<'a> {
                     .doing("writing the commit's metadata")?;
             }
             // Most of an update's are those of the version before.
-            Part::DirTree | Part::DirMeta if self.has(part.kind(), checksum)? => {}
+            Part::DirTree | Part::DirMeta if object::is_here(self.repo, part.kind(), checksum)? => {}
             Part::DirTree => {
                 let value = variant::<ostree::TreeVariantType>(bytes(entry, &mut archive, MAX_METADATA)?);
                 self.write_metadata(part.kind(), checksum, &value)?;
@@ -245,7 +245,7 @@ impl<'a> Objects<'a> {
         if self.carries == Carries::Files && !self.files.insert(checksum.to_owned()) {
             return Err(broken(format!("object {checksum} comes twice")));
         }
-        if object::is_here(self.repo, checksum)? {
+        if object::is_here(self.repo, ostree::ObjectType::File, checksum)? {
             return Ok(archive);
         }
         let xattrs = self.xattrs.get(&xattrs);
@@ -269,12 +269,6 @@ impl<'a> Objects<'a> {
             return Err(broken(format!("object {checksum} is a sparse file")));
         }
         Ok(object::write_streamed(self.repo, header, size, archive.into_data(), checksum)?.into_archive())
-    }
-
-    fn has(&self, kind: ostree::ObjectType, checksum: &str) -> Result<bool> {
-        self.repo
-            .has_object(kind, checksum, gio::Cancellable::NONE)
-            .doing_with(|| format!("looking for object {checksum}"))
     }
 
     fn write_commit(&mut self, checksum: &str, bytes: &[u8]) -> Result<()> {

@@ -4,10 +4,11 @@
 //! its tree is the image's. Layers on top are merged into that tree in memory: what it costs follows from what they change.
 
 use super::commit::{self, Filtered};
-use super::import::merge_layers;
+use super::import::{disappeared, merge_layers};
 use super::labels::Labels;
 use super::layer::Stored;
 use super::merge::{Directories, join};
+use super::object;
 use super::refs::{self, Made};
 use super::resolve::FINAL_DIFFID;
 use super::tree::{self, Dir, write_dirmeta};
@@ -40,15 +41,7 @@ pub(super) fn merge(report: &Reporter, repo: &ostree::Repo, resolved: &Resolved)
     let (carrying, on_top) = resolved.layers.split_at(carrying(resolved)?);
     let chunks: Vec<String> = carrying
         .iter()
-        .map(|layer| {
-            find(repo, layer)?.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Conflict,
-                    format!("layer {} disappeared during the import", layer.digest),
-                )
-                .hint("another tool pruned the repository: try again")
-            })
-        })
+        .map(|layer| find(repo, layer)?.ok_or_else(|| disappeared(layer)))
         .collect::<Result<_>>()?;
     let (base, chunks) = chunks.split_first().expect("at least one layer carries the commit");
     complete(repo, base, chunks)?;
@@ -95,11 +88,7 @@ fn complete(repo: &ostree::Repo, base: &str, chunks: &[String]) -> Result<()> {
             _ => !metas.insert(checksum.to_owned()),
         };
         // What no layer of files has may have come with the commit.
-        let here = here
-            || repo
-                .has_object(kind, checksum, gio::Cancellable::NONE)
-                .doing_with(|| format!("looking for object {checksum}"))?;
-        if here {
+        if here || object::is_here(repo, kind, checksum)? {
             return Ok(());
         }
         let text = format!(

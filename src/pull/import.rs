@@ -418,12 +418,15 @@ pub(super) fn merge_layers(
     mut prepare: impl FnMut(&Layer, &mut Stored) -> Result<()>,
 ) -> Result<()> {
     for layer in layers {
-        let mut stored = layer::find(repo, layer)?.ok_or_else(|| {
-            Error::new(ErrorKind::Conflict, format!("layer {} disappeared during the import", layer.digest))
-                .hint("another tool pruned the repository: try again")
-        })?;
+        let mut stored = layer::find(repo, layer)?.ok_or_else(|| disappeared(layer))?;
         prepare(layer, &mut stored)?;
         merge::apply(repo, root, stored, directories)?;
     }
     Ok(())
+}
+
+/// The error for a layer that was here.
+pub(super) fn disappeared(layer: &Layer) -> Error {
+    Error::new(ErrorKind::Conflict, format!("layer {} disappeared during the import", layer.digest))
+        .hint("another tool pruned the repository: try again")
 }

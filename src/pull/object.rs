@@ -63,8 +63,8 @@ fn checksum(object: &[u8]) -> String {
 }
 
 /// Whether the object is in the repository, or in the staging directory of its transaction.
-pub(super) fn is_here(repo: &ostree::Repo, checksum: &str) -> Result<bool> {
-    repo.has_object(ostree::ObjectType::File, checksum, gio::Cancellable::NONE)
+pub(super) fn is_here(repo: &ostree::Repo, kind: ostree::ObjectType, checksum: &str) -> Result<bool> {
+    repo.has_object(kind, checksum, gio::Cancellable::NONE)
         .doing_with(|| format!("looking for object {checksum}"))
 }
 
@@ -324,14 +324,14 @@ mod tests {
         assert!(matches!(stream(&damaged), Err(Failed::Checksum(_))));
         assert!(matches!(stream(&content[..100]), Err(Failed::Content(_))));
         assert!(matches!(write(repo, header(), size, &damaged[..], Some(&right)), Err(Failed::Checksum(_))));
-        assert!(!is_here(repo, &right).unwrap());
+        assert!(!is_here(repo, ostree::ObjectType::File, &right).unwrap());
         // What is behind the content stays in the source.
         let long = [&content[..], b"rest"].concat();
         let mut rest = String::new();
         stream(&long).unwrap().read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "rest");
         transaction.commit(gio::Cancellable::NONE).unwrap();
-        assert!(is_here(repo, &right).unwrap());
+        assert!(is_here(repo, ostree::ObjectType::File, &right).unwrap());
         let output =
             std::process::Command::new("ostree").args(["fsck", "--repo"]).arg(scratch.path("repo")).output();
         assert!(output.unwrap().status.success());

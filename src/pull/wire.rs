@@ -1,9 +1,19 @@
-//! Errors on their way from a child process to its parent.
+//! What goes between a process and its child: one JSON object a line, and errors as plain data.
 
 use crate::model::text::one_line;
 use crate::model::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+/// Writes one message. Ours are plain data, which always serialises.
+pub(super) fn write_line(out: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    // At once: others write to the same pipe.
+    out.write_all(&line)?;
+    out.flush()
+}
 
 /// An error as plain data.
 #[derive(Debug, Clone, Serialize, Deserialize)]

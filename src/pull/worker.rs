@@ -12,7 +12,7 @@ use super::import::{self, Supply, Todo, import_in_process};
 use super::pulse::{self, Local};
 use super::resolve::resolve_in_process;
 use super::types::{Base, FetchOptions, Report, Reporter, Resolved, Worker};
-use super::wire::Failed;
+use super::wire::{Failed, write_line};
 use crate::engine::cx::Cx;
 use crate::model::image::{ImageRef, Transport};
 use crate::model::text::one_line;
@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::future::Future;
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
@@ -204,8 +204,8 @@ async fn call<T: DeserializeOwned>(
     };
     let request = request(opts);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut line = serde_json::to_vec(&request).doing("writing the worker's request")?;
-    line.push(b'\n');
+    let mut line = Vec::new();
+    write_line(&mut line, &request).doing("writing the worker's request")?;
     let mut group = Group::spawn(command)?;
     let answered = tokio::select! {
         answered = converse(cx, &mut group, &line, stall) => Some(answered),
@@ -306,11 +306,7 @@ pub fn worker_main() -> ExitCode {
                 resolved.image.transport,
                 // Before there are other threads: leaving the network counts for the calling one, and those that it starts.
                 || prepare(&told, &path, &image, &told_opts),
-                |prepared| async move {
-                    let (todo, supply) = match prepared {
-                        Prepared::Here(base) => return Ok(base),
-                        Prepared::Missing(todo, supply) => (todo, supply),
-                    };
+                |(todo, supply)| async move {
                     let supply = match supply {
                         Some(supply) => supply,
                         None => Supply::new(&report, &resolved, &opts, &todo, Vec::new(), Fetcher::here)?,
@@ -348,18 +344,11 @@ fn work<P, T: Serialize, F: Future<Output = Result<T>>>(
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-enum Prepared {
-    Here(Base),
-    /// What is missing, and who brings it, if that is another process.
-    Missing(Vec<Todo>, Option<Supply>),
-}
+/// What is missing, and who brings it, if that is another process. That something is, the parent has seen.
+type Prepared = (Vec<Todo>, Option<Supply>);
 
 fn prepare(report: &Reporter, repo: &Path, resolved: &Resolved, opts: &FetchOptions) -> Result<Prepared> {
-    let handle = import::open(repo)?;
-    if let Some(base) = import::found(&handle, resolved)? {
-        return Ok(Prepared::Here(base));
-    }
-    let todo = import::missing(&handle, resolved)?;
+    let todo = import::missing(&import::open(repo)?, resolved)?;
     let registry = resolved.image.transport == Transport::Registry && !todo.is_empty();
     let fetcher = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -370,7 +359,7 @@ fn prepare(report: &Reporter, repo: &Path, resolved: &Resolved, opts: &FetchOpti
     let supply = registry.then(fetcher).transpose()?;
     // The fetcher has it; what works on the image's content has no use for it.
     crate::sys::network::leave();
-    Ok(Prepared::Missing(todo, supply))
+    Ok((todo, supply))
 }
 
 /// Waits for the parent to go and takes the whole group along.
@@ -387,10 +376,7 @@ fn leave_with_parent() {
 }
 
 fn say(message: &Message) {
-    let mut line = serde_json::to_vec(message).expect("a message is plain data");
-    line.push(b'\n');
-    let mut out = std::io::stdout().lock();
-    if let Err(error) = out.write_all(&line).and_then(|()| out.flush()) {
+    if let Err(error) = write_line(&mut std::io::stdout().lock(), message) {
         // The parent is gone; the thread above ends us.
         tracing::debug!(%error, "telling the parent");
     }

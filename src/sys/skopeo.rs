@@ -140,17 +140,13 @@ fn hint(kind: ErrorKind, text: &str) -> Option<&'static str> {
 
 /// The kind that an error text of skopeo stands for, and what it says to a person.
 fn classify(text: &str) -> (ErrorKind, &'static str) {
-    known(text).unwrap_or((ErrorKind::Internal, "skopeo failed"))
-}
-
-fn known(text: &str) -> Option<(ErrorKind, &'static str)> {
     let text = text.to_lowercase();
     // Some registries give a code and no message.
     if text == "denied" {
-        return Some((ErrorKind::AuthRequired, "the registry does not let these credentials in"));
+        return (ErrorKind::AuthRequired, "the registry does not let these credentials in");
     }
     let found = TABLE.iter().find(|(needle, _, _)| text.contains(needle));
-    found.map(|(_, kind, meaning)| (*kind, *meaning))
+    found.map_or((ErrorKind::Internal, "skopeo failed"), |(_, kind, meaning)| (*kind, *meaning))
 }
 
 /// The text without the queries of its URLs: those of blobs that a registry keeps elsewhere are keys to them.
@@ -174,19 +170,6 @@ pub fn without_queries(text: &str) -> String {
     }
     safe.push_str(rest);
     safe
-}
-
-/// Our error for a failure of the reference importer, which passes skopeo's on and has its own.
-pub fn from_importer(doing: &str, text: &str) -> Error {
-    match known(text) {
-        Some(_) => from_skopeo(doing, text),
-        None => Error::new(
-            ErrorKind::Corrupt,
-            format!("{doing}: its ostree commit cannot be imported; the running system is unchanged"),
-        )
-        .hint("the image is broken, or made by a tool that osctl does not know: build it again")
-        .source(without_queries(text)),
-    }
 }
 
 /// Our error for a failure of skopeo or its proxy while `doing` something (`reading docker://...`).
@@ -335,15 +318,6 @@ mod tests {
         for (text, kind) in RECORDED {
             assert_eq!(classify(text).0, *kind, "{text}");
         }
-    }
-
-    #[test]
-    fn what_the_importer_says_itself_is_not_skopeos() {
-        let error = from_importer("importing r.io/x:1", "Importing: Missing commit object");
-        assert_eq!(error.kind, ErrorKind::Corrupt);
-        assert!(!error.chain().contains("skopeo") && error.chain().contains("Missing commit object"));
-        let error = from_importer("importing r.io/x:1", "Unencapsulating base: corrupted blob, expecting x");
-        assert_eq!(error.kind, ErrorKind::DigestMismatch);
     }
 
     #[test]

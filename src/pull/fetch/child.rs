@@ -2,10 +2,12 @@
 
 use super::{Ask, Order, Spool, Word, http};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::pull::wire::write_line;
+use crate::pull::worker::Request;
 use cap_std_ext::cap_std::fs::Dir;
 use cap_std_ext::cmdext::CapStdExtCommandExt;
 use rustix::fs::{Mode, OFlags};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
@@ -31,9 +33,7 @@ impl Child {
         let mut child = command.spawn().doing(doing)?;
         let mut stdin = child.stdin.take().expect("stdin is piped");
         let stdout = child.stdout.take().expect("stdout is piped");
-        let mut line = serde_json::to_vec(&crate::pull::worker::Request::Fetch(order)).doing(doing)?;
-        line.push(b'\n');
-        stdin.write_all(&line).doing(doing)?;
+        write_line(&mut stdin, &Request::Fetch(order)).doing(doing)?;
         let thread = std::thread::Builder::new().name("fetcher".into());
         thread.spawn(move || listen(stdout, &spool)).doing(doing)?;
         Ok(Child { child, stdin: Mutex::new(stdin) })
@@ -41,13 +41,8 @@ impl Child {
 
     /// Asks for something while it works.
     pub(super) fn ask(&self, ask: &Ask) -> Result<()> {
-        let mut line = serde_json::to_vec(ask).doing("writing to the fetcher")?;
-        line.push(b'\n');
-        self.stdin
-            .lock()
-            .expect("no holder of this lock panics")
-            .write_all(&line)
-            .doing("writing to the fetcher")
+        let mut stdin = self.stdin.lock().expect("no holder of this lock panics");
+        write_line(&mut *stdin, ask).doing("writing to the fetcher")
     }
 }
 
@@ -91,10 +86,7 @@ pub(in crate::pull) fn main(order: Order) -> ExitCode {
         std::process::exit(0);
     });
     let say = |word: Word| {
-        let mut line = serde_json::to_vec(&word).expect("a word is plain data");
-        line.push(b'\n');
-        let mut out = std::io::stdout().lock();
-        if out.write_all(&line).and_then(|()| out.flush()).is_err() {
+        if write_line(&mut std::io::stdout().lock(), &word).is_err() {
             std::process::exit(0);
         }
     };
