@@ -39,12 +39,10 @@ pub(super) fn find(repo: &ostree::Repo, layer: &Layer) -> Result<Option<String>>
 pub(super) fn merge(report: &Reporter, repo: &ostree::Repo, resolved: &Resolved) -> Result<String> {
     let doing = "merging the layers; the running system is unchanged";
     let (carrying, on_top) = resolved.layers.split_at(carrying(resolved)?);
-    let chunks: Vec<String> = carrying
-        .iter()
-        .map(|layer| find(repo, layer)?.ok_or_else(|| disappeared(layer)))
-        .collect::<Result<_>>()?;
-    let (base, chunks) = chunks.split_first().expect("at least one layer carries the commit");
-    complete(repo, base, chunks)?;
+    let commits = carrying.iter().map(|layer| find(repo, layer)?.ok_or_else(|| disappeared(layer)));
+    let commits: Vec<String> = commits.collect::<Result<_>>()?;
+    let base = commits.first().expect("at least one layer carries the commit");
+    complete(repo, resolved, base)?;
     let mut root = Dir::of_commit(repo, base)?;
     if on_top.is_empty() {
         return commit::write(repo, resolved, root, &Labels::Present, &Filtered::new());
@@ -69,26 +67,21 @@ pub(super) fn merge(report: &Reporter, repo: &ostree::Repo, resolved: &Resolved)
     commit::write(repo, resolved, root, &Labels::Above(base.clone()), &filtered)
 }
 
-/// Sees to it that nothing is missing of a commit that was marked so, and says it. A commit is looked at once.
-fn complete(repo: &ostree::Repo, base: &str, chunks: &[String]) -> Result<()> {
+/// Sees to it that nothing is missing of a commit that was marked so, and says it. A commit is looked at once, and of it
+/// what another image does not have.
+fn complete(repo: &ostree::Repo, resolved: &Resolved, base: &str) -> Result<()> {
     let doing = || format!("reading commit {base}");
     let (_, state) = repo.load_commit(base).doing_with(doing)?;
     if !state.contains(ostree::RepoCommitState::PARTIAL) {
         return Ok(());
     }
-    let mut files = HashSet::new();
-    for chunk in chunks {
-        let mut objects = Dir::of_commit(repo, chunk)?;
-        files.extend(std::mem::take(&mut objects.open(repo)?.files).into_values());
-    }
-    let mut metas = HashSet::new();
-    tree::visit(repo, base, &mut |kind, checksum| {
-        let here = match kind {
-            ostree::ObjectType::File => files.contains(checksum),
-            _ => !metas.insert(checksum.to_owned()),
-        };
-        // What no layer of files has may have come with the commit.
-        if here || object::is_here(repo, kind, checksum)? {
+    let known = refs::like(repo, &resolved.image)?;
+    let mut seen = HashSet::new();
+    tree::visit(repo, base, known.as_deref(), &mut |kind, checksum| {
+        // Directories share a few metadata objects, and files are mostly different.
+        if kind == ostree::ObjectType::DirMeta && !seen.insert(checksum.to_owned())
+            || object::is_here(repo, kind, checksum)?
+        {
             return Ok(());
         }
         let text = format!(

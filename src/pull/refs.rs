@@ -88,11 +88,28 @@ fn remove(repo: &ostree::Repo, name: &str) -> Result<()> {
         .doing_with(|| format!("removing ref {name}"))
 }
 
-/// A finished pull of the manifest with this digest, under whatever reference it was pulled.
-pub fn find(repo: &ostree::Repo, digest: &Digest) -> Result<Option<Base>> {
+/// The commits of images.
+fn images(repo: &ostree::Repo) -> Result<BTreeSet<String>> {
     let mut commits: BTreeSet<String> = list(repo, IMAGES)?.into_values().collect();
     commits.extend(list(repo, &ours())?.into_values());
-    for commit in commits {
+    Ok(commits)
+}
+
+/// The commit of a complete image, of those that are here the one that is likest to this: what was last pulled by the same
+/// reference.
+pub(super) fn like(repo: &ostree::Repo, image: &ImageRef) -> Result<Option<String>> {
+    let same = resolve(repo, &of_image(image)?)?;
+    for commit in same.into_iter().chain(images(repo)?) {
+        if describe(repo, &commit)?.is_some() {
+            return Ok(Some(commit));
+        }
+    }
+    Ok(None)
+}
+
+/// A finished pull of the manifest with this digest, under whatever reference it was pulled.
+pub fn find(repo: &ostree::Repo, digest: &Digest) -> Result<Option<Base>> {
+    for commit in images(repo)? {
         if let Some(base) = describe(repo, &commit)?.filter(|b| b.digest == *digest) {
             return Ok(Some(base));
         }

@@ -13,8 +13,10 @@ use std::collections::{BTreeMap, HashSet};
 /// Extended attributes: name and value, without the NUL that libostree puts behind the name.
 pub(super) type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// A checksum in a dirtree object. An array of a type that GLib knows the size of is copied, and not built of its bytes.
+type Sum = glib::FixedSizeVariantArray<[u8; 32], u8>;
 /// The type of a dirtree object: files, then directories with contents and metadata checksum.
-type DirTree = (Vec<(String, Vec<u8>)>, Vec<(String, Vec<u8>, Vec<u8>)>);
+type DirTree = (Vec<(String, Sum)>, Vec<(String, Sum, Sum)>);
 
 /// A directory.
 #[derive(Debug, Clone)]
@@ -124,7 +126,11 @@ impl Dir {
             Contents::Stored(checksum) => return Ok(checksum.clone()),
             Contents::Open(entries) => entries,
         };
-        let raw = |checksum: &str| hex::decode(checksum).doing("decoding an object's checksum");
+        let raw = |checksum: &str| -> Result<Sum> {
+            let mut raw = [0; 32];
+            hex::decode_to_slice(checksum, &mut raw).doing("decoding an object's checksum")?;
+            Ok(raw.into())
+        };
         let mut tree: DirTree = Default::default();
         for (name, checksum) in &entries.files {
             tree.0.push((name.clone(), raw(checksum)?));
@@ -144,27 +150,39 @@ impl Dir {
     }
 }
 
-/// Calls `seen` with every object of a commit's tree. A directory that occurs again is not gone into again.
+/// Calls `seen` with every object of a commit's tree that is not at the same place in the commit `known`. A directory that
+/// occurs again is not gone into again.
 pub(super) fn visit(
     repo: &ostree::Repo,
     commit: &str,
+    known: Option<&str>,
     seen: &mut impl FnMut(ostree::ObjectType, &str) -> Result<()>,
 ) -> Result<()> {
     let root = Dir::of_commit(repo, commit)?;
+    let known = known.map(|known| Dir::of_commit(repo, known)).transpose()?;
     let mut visited = HashSet::new();
-    let mut todo = vec![root];
-    while let Some(mut dir) = todo.pop() {
+    let mut todo = vec![(root, known)];
+    while let Some((mut dir, known)) = todo.pop() {
         seen(ostree::ObjectType::DirMeta, &dir.meta)?;
+        if known.as_ref().is_some_and(|known| dir.is_stored_as(known)) {
+            continue;
+        }
         if let Contents::Stored(checksum) = &dir.contents
             && !visited.insert(checksum.clone())
         {
             continue;
         }
         let entries = std::mem::take(dir.open(repo)?);
-        for file in entries.files.values() {
-            seen(ostree::ObjectType::File, file)?;
+        let mut known = match known {
+            Some(mut known) => std::mem::take(known.open(repo)?),
+            None => Entries::default(),
+        };
+        for (name, file) in &entries.files {
+            if known.files.get(name) != Some(file) {
+                seen(ostree::ObjectType::File, file)?;
+            }
         }
-        todo.extend(entries.dirs.into_values());
+        todo.extend(entries.dirs.into_iter().map(|(name, dir)| (dir, known.dirs.remove(&name))));
     }
     Ok(())
 }
