@@ -23,7 +23,7 @@ use super::refs::{self, Made};
 use super::space::Space;
 use super::tree::{Dir, write_dirmeta};
 use super::types::Layer;
-use super::unpack::{self, Tar};
+use super::unpack::{self, Content, Tar};
 use crate::model::image::Digest;
 use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -59,7 +59,7 @@ pub(super) fn import(
     size: Option<u64>,
     blob: impl Read + Send + 'static,
 ) -> Result<()> {
-    let (tar, unpacking) = unpack::start(blob)?;
+    let (tar, unpacking) = unpack::start(blob, Content::Objects)?;
     let mut objects = Objects::new(repo, carries);
     let read = objects.read(tar);
     unpacking.verify(layer, name, size, read)?;

@@ -5,6 +5,9 @@
 //!           blob                     diff id      (bounded)       the caller's thread
 //! ```
 //!
+//! The second hash is for layers that are files. What carries an ostree commit is a list of objects, each of which has its
+//! own checksum.
+//!
 //! So download, decompression and hashing of one layer overlap with the writing of its objects, also where an image has
 //! one layer only. What is in flight is bounded by the number and size of the blocks.
 
@@ -52,13 +55,29 @@ impl Read for Tar {
     }
 }
 
+/// What is verified of a blob, beside its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// The digest of the uncompressed stream.
+    Files,
+    /// Nothing: whoever reads it verifies every object.
+    Objects,
+}
+
 /// What a blob turned out to be.
 #[derive(Debug)]
 struct Found {
     blob: Digest,
     bytes: u64,
-    /// `None` where the stream was not read to its end.
-    diff_id: Option<Digest>,
+    stream: Stream,
+}
+
+/// How far the uncompressed stream came.
+#[derive(Debug)]
+enum Stream {
+    BrokeOff,
+    Ended,
+    Hashed(Digest),
 }
 
 /// The thread that unpacks.
@@ -67,11 +86,11 @@ struct Found {
 pub(super) struct Unpacking(JoinHandle<io::Result<Found>>);
 
 /// Starts to unpack a blob.
-pub(super) fn start(blob: impl Read + Send + 'static) -> Result<(Tar, Unpacking)> {
+pub(super) fn start(blob: impl Read + Send + 'static, content: Content) -> Result<(Tar, Unpacking)> {
     let (to_reader, blocks) = sync_channel(WAITING);
     let (spent, back) = channel();
     let thread = std::thread::Builder::new().name("unpack".into());
-    let thread = thread.spawn(move || unpack(blob, &to_reader, &back)).doing("starting a thread")?;
+    let thread = thread.spawn(move || unpack(blob, content, &to_reader, &back)).doing("starting a thread")?;
     Ok((Tar { blocks, block: Vec::new(), at: 0, spent }, Unpacking(thread)))
 }
 
@@ -106,53 +125,66 @@ impl Unpacking {
             ));
         }
         read.map_err(|e| in_layer(layer, e))?;
-        match found.diff_id {
-            Some(found) if found == layer.diff_id => Ok(()),
-            Some(found) => Err(mismatch("uncompressed layer", &layer.diff_id, &found)),
-            None => Err(Error::new(ErrorKind::Internal, format!("layer {name} was not read to its end"))),
+        match found.stream {
+            Stream::Ended => Ok(()),
+            Stream::Hashed(found) if found == layer.diff_id => Ok(()),
+            Stream::Hashed(found) => Err(mismatch("uncompressed layer", &layer.diff_id, &found)),
+            Stream::BrokeOff => {
+                Err(Error::new(ErrorKind::Internal, format!("layer {name} was not read to its end")))
+            }
         }
     }
 }
 
 fn unpack(
     blob: impl Read + Send,
+    content: Content,
     blocks: &SyncSender<io::Result<Vec<u8>>>,
     spent: &Receiver<Vec<u8>>,
 ) -> io::Result<Found> {
-    let mut blob = Hashing::new(blob);
-    let diff_id = stream(BufReader::with_capacity(BLOCK, &mut blob), blocks, spent);
+    let mut blob = Hashing { inner: blob, hash: sha2::Sha256::new(), count: 0 };
+    let stream = stream(BufReader::with_capacity(BLOCK, &mut blob), content, blocks, spent);
     // Bytes behind the compressed stream belong to the blob's digest. Where unpacking failed, the cause may be a damaged
     // blob: its digest says so, if the rest of it can be had.
     io::copy(&mut blob, &mut io::sink())?;
-    Ok(Found { bytes: blob.count, blob: blob.finish(), diff_id })
+    Ok(Found { bytes: blob.count, blob: digest(blob.hash), stream })
 }
 
-/// Sends the uncompressed stream, and returns its digest if it was sent to its end.
+/// Sends the uncompressed stream.
 fn stream(
     blob: impl io::BufRead + Send,
+    content: Content,
     blocks: &SyncSender<io::Result<Vec<u8>>>,
     spent: &Receiver<Vec<u8>>,
-) -> Option<Digest> {
+) -> Stream {
     let fail = |error: io::Error| {
         // Nobody listens any more only if the reader has an error of its own.
         drop(blocks.send(Err(error)));
-        None
+        Stream::BrokeOff
     };
     let mut tar = match decompressor(blob) {
-        Ok(tar) => Hashing::new(tar),
+        Ok(tar) => tar,
         Err(error) => return fail(error),
     };
+    let mut hash = (content == Content::Files).then(sha2::Sha256::new);
     loop {
         let mut block = spent.try_recv().unwrap_or_default();
         block.clear();
         block.reserve_exact(BLOCK);
         match (&mut tar).take(BLOCK as u64).read_to_end(&mut block) {
-            Ok(0) => return Some(tar.finish()),
-            Ok(_) if blocks.send(Ok(block)).is_err() => return None,
-            Ok(_) => {}
+            Ok(0) => return hash.map_or(Stream::Ended, |hash| Stream::Hashed(digest(hash))),
+            Ok(_) => hash.iter_mut().for_each(|hash| hash.update(&block)),
             Err(error) => return fail(error),
         }
+        if blocks.send(Ok(block)).is_err() {
+            return Stream::BrokeOff;
+        }
     }
+}
+
+fn digest(hash: sha2::Sha256) -> Digest {
+    let digest = format!("sha256:{}", hex::encode(hash.finalize()));
+    digest.parse().expect("a SHA-256 in hexadecimal is a digest")
 }
 
 /// Chooses by the first bytes: manifests are not always right about the compression, and the digests decide.
@@ -173,17 +205,6 @@ struct Hashing<R> {
     inner: R,
     hash: sha2::Sha256,
     count: u64,
-}
-
-impl<R: Read> Hashing<R> {
-    fn new(inner: R) -> Self {
-        Hashing { inner, hash: sha2::Sha256::new(), count: 0 }
-    }
-
-    fn finish(self) -> Digest {
-        let digest = format!("sha256:{}", hex::encode(self.hash.finalize()));
-        digest.parse().expect("a SHA-256 in hexadecimal is a digest")
-    }
 }
 
 impl<R: Read> Read for Hashing<R> {

@@ -18,7 +18,7 @@ mod path;
 use super::refs::{self, Made};
 use super::tree::Dir;
 use super::types::Layer;
-use super::unpack;
+use super::unpack::{self, Content};
 use crate::model::image::Digest;
 use crate::model::{Context, Result};
 use builder::Builder;
@@ -74,7 +74,7 @@ pub(super) fn import(
     size: Option<u64>,
     blob: impl Read + Send + 'static,
 ) -> Result<Vec<String>> {
-    let (mut tar, unpacking) = unpack::start(blob)?;
+    let (mut tar, unpacking) = unpack::start(blob, Content::Files)?;
     let mut builder = Builder::new(repo)?;
     let read = builder.read(&mut tar);
     drop(tar);
