@@ -1,5 +1,6 @@
 //! Pulling real images into real repositories. Sources that need a server or foreign tools: `tests/`.
 
+mod encapsulated;
 mod faults;
 mod foreign;
 mod plain;

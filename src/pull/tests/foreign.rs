@@ -2,19 +2,15 @@
 
 use crate::model::ErrorKind;
 use crate::model::image::Digest;
-use crate::pull::fixture::{Layout, Pack, Scratch, Tar, bootable, pack};
-use crate::pull::refs;
-use crate::pull::types::{Base, ImageKind};
-use ostree_ext::container::store::{self, ImageImporter, PrepareResult};
-use ostree_ext::container::{ImageReference, OstreeImageReference, SignatureSource};
-use ostree_ext::gio::prelude::*;
-use ostree_ext::{gio, glib, ostree};
+use crate::pull::fixture::{Layout, Pack, Scratch, Tar, bootable};
+use ostree_ext::container::ImageReference;
+use ostree_ext::container::store;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-fn run(program: &str, arguments: &[&str]) -> String {
+pub(super) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -23,7 +19,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 /// The command line of ostree-ext, which is published as a library only, in a process of its own.
-fn reference_tool(arguments: &[&str]) -> String {
+pub(super) fn reference_tool(arguments: &[&str]) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "pull::tests::foreign::reference_tool_entry", "--ignored", "--nocapture"])
         .env("REFERENCE_ARGUMENTS", arguments.join("\n"))
@@ -197,169 +193,6 @@ async fn the_tree_is_the_one_that_podman_mounts() {
     assert_eq!(ours, theirs);
 }
 
-/// An ostree commit in OCI clothes, made by the reference tool, and the commit's root.
-async fn encapsulate(scratch: &Scratch, content: &str, opts: &[(&str, &str)]) -> (Layout, String) {
-    let repo = ostree::Repo::new_for_path(scratch.path("build"));
-    repo.create(ostree::RepoMode::Bare, gio::Cancellable::NONE).unwrap();
-    let tree = scratch.path("tree");
-    for dir in ["usr/lib/modules/6.1", "usr/etc", "usr/bin", "usr/share/d", "sysroot", "var"] {
-        std::fs::create_dir_all(tree.join(dir)).unwrap();
-    }
-    for (file, text) in [
-        ("usr/lib/modules/6.1/vmlinuz", "kernel"),
-        ("usr/lib/modules/6.1/initramfs.img", "initramfs"),
-        ("usr/etc/conf", content),
-        ("usr/share/removed", "1"),
-        ("usr/share/d/f", "1"),
-    ] {
-        std::fs::write(tree.join(file), text).unwrap();
-    }
-    std::os::unix::fs::symlink("/nowhere", tree.join("usr/share/absolute")).unwrap();
-    let (path, tree) =
-        (scratch.path("build").display().to_string(), format!("--tree=dir={}", tree.display()));
-    run(
-        "ostree",
-        &[
-            "commit",
-            "--repo",
-            &path,
-            "-b",
-            "os",
-            "--bootable",
-            &tree,
-            "--owner-uid=0",
-            "--owner-gid=0",
-            "--add-metadata-string=version=7",
-        ],
-    );
-    let dest =
-        ImageReference::try_from(format!("oci:{}:latest", scratch.path("enc").display()).as_str()).unwrap();
-    let config = ostree_ext::container::Config {
-        labels: Some(opts.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()),
-        cmd: None,
-    };
-    ostree_ext::container::encapsulate(&repo, "os", &config, None, &dest).await.unwrap();
-    let layout = read_layout(&scratch.path("enc"));
-    let root = contents(&repo, "os");
-    (layout, root)
-}
-
-fn read_layout(dir: &Path) -> Layout {
-    let index: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
-    let manifest = index["manifests"][0]["digest"].as_str().unwrap().parse().unwrap();
-    Layout { dir: dir.to_owned(), manifest, manifest_size: 0, layers: Vec::new() }
-}
-
-/// Puts a layer on top of an image.
-fn on_top(layout: &mut Layout, tar: &[u8]) {
-    let (blob, media_type) = pack(tar, Pack::Gzip);
-    let digest = layout.blob(&blob);
-    layout.rewrite(|manifest, config| {
-        config["rootfs"]["diff_ids"].as_array_mut().unwrap().push(Digest::of(tar).to_string().into());
-        let layers = manifest["layers"].as_array_mut().unwrap();
-        layers.push(serde_json::json!({"mediaType": media_type, "digest": digest, "size": blob.len()}));
-    });
-}
-
-/// The checksums of a tree's root: contents and metadata.
-fn contents(repo: &ostree::Repo, rev: &str) -> String {
-    let (root, _) = repo.read_commit(rev, gio::Cancellable::NONE).unwrap();
-    let root = root.downcast::<ostree::RepoFile>().unwrap();
-    root.ensure_resolved().unwrap();
-    format!("{} {}", root.tree_get_contents_checksum().unwrap(), root.tree_get_metadata_checksum().unwrap())
-}
-
-/// What the reference importer makes of an image.
-async fn reference(scratch: &Scratch, layout: &Layout) -> (ostree::Repo, String) {
-    let repo = ostree::Repo::new_for_path(scratch.path("reference"));
-    repo.create(ostree::RepoMode::Bare, gio::Cancellable::NONE).unwrap();
-    let imgref = OstreeImageReference {
-        sigverify: SignatureSource::ContainerPolicyAllowInsecure,
-        imgref: ImageReference::try_from(layout.image().to_string().as_str()).unwrap(),
-    };
-    let mut importer = ImageImporter::new(&repo, &imgref, Default::default()).await.unwrap();
-    let PrepareResult::Ready(prepared) = importer.prepare().await.unwrap() else { panic!("it is new") };
-    let state = importer.import(prepared).await.unwrap();
-    (repo, state.merge_commit)
-}
-
-#[tokio::test]
-async fn an_encapsulated_commit_comes_back_as_it_was() {
-    let scratch = Scratch::new();
-    let (layout, root) = encapsulate(&scratch, "1", &[("containers.bootc", "1")]).await;
-    let base = scratch.pull(&layout.image()).await.unwrap();
-    assert_eq!((base.kind, base.version.as_deref()), (ImageKind::Encapsulated, Some("7")));
-    assert_eq!(contents(&scratch.repo, &base.commit), root);
-    // Again: nothing to do. In another repository: the same commit, whatever that run's hash seeds were.
-    scratch.reports.lock().unwrap().clear();
-    assert_eq!(scratch.pull(&layout.image()).await.unwrap(), base);
-    assert_eq!(*scratch.reports.lock().unwrap(), []);
-    let other = Scratch::new();
-    assert_eq!(other.pull(&layout.image()).await.unwrap(), base);
-    let imgref = ImageReference::try_from(layout.image().to_string().as_str()).unwrap();
-    let state = store::query_image(&scratch.repo, &imgref).unwrap().unwrap();
-    assert_eq!((state.get_commit(), state.version()), (base.commit.as_str(), Some("7")));
-}
-
-#[tokio::test]
-async fn layers_on_top_of_a_commit_give_the_reference_importers_tree() {
-    let scratch = Scratch::new();
-    let (mut layout, _) = encapsulate(&scratch, "1", &[]).await;
-    let first: Base = scratch.pull(&layout.image()).await.unwrap();
-    on_top(
-        &mut layout,
-        &Tar::new()
-            .file("etc/conf", 0o600, b"2")
-            .file("usr/share/.wh.removed", 0, b"")
-            .dir("usr/share/d", 0o700)
-            .file("usr/share/d/g", 0o4755, b"2")
-            .dir("var/lib/x", 0o755)
-            .file("var/lib/x/f", 0o644, b"v")
-            .hardlink("usr/share/hard", 0o4755, "usr/share/d/g")
-            .symlink("sbin", "usr/sbin")
-            .dir("nix", 0o755)
-            .finish(),
-    );
-    on_top(&mut layout, &Tar::new().file("usr/share/last", 0o644, b"3").finish());
-    let base = scratch.pull(&layout.image()).await.unwrap();
-    assert_ne!(base.commit, first.commit);
-    let tree = scratch.tree(&base.commit);
-    assert_eq!(tree["/usr/etc/conf"], "600 2");
-    assert!(!tree.contains_key("/usr/share/removed"));
-    let (repo, merged) = reference(&scratch, &layout).await;
-    let theirs = Scratch { dir: tempfile::tempdir().unwrap(), repo, reports: Default::default() };
-    // What has no place is counted as they count it, and said.
-    let filtered = |repo: &ostree::Repo, commit: &str| {
-        let meta = glib::VariantDict::new(Some(&repo.load_commit(commit).unwrap().0.child_value(0)));
-        meta.lookup::<BTreeMap<String, BTreeMap<String, u32>>>("ostree.tar-filtered").unwrap().unwrap()
-    };
-    let ours = filtered(&scratch.repo, &base.commit);
-    assert_eq!(ours, filtered(&theirs.repo, &merged));
-    let names: Vec<_> = ours.values().flatten().map(|(name, count)| (name.as_str(), *count)).collect();
-    assert_eq!(names, [("nix", 1), ("sbin", 1)]);
-    let said = format!("{:?}", scratch.reports.lock().unwrap());
-    assert!(
-        said.contains("left out what is neither in /usr") && said.contains("/nix: 1, /sbin: 1"),
-        "{said}"
-    );
-    assert_eq!(tree, theirs.tree(&merged));
-    assert_eq!(contents(&scratch.repo, &base.commit), contents(&theirs.repo, &merged));
-}
-
-#[tokio::test]
-async fn a_layer_that_reaches_through_an_absolute_link_is_refused() {
-    let scratch = Scratch::new();
-    let (mut layout, _) = encapsulate(&scratch, "1", &[]).await;
-    on_top(&mut layout, &Tar::new().file("usr/share/absolute/f", 0o644, b"").finish());
-    let error = scratch.pull(&layout.image()).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Unsupported, "{}", error.chain());
-    assert!(
-        error.to_string().contains("/usr/share/absolute") && error.to_string().contains("/nowhere"),
-        "{error}"
-    );
-}
-
 #[tokio::test]
 async fn a_tree_with_a_policy_is_labelled_by_it() {
     let scratch = Scratch::new();
@@ -382,67 +215,6 @@ async fn a_tree_with_a_policy_is_labelled_by_it() {
     run("ostree", &["fsck", "--repo", &scratch.path("repo").display().to_string()]);
     // The same labels in another repository.
     assert_eq!(Scratch::new().pull_layers(vec![policy(contexts)]).await.unwrap().commit, base.commit);
-}
-
-#[tokio::test]
-async fn a_chunk_with_other_content_is_refused_every_time_and_a_verified_one_is_kept() {
-    let scratch = Scratch::new();
-    let (mut layout, root) = encapsulate(&scratch, "1", &[("containers.bootc", "1")]).await;
-    let mut layers = Vec::new();
-    layout.rewrite(|manifest, _| {
-        let digest = |l: &serde_json::Value| l["digest"].as_str().unwrap().parse::<Digest>().unwrap();
-        layers = manifest["layers"].as_array().unwrap().iter().map(digest).collect();
-    });
-    let last = layout.path(layers.last().unwrap());
-    let whole = std::fs::read(&last).unwrap();
-    // Right for the reference importer, which has then written the ref: the same tar in other bytes.
-    let mut tar = Vec::new();
-    std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&whole[..]), &mut tar).unwrap();
-    std::fs::write(&last, pack(&tar, Pack::Gzip).0).unwrap();
-    assert_ne!(std::fs::read(&last).unwrap(), whole);
-    for attempt in ["first", "second", "after another tool"] {
-        let error = scratch.pull(&layout.image()).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::DigestMismatch, "{attempt}: {}", error.chain());
-        let name = refs::of_layer(layers.last().unwrap()).unwrap();
-        if attempt != "after another tool" {
-            assert_eq!(scratch.repo.resolve_rev(&name, true).unwrap(), None, "{attempt}");
-        }
-        if attempt == "second" {
-            // A ref without our word for it.
-            let other = scratch.repo.list_refs(None, gio::Cancellable::NONE).unwrap().into_values().next();
-            let commit = other.unwrap_or_else(|| contents_commit(&scratch.repo));
-            scratch.repo.set_ref_immediate(None, &name, Some(&commit), gio::Cancellable::NONE).unwrap();
-        }
-    }
-    std::fs::write(&last, &whole).unwrap();
-    let base = scratch.pull(&layout.image()).await.unwrap();
-    assert_eq!(contents(&scratch.repo, &base.commit), root);
-    // Now that they are verified, the next version does not fetch them.
-    for digest in &layers {
-        std::fs::remove_file(layout.path(digest)).unwrap();
-    }
-    on_top(&mut layout, &Tar::new().file("usr/share/new", 0o644, b"2").finish());
-    let next = scratch.pull(&layout.image()).await.unwrap();
-    assert_eq!(scratch.tree(&next.commit)["/usr/share/new"], "644 2");
-    // Our word goes with the layer.
-    for name in scratch.repo.list_refs(Some("ostree/container/image"), gio::Cancellable::NONE).unwrap().keys()
-    {
-        scratch.repo.set_ref_immediate(None, name, None, gio::Cancellable::NONE).unwrap();
-    }
-    crate::pull::forget_unused(&scratch.repo, &Default::default()).unwrap();
-    let left = scratch.repo.list_refs(None, gio::Cancellable::NONE).unwrap();
-    assert!(left.is_empty(), "{left:?}");
-}
-
-/// Any commit.
-fn contents_commit(repo: &ostree::Repo) -> String {
-    let transaction = repo.auto_transaction(gio::Cancellable::NONE).unwrap();
-    let meta = crate::pull::tree::write_dirmeta(repo, 0, 0, 0o755, &BTreeMap::new()).unwrap();
-    let root = crate::pull::tree::Dir::new(meta).write(repo).unwrap();
-    let commit =
-        repo.write_commit_with_time(None, None, None, None, &root, 0, gio::Cancellable::NONE).unwrap();
-    transaction.commit(gio::Cancellable::NONE).unwrap();
-    commit.into()
 }
 
 #[tokio::test]
