@@ -167,11 +167,11 @@ async fn a_killed_pull_does_not_count_and_the_next_one_succeeds() {
         // Dropping the future kills skopeo's whole process group with SIGKILL.
         let pull = pull_all(&host.cx, &host.store, &set);
         if tokio::time::timeout(Duration::from_millis(delay), pull).await.is_err() {
-            kills += 1;
-            assert_eq!(
-                verify_present(&host.cx, &host.store, &set).await.unwrap_err().kind,
-                ErrorKind::BoundImageFailed
-            );
+            // One that was killed when all was done has done it.
+            if let Err(error) = verify_present(&host.cx, &host.store, &set).await {
+                kills += 1;
+                assert_eq!(error.kind, ErrorKind::BoundImageFailed);
+            }
         }
     }
     assert!(kills > 0);
