@@ -12,11 +12,13 @@ async fn run(repo: &str, image: &str, timings: bool) -> osctl::model::Result<()>
     let registries = std::env::var_os("CONTAINERS_REGISTRIES_CONF").map(Into::into);
     // On the file system of the repository, as the daemon has it.
     let spool = Some(Path::new(repo).with_extension("spool"));
-    let (cx, opts) = (Cx::detached(), FetchOptions { registries, spool, ..Default::default() });
+    let repo = Path::new(repo);
+    let opts = FetchOptions { registries, spool, repo: Some(repo.to_owned()), ..Default::default() };
+    let cx = Cx::detached();
     let started = Instant::now();
     let resolved = pull::resolve(&cx, &image.parse()?, &opts).await?;
     let known = started.elapsed();
-    let base = pull::pull(&cx, Path::new(repo), &resolved, &opts).await?;
+    let base = pull::pull(&cx, repo, &resolved, &opts).await?;
     println!("{}", base.commit);
     if timings {
         eprintln!(
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
         }
     };
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
     match runtime.block_on(run(repo, image, timings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

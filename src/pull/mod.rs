@@ -20,6 +20,7 @@
 //! ways that a dropped future cannot end: cancelling kills the child's process group.
 
 mod archive;
+mod caller;
 mod chunk;
 mod commit;
 mod counts;
@@ -36,6 +37,7 @@ mod plain;
 mod pulse;
 mod refs;
 mod resolve;
+mod resolver;
 mod source;
 mod space;
 mod tree;
@@ -55,5 +57,6 @@ pub use fetch::{Patience, forget_spool};
 pub use import::import_in_process;
 pub use refs::{find, forget_unused, has_unused, retain, retain_latest};
 pub use resolve::resolve_in_process;
+pub use resolver::resolve;
 pub use types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved, Worker};
-pub use worker::{WORKER_ARG, pull, resolve, worker_main};
+pub use worker::{WORKER_ARG, pull, worker_main};

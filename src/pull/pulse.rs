@@ -1,4 +1,4 @@
-//! Signs of life of a worker, so that its parent can tell a transfer that stands still from one that takes long.
+//! Signs of life of whoever talks to a registry, so that who waits for it can tell a transfer that stands still from one that takes long.
 //!
 //! Bytes that arrived are one, an entry that was unpacked is one, and work that needs no registry is one as long as it
 //! lasts: a slow disk is no reason to give up. Waiting for an answer is none.
@@ -35,11 +35,21 @@ impl Drop for Local {
     }
 }
 
-/// Whether something happened since `seen`, which is brought up to date.
-fn alive(seen: &mut u64) -> bool {
-    let now = TICKS.load(Ordering::Relaxed);
-    let moved = std::mem::replace(seen, now) != now;
-    moved || LOCAL.load(Ordering::Relaxed) > 0 || waits_for_disk()
+/// Looks for signs of life.
+#[derive(Debug)]
+pub(super) struct Watch(u64);
+
+impl Watch {
+    pub(super) fn new() -> Watch {
+        Watch(TICKS.load(Ordering::Relaxed))
+    }
+
+    /// Whether something happened since the last look.
+    pub(super) fn alive(&mut self) -> bool {
+        let now = TICKS.load(Ordering::Relaxed);
+        let moved = std::mem::replace(&mut self.0, now) != now;
+        moved || LOCAL.load(Ordering::Relaxed) > 0 || waits_for_disk()
+    }
 }
 
 /// Whether a thread of ours is in uninterruptible sleep, as in fsync: the reference importer's writes are not ours to
@@ -54,10 +64,10 @@ fn waits_for_disk() -> bool {
 
 /// Calls `say` as long as the process does something. Never returns.
 pub(super) fn report(say: impl Fn()) {
-    let mut seen = TICKS.load(Ordering::Relaxed);
+    let mut watch = Watch::new();
     loop {
         std::thread::sleep(EVERY);
-        if alive(&mut seen) {
+        if watch.alive() {
             say();
         }
     }
@@ -69,12 +79,12 @@ mod tests {
 
     #[test]
     fn bytes_are_a_sign_of_life_once_and_work_as_long_as_it_lasts() {
-        let mut seen = TICKS.load(Ordering::Relaxed);
+        let mut watch = Watch::new();
         tick();
-        assert!(alive(&mut seen));
+        assert!(watch.alive());
         let work = Local::work();
-        assert!(alive(&mut seen) && alive(&mut seen));
+        assert!(watch.alive() && watch.alive());
         drop(work);
-        assert!(alive(&mut seen), "it has just ended");
+        assert!(watch.alive(), "it has just ended");
     }
 }

@@ -107,6 +107,20 @@ pub(super) fn like(repo: &ostree::Repo, image: &ImageRef) -> Result<Option<Strin
     Ok(None)
 }
 
+/// The configurations of the images that are here, by their digest.
+pub(super) fn configurations(repo: &ostree::Repo) -> Result<BTreeMap<Digest, String>> {
+    let mut found = BTreeMap::new();
+    for commit in images(repo)? {
+        let (variant, _) = repo.load_commit(&commit).doing_with(|| format!("reading commit {commit}"))?;
+        let meta = glib::VariantDict::new(Some(&variant.child_value(0)));
+        // One that was added to when it was stored has another digest, and nobody asks for that.
+        if let Ok(Some(config)) = meta.lookup::<String>(META_CONFIG) {
+            found.insert(Digest::of(config.as_bytes()), config);
+        }
+    }
+    Ok(found)
+}
+
 /// A finished pull of the manifest with this digest, under whatever reference it was pulled.
 pub fn find(repo: &ostree::Repo, digest: &Digest) -> Result<Option<Base>> {
     for commit in images(repo)? {

@@ -1,7 +1,10 @@
 //! What an image reference stands for now. Transfers the manifest and the configuration.
 
+use super::caller::Caller;
 use super::fetch::dice;
+use super::import;
 use super::pulse;
+use super::refs;
 use super::source::Source;
 use super::trust;
 use super::types::{FetchOptions, ImageKind, Layer, Resolved};
@@ -29,10 +32,15 @@ const LAYER_TYPES: [&str; 5] = [
 
 /// Resolves in this process. Dropping the future may leave a thread and skopeo behind until the registry answers.
 pub async fn resolve_in_process(image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
+    resolve_with(image, opts, &Caller::default()).await
+}
+
+/// Resolves in this process, calling skopeo so.
+pub(super) async fn resolve_with(image: &ImageRef, opts: &FetchOptions, caller: &Caller) -> Result<Resolved> {
     let patience = opts.patience.short();
     let mut tries = 0;
     loop {
-        let error = match ask(image, opts).await {
+        let error = match ask(image, opts, caller).await {
             // Skopeo waits by itself for a registry that asks to slow down.
             Err(error) if skopeo::may_pass(&error) => error,
             outcome => return outcome,
@@ -45,8 +53,10 @@ pub async fn resolve_in_process(image: &ImageRef, opts: &FetchOptions) -> Result
     }
 }
 
-async fn ask(image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
-    let source = Source::open(image, opts).await?;
+async fn ask(image: &ImageRef, opts: &FetchOptions, caller: &Caller) -> Result<Resolved> {
+    // Skopeo takes its time to start.
+    let (source, configs) = tokio::join!(Source::open(image, opts, caller), configurations(opts));
+    let (source, configs) = (source?, configs?);
     pulse::tick();
     let (digest, manifest_text) = source.manifest().await?;
     pulse::tick();
@@ -67,8 +77,13 @@ async fn ask(image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
     // unconverted manifest names a blob that exists, and local storage does not serve it by digest.
     let unconverted = Digest::of(manifest_text.as_bytes()) == digest;
     let config = if unconverted && image.transport != Transport::ContainersStorage {
-        let blob = source.small_blob(manifest.config()).await?;
-        if Digest::of(&blob).as_str() != manifest.config().digest().to_string() {
+        let wanted = manifest.config().digest().to_string();
+        let known = wanted.parse::<Digest>().ok().and_then(|wanted| configs.get(&wanted));
+        let blob = match known {
+            Some(known) => known.clone().into_bytes(),
+            None => source.small_blob(manifest.config()).await?,
+        };
+        if Digest::of(&blob).as_str() != wanted {
             return Err(Error::new(
                 ErrorKind::DigestMismatch,
                 format!(
@@ -81,8 +96,15 @@ async fn ask(image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
         source.rendered_config().await?
     };
     pulse::tick();
-    trust::check(image, &digest, opts).await?;
+    trust::check(image, &digest, opts, caller).await?;
     describe(image.clone(), digest, manifest, manifest_text, config)
+}
+
+/// The configurations that need not be fetched, by their digest.
+async fn configurations(opts: &FetchOptions) -> Result<BTreeMap<Digest, String>> {
+    let Some(path) = opts.repo.clone() else { return Ok(BTreeMap::new()) };
+    let read = tokio::task::spawn_blocking(move || refs::configurations(&import::open(&path)?));
+    read.await.doing("looking for images that are here")?
 }
 
 /// Builds the description, and refuses what cannot be pulled before anything else is transferred.

@@ -1,5 +1,6 @@
 //! One image, opened through skopeo's image proxy.
 
+use super::caller::Caller;
 use super::types::FetchOptions;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::{Error, ErrorKind, Result};
@@ -18,7 +19,8 @@ const MAX_CONFIG: u64 = 8 << 20;
 ///
 /// The command is set explicitly: the proxy's default binds skopeo to the life of a thread of ours, and
 /// ostree-ext's replaces the user. Skopeo ends when its socket closes, and with our process group.
-pub(super) fn proxy_config(opts: &FetchOptions) -> ImageProxyConfig {
+fn proxy_config(opts: &FetchOptions, caller: &Caller) -> ImageProxyConfig {
+    let opts = caller.options(opts);
     let mut skopeo = Command::new("skopeo");
     skopeo.args(skopeo::options(
         opts.policy.as_deref(),
@@ -26,6 +28,7 @@ pub(super) fn proxy_config(opts: &FetchOptions) -> ImageProxyConfig {
         opts.lookaside.as_deref(),
     ));
     skopeo.args(opts.tmp.iter().flat_map(|tmp| [OsStr::new("--tmpdir"), tmp.as_os_str()]));
+    caller.prepare(&mut skopeo);
     ImageProxyConfig {
         authfile: opts.auth_file.clone(),
         auth_anonymous: opts.auth_file.is_none(),
@@ -45,10 +48,10 @@ pub(super) struct Source {
 
 impl Source {
     /// Opens the image: the policy is checked here, the manifest read.
-    pub(super) async fn open(image: &ImageRef, opts: &FetchOptions) -> Result<Source> {
+    pub(super) async fn open(image: &ImageRef, opts: &FetchOptions, caller: &Caller) -> Result<Source> {
         let doing = format!("reading {image}");
-        let proxy =
-            ImageProxy::new_with_config(proxy_config(opts)).await.map_err(|e| from_skopeo(&doing, e))?;
+        let config = proxy_config(opts, caller);
+        let proxy = ImageProxy::new_with_config(config).await.map_err(|e| from_skopeo(&doing, e))?;
         let opened = proxy.open_image(&image.to_string()).await.map_err(|e| from_skopeo(&doing, e))?;
         Ok(Source { proxy, opened, doing })
     }

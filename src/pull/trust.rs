@@ -5,12 +5,12 @@
 //! anything else, and says "Getting image source signatures" when the image has passed. So where the policy asks
 //! for anything, a copy is started and stopped at that line. No line, no trust.
 
+use super::caller::Caller;
 use super::types::FetchOptions;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Result};
 use crate::sys::policy;
 use crate::sys::skopeo::{self, from_skopeo};
-use std::path::Path;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
@@ -19,10 +19,14 @@ use tokio::process::Command;
 const PASSED: &str = "Getting image source signatures";
 
 /// Fails with `SignatureRejected` if the policy does, for what the image is by this digest.
-pub(super) async fn check(image: &ImageRef, digest: &Digest, opts: &FetchOptions) -> Result<()> {
-    let policy = opts.policy.as_deref().unwrap_or(Path::new(policy::SYSTEM));
-    // An unreadable policy is skopeo's to complain about.
-    let text = std::fs::read(policy).unwrap_or_default();
+pub(super) async fn check(
+    image: &ImageRef,
+    digest: &Digest,
+    opts: &FetchOptions,
+    caller: &Caller,
+) -> Result<()> {
+    let text = caller.policy(opts);
+    let opts = caller.options(opts);
     if accepts_anything(&text) {
         return Ok(());
     }
@@ -32,7 +36,8 @@ pub(super) async fn check(image: &ImageRef, digest: &Digest, opts: &FetchOptions
         None => tempfile::tempdir(),
     };
     let scratch = scratch.doing_with(|| doing.clone())?;
-    let mut policy = policy.to_owned();
+    caller.give(scratch.path()).doing_with(|| doing.clone())?;
+    let mut policy = opts.policy.clone().unwrap_or_else(|| policy::SYSTEM.into());
     if let Some(text) = policy::by_digest(&text, image, digest) {
         policy = scratch.path().join("policy.json");
         std::fs::write(&policy, text).doing_with(|| doing.clone())?;
@@ -53,6 +58,7 @@ pub(super) async fn check(image: &ImageRef, digest: &Digest, opts: &FetchOptions
     command.arg(image.pinned(digest).to_string());
     command.arg(format!("dir:{}", scratch.path().join("image").display()));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    caller.prepare(command.as_std_mut());
     // In our own process group, unlike other children: a cancelled worker takes it along.
     let mut child = command.kill_on_drop(true).spawn().map_err(|e| from_skopeo(&doing, e))?;
     let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();

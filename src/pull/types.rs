@@ -37,6 +37,8 @@ pub struct FetchOptions {
     /// Where blobs lie until their layer is in the repository; `None` is a temporary directory. What is left there by a
     /// transfer that broke off is where the next one goes on.
     pub spool: Option<PathBuf>,
+    /// The repository: the configuration of an image that is in it is not fetched to resolve it once more.
+    pub repo: Option<PathBuf>,
     /// The root whose `etc/containers` says how registries are reached; `None` is `/`.
     pub config_root: Option<PathBuf>,
     /// When a failed transfer is tried again.

@@ -10,7 +10,6 @@
 use super::fetch::{self, Fetcher, Order};
 use super::import::{self, Supply, Todo, import_in_process};
 use super::pulse::{self, Local};
-use super::resolve::resolve_in_process;
 use super::types::{Base, FetchOptions, Report, Reporter, Resolved, Worker};
 use super::wire::{Failed, write_line};
 use crate::engine::cx::Cx;
@@ -19,8 +18,6 @@ use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::{Group, kill_own_group};
 use crate::sys::scratch::Scratch;
-use crate::sys::{policy, registries};
-use cap_std_ext::cmdext::CapStdExtCommandExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -30,7 +27,6 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
@@ -43,7 +39,6 @@ const STDERR_LINES: usize = 20;
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Request<O = Order> {
-    Resolve { image: ImageRef, opts: FetchOptions },
     Pull { repo: PathBuf, resolved: Box<Resolved>, opts: FetchOptions },
     Fetch(O),
 }
@@ -60,23 +55,6 @@ enum Message {
 // A worker that says nothing for twice the time after which a connection is given up has a registry that says nothing:
 // skopeo itself waits for ever; TCP gives up a peer that is gone after 15 minutes, and never one that is there.
 
-/// Finds out what the reference stands for now. Transfers manifest and configuration only.
-pub async fn resolve(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
-    cx.checkpoint()?;
-    if matches!(opts.worker, Worker::InProcess) {
-        return resolve_in_process(image, opts).await;
-    }
-    let privilege = match image.transport {
-        Transport::Registry => Privilege::Dropped,
-        _ => Privilege::Kept,
-    };
-    call(cx, image, opts, opts.patience.stall * 2, privilege, |opts| Request::Resolve {
-        image: image.clone(),
-        opts,
-    })
-    .await
-}
-
 /// Brings the image into the repository, or finds that it is there. Fetches only what is missing.
 ///
 /// Cancelling the job ends the worker; layers that were finished stay.
@@ -91,7 +69,7 @@ pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOp
     if let Some(base) = here.await.doing("looking for the image")?? {
         return Ok(base);
     }
-    call(cx, &resolved.image, opts, opts.patience.stall * 2, Privilege::Kept, |opts| Request::Pull {
+    call(cx, &resolved.image, opts, opts.patience.stall * 2, |opts| Request::<Order>::Pull {
         repo: repo_path.to_owned(),
         resolved: Box::new(resolved.clone()),
         opts,
@@ -113,79 +91,17 @@ fn tell(cx: &Cx, report: Report) {
     }
 }
 
-/// Whether a worker stays who we are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Privilege {
-    /// It writes objects.
-    Kept,
-    /// It talks to strangers.
-    Dropped,
-}
-
-/// Makes the worker run as the user that fetches, and hands over what only root can read: the credentials for this image,
-/// the policy with its keys, and the configuration of the registries. By descriptor: nothing of it is in a file, or on a
-/// command line.
-///
-/// Returns what must live as long as the worker.
-async fn confine(
-    cx: &Cx,
-    command: &mut Command,
-    image: &ImageRef,
-    opts: &mut FetchOptions,
-) -> Result<Option<TempDir>> {
-    let Some((uid, gid)) = crate::sys::user::fetcher() else { return Ok(None) };
-    let endpoints = fetch::endpoints_of(cx, image, opts).await?;
-    let policy = opts.policy.clone().unwrap_or_else(|| policy::SYSTEM.into());
-    // An unreadable one is skopeo's to complain about.
-    let policy = std::fs::read(&policy).ok().map(|text| policy::self_contained(&text));
-    let registries = opts.registries.as_deref().and_then(|path| std::fs::read(path).ok());
-    let auth = opts.auth_file.is_some().then(|| registries::auth_json(&endpoints).into_bytes());
-    let handed =
-        [(auth, &mut opts.auth_file), (policy, &mut opts.policy), (registries, &mut opts.registries)];
-    // The proxy's library puts its socket at 3.
-    for (number, (content, path)) in (10..).zip(handed) {
-        if let Some(content) = content {
-            let file = Arc::new(crate::sys::fd::in_memory(&content)?);
-            command.as_std_mut().take_fd_n(file, number);
-            *path = Some(format!("/proc/self/fd/{number}").into());
-        }
-    }
-    command.uid(uid).gid(gid).env("HOME", "/nonexistent").env_remove("XDG_RUNTIME_DIR");
-    let copies = opts.lookaside.as_deref().map(readable_copy).transpose().doing("copying registries.d")?;
-    if let Some(copies) = &copies {
-        opts.lookaside = Some(copies.path().to_owned());
-    }
-    Ok(copies)
-}
-
-/// The files of a directory, where everybody can read them: the way to a configuration of somebody's own may be closed.
-fn readable_copy(from: &Path) -> std::io::Result<TempDir> {
-    use std::os::unix::fs::PermissionsExt;
-    let to = TempDir::new()?;
-    std::fs::set_permissions(to.path(), std::fs::Permissions::from_mode(0o755))?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        if entry.path().is_file() {
-            let copy = to.path().join(entry.file_name());
-            std::fs::write(&copy, std::fs::read(entry.path())?)?;
-            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))?;
-        }
-    }
-    Ok(to)
-}
-
-async fn call<T: DeserializeOwned>(
+async fn call<T: DeserializeOwned, R: Serialize>(
     cx: &Cx,
     image: &ImageRef,
     opts: &FetchOptions,
     stall: Duration,
-    privilege: Privilege,
-    request: impl FnOnce(FetchOptions) -> Request,
+    request: impl FnOnce(FetchOptions) -> R,
 ) -> Result<T> {
     // Removed when the worker is gone, however it went. Of a registry nothing is unpacked.
     let tmp = opts.tmp.as_deref().filter(|_| image.transport != Transport::Registry);
     let scratch = tmp.map(Scratch::below).transpose()?;
-    let mut opts = FetchOptions { tmp: scratch.as_ref().map(|s| s.path().to_owned()), ..opts.clone() };
+    let opts = FetchOptions { tmp: scratch.as_ref().map(|s| s.path().to_owned()), ..opts.clone() };
     let mut command = match &opts.worker {
         Worker::Program(program, arguments) => {
             let mut command = Command::new(program);
@@ -197,10 +113,6 @@ async fn call<T: DeserializeOwned>(
             command.arg(WORKER_ARG);
             command
         }
-    };
-    let _copies = match privilege {
-        Privilege::Dropped => confine(cx, &mut command, image, &mut opts).await?,
-        Privilege::Kept => None,
     };
     let request = request(opts);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -245,14 +157,7 @@ async fn converse(cx: &Cx, group: &mut Group, request: &[u8], stall: Duration) -
     let mut lines = BufReader::new(stdout).lines();
     loop {
         let Ok(line) = tokio::time::timeout(stall, lines.next_line()).await else {
-            return Err(Error::new(
-                ErrorKind::RegistryUnavailable,
-                format!(
-                    "nothing has come from the registry for {} seconds; the running system is unchanged",
-                    stall.as_secs()
-                ),
-            )
-            .hint("finished layers are kept: try again later"));
+            return Err(silent(stall));
         };
         let Some(line) = line.doing(doing)? else { break };
         match serde_json::from_str::<Message>(&line) {
@@ -282,6 +187,15 @@ async fn converse(cx: &Cx, group: &mut Group, request: &[u8], stall: Duration) -
     .source(complaints))
 }
 
+/// The error for a registry that has said nothing for so long.
+pub(super) fn silent(stall: Duration) -> Error {
+    let text = format!(
+        "nothing has come from the registry for {} seconds; the running system is unchanged",
+        stall.as_secs()
+    );
+    Error::new(ErrorKind::RegistryUnavailable, text).hint("finished layers are kept: try again later")
+}
+
 /// The worker itself: what an executable does when its first argument is [`WORKER_ARG`].
 pub fn worker_main() -> ExitCode {
     let mut line = String::new();
@@ -295,9 +209,6 @@ pub fn worker_main() -> ExitCode {
     };
     match request {
         Request::Fetch(order) => fetch::main(order),
-        Request::Resolve { image, opts } => {
-            work(image.transport, || Ok(()), |()| async move { resolve_in_process(&image, &opts).await })
-        }
         Request::Pull { repo, resolved, opts } => {
             let report: Reporter = Arc::new(|report| say(&Message::Report(report)));
             let (told, path, image, told_opts) =
@@ -400,14 +311,12 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let stall = Duration::from_millis(900);
         let image: ImageRef = "r.io/os:1".parse().unwrap();
-        let resolve = |opts| Request::Resolve { image: image.clone(), opts };
         let opts = shell("read line; sleep 100", tmp.path());
-        let error =
-            call::<u32>(&Cx::detached(), &image, &opts, stall, Privilege::Kept, resolve).await.unwrap_err();
+        let error = call::<u32, _>(&Cx::detached(), &image, &opts, stall, |opts| opts).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::RegistryUnavailable, "{}", error.chain());
         let script = r#"read line; for i in 1 2 3 4; do sleep 0.4; echo '"alive"'; done; echo '{"done":7}'"#;
         let opts = shell(script, tmp.path());
-        let answer = call::<u32>(&Cx::detached(), &image, &opts, stall, Privilege::Kept, resolve).await;
+        let answer = call::<u32, _>(&Cx::detached(), &image, &opts, stall, |opts| opts).await;
         assert_eq!(answer.unwrap(), 7);
     }
 
@@ -417,11 +326,9 @@ mod tests {
         // It finds the directory in its request, and does not clean up.
         let script = r#"read line; dir=${line#*'"tmp":"'}; touch "${dir%%'"'*}/left" && echo '{"done":7}'"#;
         let image: ImageRef = "oci-archive:/os.tar".parse().unwrap();
-        let resolve = |opts| Request::Resolve { image: image.clone(), opts };
         let opts = shell(script, tmp.path());
         let answer =
-            call::<u32>(&Cx::detached(), &image, &opts, Duration::from_secs(60), Privilege::Kept, resolve)
-                .await;
+            call::<u32, _>(&Cx::detached(), &image, &opts, Duration::from_secs(60), |opts| opts).await;
         assert_eq!(answer.unwrap(), 7);
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
     }

@@ -40,8 +40,9 @@ impl Group {
     /// Starts the command so that it ends when we do, even by SIGKILL. Only the child itself, not its helpers.
     pub fn spawn_bound(mut command: Command) -> Result<Group> {
         command.process_group(0).kill_on_drop(true);
+        end_with_this_thread(command.as_std_mut());
         let name = command.as_std().get_program().to_string_lossy().into_owned();
-        Self::started(&name, spawn_from_lasting_thread(bound_to_parent(command)))
+        Self::started(&name, spawn_from_lasting_thread(command))
     }
 
     fn started(name: &str, child: std::io::Result<Child>) -> Result<Group> {
@@ -84,9 +85,10 @@ impl Drop for Group {
     }
 }
 
-/// The command, to be killed when the thread that starts it ends.
+/// Has the child of a command killed when the thread that starts it ends, however it does.
 #[allow(unsafe_code)]
-fn bound_to_parent(mut command: Command) -> Command {
+pub fn end_with_this_thread(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
     let parent = rustix::process::getpid();
     let bind = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -99,7 +101,6 @@ fn bound_to_parent(mut command: Command) -> Command {
     // SAFETY: between fork and exec only what is async-signal-safe may run: these are two system calls, and neither
     // allocates, locks, or panics. The closure owns nothing but a number.
     unsafe { command.pre_exec(bind) };
-    command
 }
 
 /// Starts a command from a thread that lives as long as this process.

@@ -64,6 +64,7 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
         importers: pull.importers,
         tmp: Some(env.layout.state.join("tmp")),
         spool: Some(env.layout.spool()),
+        repo: Some(env.layout.repo()),
         config_root: Some(env.layout.config_root.clone()),
         ..Default::default()
     })

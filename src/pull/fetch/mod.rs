@@ -22,6 +22,7 @@ mod patience;
 mod rate;
 mod spool;
 
+use super::caller::Caller;
 use super::source::Source;
 use super::types::{FetchOptions, Layer, Resolved, Worker};
 use super::wire::Failed;
@@ -234,7 +235,7 @@ pub(super) fn lost(layer: &Layer, path: &Path, error: std::io::Error) -> Error {
 
 /// Opens a source, to see that the image is still the one that was planned.
 async fn open(resolved: &Resolved, opts: &FetchOptions) -> Result<Source> {
-    let source = Source::open(&resolved.image.pinned(&resolved.digest), opts).await?;
+    let source = Source::open(&resolved.image.pinned(&resolved.digest), opts, &Caller::default()).await?;
     let (digest, _) = source.manifest().await?;
     if digest == resolved.digest {
         return Ok(source);

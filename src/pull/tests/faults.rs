@@ -158,6 +158,27 @@ async fn every_fault_of_a_manifest_or_configuration_has_its_error_and_its_retrie
 }
 
 #[tokio::test]
+async fn the_configuration_of_an_image_that_is_here_is_not_fetched_again() {
+    let scratch = Scratch::new();
+    let (registry, _) = image(&scratch);
+    let opts = FetchOptions { repo: Some(scratch.path("repo")), ..hasty(&scratch) };
+    let configs = || registry.requests_for(Part::Config).len();
+    let first = resolve(&Cx::detached(), &registry.image("os:1"), &opts).await.unwrap();
+    pull(&Cx::detached(), &scratch.path("repo"), &first, &opts).await.unwrap();
+    assert_eq!(configs(), 1);
+    let again = resolve(&Cx::detached(), &registry.image("os:1"), &opts).await.unwrap();
+    assert_eq!(configs(), 1);
+    assert_eq!(
+        (again.digest, again.config_text, again.layers),
+        (first.digest, first.config_text, first.layers)
+    );
+    // That of another one is.
+    registry.move_tag("os", "1", &simple(&scratch, "other", b"2"));
+    resolve(&Cx::detached(), &registry.image("os:1"), &opts).await.unwrap();
+    assert_eq!(configs(), 2);
+}
+
+#[tokio::test]
 async fn a_transfer_goes_on_where_it_was_also_after_the_registry_was_gone() {
     let scratch = Scratch::new();
     let (registry, layout) = image(&scratch);
@@ -257,7 +278,7 @@ async fn layers_are_fetched_side_by_side() {
 }
 
 /// Processes that this one started, and theirs.
-fn descendants() -> Vec<String> {
+pub(super) fn descendants() -> Vec<String> {
     let all: Vec<(u32, u32, String)> = std::fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| {
@@ -279,6 +300,14 @@ fn descendants() -> Vec<String> {
     found
 }
 
+/// The users that a process runs as, by its line in /proc.
+pub(super) fn users(stat: &str) -> Vec<u32> {
+    let pid = stat.split(' ').next().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    ids.split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
+
 /// Who fetches is nobody in particular, and the threads that work as root have no network.
 fn roles() {
     let Some((fetcher, _)) = crate::sys::user::fetcher() else { return };
@@ -292,15 +321,9 @@ fn roles() {
             works && network == ours
         })
     };
-    let mut seen = Vec::new();
-    for stat in descendants() {
-        let pid = stat.split(' ').next().unwrap();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap().to_owned();
-        let ids: Vec<u32> = ids.split_whitespace().map(|id| id.parse().unwrap()).collect();
-        assert!(!networked(pid), "{stat}");
-        seen.push(ids);
-    }
+    let family = descendants();
+    assert!(!family.iter().any(|stat| networked(stat.split(' ').next().unwrap())), "{family:?}");
+    let mut seen: Vec<_> = family.iter().map(|stat| users(stat)).collect();
     seen.sort();
     assert_eq!(seen, [vec![0; 4], vec![fetcher; 4]]);
 }

@@ -1,5 +1,6 @@
 //! Where images come from, and what goes wrong there.
 
+use super::faults::{descendants, users};
 use crate::engine::cx::Cx;
 use crate::model::ErrorKind;
 use crate::model::image::{Digest, ImageRef};
@@ -316,7 +317,7 @@ async fn the_worker_process_does_the_same_and_reports() {
 }
 
 #[tokio::test]
-async fn cancelling_ends_a_worker_whose_registry_never_answers() {
+async fn cancelling_ends_skopeo_whose_registry_never_answers() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let token = CancellationToken::new();
@@ -325,6 +326,10 @@ async fn cancelling_ends_a_worker_whose_registry_never_answers() {
     let opts = in_worker();
     let job = tokio::spawn(async move { resolve(&cx, &image, &opts).await.map(|_| ()) });
     let (connection, _) = tokio::task::spawn_blocking(move || listener.accept()).await.unwrap().unwrap();
+    // What talks to it is nobody in particular.
+    let skopeo = descendants();
+    let fetcher = crate::sys::user::fetcher().map_or(rustix::process::geteuid().as_raw(), |(uid, _)| uid);
+    assert_eq!(skopeo.iter().map(|stat| users(stat)).collect::<Vec<_>>(), [vec![fetcher; 4]], "{skopeo:?}");
     let since = Instant::now();
     token.cancel();
     let error = job.await.unwrap().unwrap_err();
@@ -346,7 +351,8 @@ async fn a_worker_that_dies_is_an_error_that_says_what_it_said() {
     let arguments = ["-c", "read line; echo not json; echo out of luck >&2; kill -9 $$"];
     let worker = Worker::Program("/bin/sh".into(), arguments.iter().map(Into::into).collect());
     let opts = FetchOptions { worker, ..scratch.opts() };
-    let error = resolve(&Cx::detached(), &layout.image(), &opts).await.unwrap_err();
+    let resolved = scratch.resolve(&layout.image()).await.unwrap();
+    let error = pull(&Cx::detached(), &scratch.path("repo"), &resolved, &opts).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Internal);
     assert!(
         error.chain().contains("out of luck") && error.chain().contains("unchanged"),
