@@ -38,8 +38,6 @@ const COMMIT_AFTER: Duration = Duration::from_secs(5);
 const COMMIT_BYTES: u64 = 256 << 20;
 /// How often what was written is sent to the disk, so that a commit has little left to wait for.
 const WRITE_BACK: Duration = Duration::from_millis(350);
-/// A pull that is over by then has little to write.
-const FIRST_WRITE_BACK: Duration = Duration::from_secs(1);
 
 /// A layer that is not here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -378,9 +376,8 @@ impl Crew<'_> {
     /// Has what is written sent to the disk all the time, and not only when a commit waits for it.
     fn write_back(&self, done: &AtomicBool) {
         let Ok(dir) = std::fs::File::open(self.repo_path) else { return };
-        let mut wait = FIRST_WRITE_BACK;
         while !done.load(Ordering::Relaxed) {
-            std::thread::park_timeout(std::mem::replace(&mut wait, WRITE_BACK));
+            std::thread::park_timeout(WRITE_BACK);
             // A commit says what fails here.
             if !done.load(Ordering::Relaxed)
                 && let Err(error) = rustix::fs::syncfs(&dir)
