@@ -39,7 +39,7 @@ const STDERR_LINES: usize = 20;
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Request<O = Order> {
-    Pull { repo: PathBuf, resolved: Box<Resolved>, opts: FetchOptions },
+    Pull { repo: PathBuf, resolved: Box<Resolved>, opts: Box<FetchOptions> },
     Fetch(O),
 }
 
@@ -72,7 +72,7 @@ pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOp
     call(cx, &resolved.image, opts, opts.patience.stall * 2, |opts| Request::<Order>::Pull {
         repo: repo_path.to_owned(),
         resolved: Box::new(resolved.clone()),
-        opts,
+        opts: Box::new(opts),
     })
     .await
 }
