@@ -41,8 +41,8 @@ pub(super) fn merge(report: &Reporter, repo: &ostree::Repo, resolved: &Resolved)
     let (carrying, on_top) = resolved.layers.split_at(carrying(resolved)?);
     let commits = carrying.iter().map(|layer| find(repo, layer)?.ok_or_else(|| disappeared(layer)));
     let commits: Vec<String> = commits.collect::<Result<_>>()?;
-    let base = commits.first().expect("at least one layer carries the commit");
-    complete(repo, resolved, base)?;
+    let (base, chunks) = commits.split_first().expect("at least one layer carries the commit");
+    complete(repo, resolved, base, chunks)?;
     let mut root = Dir::of_commit(repo, base)?;
     if on_top.is_empty() {
         return commit::write(repo, resolved, root, &Labels::Present, &Filtered::new());
@@ -69,19 +69,27 @@ pub(super) fn merge(report: &Reporter, repo: &ostree::Repo, resolved: &Resolved)
 
 /// Sees to it that nothing is missing of a commit that was marked so, and says it. A commit is looked at once, and of it
 /// what another image does not have.
-fn complete(repo: &ostree::Repo, resolved: &Resolved, base: &str) -> Result<()> {
+fn complete(repo: &ostree::Repo, resolved: &Resolved, base: &str, chunks: &[String]) -> Result<()> {
     let doing = || format!("reading commit {base}");
     let (_, state) = repo.load_commit(base).doing_with(doing)?;
     if !state.contains(ostree::RepoCommitState::PARTIAL) {
         return Ok(());
     }
+    let mut files = HashSet::new();
+    chunks.iter().try_for_each(|chunk| tree::files(repo, chunk, &mut files))?;
     let known = refs::like(repo, &resolved.image)?;
-    let mut seen = HashSet::new();
+    let mut metas = HashSet::new();
     tree::visit(repo, base, known.as_deref(), &mut |kind, checksum| {
-        // Directories share a few metadata objects, and files are mostly different.
-        if kind == ostree::ObjectType::DirMeta && !seen.insert(checksum.to_owned())
-            || object::is_here(repo, kind, checksum)?
-        {
+        let here = match kind {
+            ostree::ObjectType::File => files.contains(checksum),
+            _ => !metas.insert(*checksum),
+        };
+        if here {
+            return Ok(());
+        }
+        let checksum = hex::encode(checksum);
+        // What no layer of files has may have come with the commit.
+        if object::is_here(repo, kind, &checksum)? {
             return Ok(());
         }
         let text = format!(

@@ -8,13 +8,13 @@ use gvariant::aligned_bytes::TryAsAligned;
 use gvariant::{Marker, Structure};
 use ostree_ext::gio::prelude::*;
 use ostree_ext::{gio, glib, ostree};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Extended attributes: name and value, without the NUL that libostree puts behind the name.
 pub(super) type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A checksum in a dirtree object. An array of a type that GLib knows the size of is copied, and not built of its bytes.
-type Sum = glib::FixedSizeVariantArray<[u8; 32], u8>;
+type Sum = glib::FixedSizeVariantArray<Raw, u8>;
 /// The type of a dirtree object: files, then directories with contents and metadata checksum.
 type DirTree = (Vec<(String, Sum)>, Vec<(String, Sum, Sum)>);
 
@@ -126,11 +126,7 @@ impl Dir {
             Contents::Stored(checksum) => return Ok(checksum.clone()),
             Contents::Open(entries) => entries,
         };
-        let raw = |checksum: &str| -> Result<Sum> {
-            let mut raw = [0; 32];
-            hex::decode_to_slice(checksum, &mut raw).doing("decoding an object's checksum")?;
-            Ok(raw.into())
-        };
+        let raw = |checksum: &str| raw(checksum).map(Sum::from);
         let mut tree: DirTree = Default::default();
         for (name, checksum) in &entries.files {
             tree.0.push((name.clone(), raw(checksum)?));
@@ -150,44 +146,87 @@ impl Dir {
     }
 }
 
-/// Calls `seen` with every object of a commit's tree that is not at the same place in the commit `known`. A directory that
-/// occurs again is not gone into again.
+/// A checksum as objects have it.
+pub(super) type Raw = [u8; 32];
+
+/// Calls `seen` with every object of a commit's tree, but for the directories that are at the same place in the commit
+/// `known`. A directory that occurs again is not gone into again.
+///
+/// Of `known`, directories without others in them are not read: on a disk that is what takes the time.
 pub(super) fn visit(
     repo: &ostree::Repo,
     commit: &str,
     known: Option<&str>,
-    seen: &mut impl FnMut(ostree::ObjectType, &str) -> Result<()>,
+    seen: &mut impl FnMut(ostree::ObjectType, &Raw) -> Result<()>,
 ) -> Result<()> {
-    let root = Dir::of_commit(repo, commit)?;
-    let known = known.map(|known| Dir::of_commit(repo, known)).transpose()?;
+    let root = |commit: &str| -> Result<(Raw, Raw)> {
+        match Dir::of_commit(repo, commit)? {
+            Dir { meta, contents: Contents::Stored(contents) } => Ok((raw(&contents)?, raw(&meta)?)),
+            Dir { contents: Contents::Open(_), .. } => unreachable!("nobody opened it"),
+        }
+    };
+    let (contents, meta) = root(commit)?;
+    let known = known.map(root).transpose()?.map(|(contents, _)| contents);
     let mut visited = HashSet::new();
-    let mut todo = vec![(root, known)];
-    while let Some((mut dir, known)) = todo.pop() {
-        seen(ostree::ObjectType::DirMeta, &dir.meta)?;
-        if known.as_ref().is_some_and(|known| dir.is_stored_as(known)) {
+    let mut todo = vec![(contents, meta, known)];
+    while let Some((contents, meta, known)) = todo.pop() {
+        seen(ostree::ObjectType::DirMeta, &meta)?;
+        if known == Some(contents) || !visited.insert(contents) {
             continue;
         }
-        if let Contents::Stored(checksum) = &dir.contents
-            && !visited.insert(checksum.clone())
-        {
-            continue;
-        }
-        let entries = std::mem::take(dir.open(repo)?);
-        let mut known = match known {
-            Some(mut known) => std::mem::take(known.open(repo)?),
-            None => Entries::default(),
-        };
-        for (name, file) in &entries.files {
-            if known.files.get(name) != Some(file) {
-                seen(ostree::ObjectType::File, file)?;
+        let mut dirs = Vec::new();
+        listed(repo, &hex::encode(contents), &mut |entry| {
+            match entry {
+                Listed::File { sum, .. } => seen(ostree::ObjectType::File, sum)?,
+                Listed::Dir { name, contents, meta } => dirs.push((name.to_owned(), *contents, *meta)),
             }
+            Ok(())
+        })?;
+        let mut below = HashMap::new();
+        if let Some(known) = known.filter(|_| !dirs.is_empty()) {
+            listed(repo, &hex::encode(known), &mut |entry| {
+                if let Listed::Dir { name, contents, .. } = entry {
+                    below.insert(name.to_owned(), *contents);
+                }
+                Ok(())
+            })?;
         }
-        todo.extend(entries.dirs.into_iter().map(|(name, dir)| (dir, known.dirs.remove(&name))));
+        todo.extend(dirs.into_iter().map(|(name, contents, meta)| (contents, meta, below.remove(&name))));
     }
     Ok(())
 }
 
-fn load(repo: &ostree::Repo, checksum: &str) -> Result<Entries> {
+/// The files in the root of a commit.
+pub(super) fn files(repo: &ostree::Repo, commit: &str, into: &mut HashSet<Raw>) -> Result<()> {
+    let Dir { contents: Contents::Stored(contents), .. } = Dir::of_commit(repo, commit)? else {
+        unreachable!("nobody opened it")
+    };
+    listed(repo, &contents, &mut |entry| {
+        if let Listed::File { sum, .. } = entry {
+            into.insert(*sum);
+        }
+        Ok(())
+    })
+}
+
+fn raw(checksum: &str) -> Result<Raw> {
+    let mut raw = [0; 32];
+    hex::decode_to_slice(checksum, &mut raw).doing("decoding an object's checksum")?;
+    Ok(raw)
+}
+
+/// An entry of a directory object.
+enum Listed<'a> {
+    File { name: &'a str, sum: &'a Raw },
+    Dir { name: &'a str, contents: &'a Raw, meta: &'a Raw },
+}
+
+/// Calls `seen` with every entry of a directory object.
+fn listed(
+    repo: &ostree::Repo,
+    checksum: &str,
+    seen: &mut impl FnMut(Listed<'_>) -> Result<()>,
+) -> Result<()> {
     let damaged = || Error::new(ErrorKind::Corrupt, format!("directory object {checksum} is malformed"));
     let tree = repo
         .load_variant(ostree::ObjectType::DirTree, checksum)
@@ -196,16 +235,32 @@ fn load(repo: &ostree::Repo, checksum: &str) -> Result<Entries> {
     let data = tree.data_as_bytes();
     let data = data.try_as_aligned().map_err(|_| damaged())?;
     let (files, dirs) = gvariant::gv!("(a(say)a(sayay))").cast(data).into();
-    let mut entries = Entries::default();
     for file in files {
         let (name, sum) = file.to_tuple();
-        entries.files.insert(name.to_str().to_owned(), hex::encode(sum));
+        let sum = <&Raw>::try_from(sum).map_err(|_| damaged())?;
+        seen(Listed::File { name: name.to_str(), sum })?;
     }
     for dir in dirs {
         let (name, contents, meta) = dir.to_tuple();
-        let dir = Dir { meta: hex::encode(meta), contents: Contents::Stored(hex::encode(contents)) };
-        entries.dirs.insert(name.to_str().to_owned(), dir);
+        let contents = <&Raw>::try_from(contents).map_err(|_| damaged())?;
+        let meta = <&Raw>::try_from(meta).map_err(|_| damaged())?;
+        seen(Listed::Dir { name: name.to_str(), contents, meta })?;
     }
+    Ok(())
+}
+
+fn load(repo: &ostree::Repo, checksum: &str) -> Result<Entries> {
+    let mut entries = Entries::default();
+    listed(repo, checksum, &mut |entry| {
+        match entry {
+            Listed::File { name, sum } => _ = entries.files.insert(name.to_owned(), hex::encode(sum)),
+            Listed::Dir { name, contents, meta } => {
+                let dir = Dir { meta: hex::encode(meta), contents: Contents::Stored(hex::encode(contents)) };
+                entries.dirs.insert(name.to_owned(), dir);
+            }
+        }
+        Ok(())
+    })?;
     Ok(entries)
 }
 
