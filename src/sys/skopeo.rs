@@ -62,6 +62,7 @@ const TABLE: &[(&str, ErrorKind, &str)] = {
         ("statuscode: 404", ImageNotFound, "the registry does not have it"),
         ("identifier is not an image", ImageNotFound, "the local storage does not have it"),
         ("does not resolve to an image id", ImageNotFound, "the local storage does not have it"),
+        ("archive file not found", ImageNotFound, "there is no such archive"),
         ("no descriptor found for reference", ImageNotFound, "the layout has no such tag"),
         ("unauthorized", AuthRequired, "the registry wants other credentials"),
         ("authentication required", AuthRequired, "the registry wants credentials"),
@@ -114,6 +115,8 @@ const TABLE: &[(&str, ErrorKind, &str)] = {
         ("no such file or directory", ImageNotFound, "it is not there"),
         ("not a directory", InvalidArgument, "it is not an OCI layout"),
         ("pinging container registry", RegistryUnavailable, "the registry cannot be used"),
+        // Last: behind it may be why a signature could not be fetched. Debian 12 says here that it has no sigstore.
+        ("source image rejected", SignatureRejected, "the signature policy cannot be met"),
     ]
 };
 
@@ -251,6 +254,13 @@ mod tests {
         ),
         (
             r#"pinging container registry 127.0.0.1:5997: Get "https://127.0.0.1:5997/v2/": http: server gave HTTP response to HTTPS client"#,
+            ErrorKind::RegistryUnavailable,
+        ),
+        // From skopeo 1.18.
+        (r#"creating temp directory: archive file not found: "/nonexistent.tar""#, ErrorKind::ImageNotFound),
+        ("Source image rejected: Debian-local change: sigstore disabled", ErrorKind::SignatureRejected),
+        (
+            r#"Source image rejected: Get "https://r.io/sigs/1": dial tcp 10.0.0.1:443: connect: connection refused"#,
             ErrorKind::RegistryUnavailable,
         ),
         ("open /nonexistent/index.json: no such file or directory", ErrorKind::ImageNotFound),
