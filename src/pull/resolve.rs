@@ -54,9 +54,8 @@ pub(super) async fn resolve_with(image: &ImageRef, opts: &FetchOptions, caller: 
 }
 
 async fn ask(image: &ImageRef, opts: &FetchOptions, caller: &Caller) -> Result<Resolved> {
-    // Skopeo takes its time to start.
-    let (source, configs) = tokio::join!(Source::open(image, opts, caller), configurations(opts));
-    let (source, configs) = (source?, configs?);
+    let (source, configs) = Source::open_beside(image, opts, caller, configurations(opts)).await?;
+    let configs = configs?;
     pulse::tick();
     let (digest, manifest_text) = source.manifest().await?;
     pulse::tick();

@@ -49,11 +49,23 @@ pub(super) struct Source {
 impl Source {
     /// Opens the image: the policy is checked here, the manifest read.
     pub(super) async fn open(image: &ImageRef, opts: &FetchOptions, caller: &Caller) -> Result<Source> {
+        Ok(Self::open_beside(image, opts, caller, async {}).await?.0)
+    }
+
+    /// As [`Source::open`]; something else is done while skopeo waits for the registry.
+    pub(super) async fn open_beside<F: Future>(
+        image: &ImageRef,
+        opts: &FetchOptions,
+        caller: &Caller,
+        beside: F,
+    ) -> Result<(Source, F::Output)> {
         let doing = format!("reading {image}");
         let config = proxy_config(opts, caller);
         let proxy = ImageProxy::new_with_config(config).await.map_err(|e| from_skopeo(&doing, e))?;
-        let opened = proxy.open_image(&image.to_string()).await.map_err(|e| from_skopeo(&doing, e))?;
-        Ok(Source { proxy, opened, doing })
+        let name = image.to_string();
+        let (opened, done) = tokio::join!(proxy.open_image(&name), beside);
+        let opened = opened.map_err(|e| from_skopeo(&doing, e))?;
+        Ok((Source { proxy, opened, doing }, done))
     }
 
     /// The digest of this architecture's manifest, and its text in OCI format.
