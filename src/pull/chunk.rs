@@ -18,7 +18,7 @@
 
 use super::archive::{Archive, Entry, Kind};
 use super::layer::malformed;
-use super::object::{self, Header};
+use super::object::{self, Header, Known};
 use super::refs::{self, Made};
 use super::space::Space;
 use super::tree::{Dir, write_dirmeta};
@@ -53,6 +53,7 @@ pub(super) enum Carries {
 /// Imports a blob, and sets its refs, within the current transaction.
 pub(super) fn import(
     repo: &ostree::Repo,
+    known: &Known<'_>,
     layer: &Layer,
     carries: Carries,
     name: &Digest,
@@ -60,7 +61,7 @@ pub(super) fn import(
     blob: impl Read + Send + 'static,
 ) -> Result<()> {
     let (tar, unpacking) = unpack::start(blob, Content::Objects)?;
-    let mut objects = Objects::new(repo, carries);
+    let mut objects = Objects::new(repo, known, carries);
     let read = objects.read(tar);
     unpacking.verify(layer, name, size, read)?;
     let commit = objects.commit()?;
@@ -130,6 +131,7 @@ fn checked(text: &str) -> Option<String> {
 
 struct Objects<'a> {
     repo: &'a ostree::Repo,
+    known: &'a Known<'a>,
     carries: Carries,
     commit: Option<String>,
     /// The attributes that were seen, by their own checksum.
@@ -142,9 +144,10 @@ struct Objects<'a> {
 }
 
 impl<'a> Objects<'a> {
-    fn new(repo: &'a ostree::Repo, carries: Carries) -> Self {
+    fn new(repo: &'a ostree::Repo, known: &'a Known<'a>, carries: Carries) -> Self {
         Objects {
             repo,
+            known,
             carries,
             commit: None,
             xattrs: HashMap::new(),
@@ -202,7 +205,7 @@ impl<'a> Objects<'a> {
                     .doing("writing the commit's metadata")?;
             }
             // Most of an update's are those of the version before.
-            Part::DirTree | Part::DirMeta if object::is_here(self.repo, part.kind(), checksum)? => {}
+            Part::DirTree | Part::DirMeta if self.known.has(part.kind(), checksum)? => {}
             Part::DirTree => {
                 let value = variant::<ostree::TreeVariantType>(bytes(entry, &mut archive, MAX_METADATA)?);
                 self.write_metadata(part.kind(), checksum, &value)?;
@@ -245,7 +248,7 @@ impl<'a> Objects<'a> {
         if self.carries == Carries::Files && !self.files.insert(checksum.to_owned()) {
             return Err(broken(format!("object {checksum} comes twice")));
         }
-        if object::is_here(self.repo, ostree::ObjectType::File, checksum)? {
+        if self.known.has(ostree::ObjectType::File, checksum)? {
             return Ok(archive);
         }
         let xattrs = self.xattrs.get(&xattrs);

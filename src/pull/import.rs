@@ -17,16 +17,17 @@ use super::fetch::{self, Fetcher, Spool, Wanted};
 use super::labels::Labels;
 use super::layer::{self, Stored};
 use super::merge::{self, Directories};
+use super::object::{self, Known};
 use super::pulse::Local;
 use super::refs::{self, Made};
-use super::tree::{Dir, write_dirmeta};
+use super::tree::{Dir, Raw, write_dirmeta};
 use super::types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved};
 use super::{encapsulated, estimate, plain};
 use crate::model::image::Transport;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::registries::Endpoint;
 use ostree_ext::{gio, ostree};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -121,6 +122,7 @@ pub(super) async fn import(
         let crew = Crew {
             report: &report,
             repo_path: &repo_path,
+            brought: object::brought(&open(&repo_path)?)?,
             todo: &todo,
             supply: &supply,
             next: AtomicUsize::new(0),
@@ -198,7 +200,7 @@ impl Supply {
         Ok(supply)
     }
 
-    fn import(&self, repo: &ostree::Repo, at: usize, todo: &Todo) -> Result<Vec<String>> {
+    fn import(&self, repo: &ostree::Repo, known: &Known<'_>, at: usize, todo: &Todo) -> Result<Vec<String>> {
         let Todo { layer, what } = todo;
         let (name, size) =
             if self.uncompressed { (&layer.diff_id, None) } else { (&layer.digest, Some(layer.size)) };
@@ -206,9 +208,9 @@ impl Supply {
             (Some(layout), _) => {
                 let path = layout.join("blobs/sha256").join(name.hex());
                 let file = std::fs::File::open(&path).map_err(|e| fetch::lost(layer, &path, e))?;
-                what.import(repo, layer, name, size, self.read.counted(layer, file))
+                what.import(repo, known, layer, name, size, self.read.counted(layer, file))
             }
-            (None, Some((fetcher, _))) => what.import(repo, layer, name, size, fetcher.blob(at)),
+            (None, Some((fetcher, _))) => what.import(repo, known, layer, name, size, fetcher.blob(at)),
             (None, None) => Err(Error::new(ErrorKind::Internal, "nobody fetches")),
         }
     }
@@ -218,6 +220,7 @@ impl What {
     fn import(
         self,
         repo: &ostree::Repo,
+        known: &Known<'_>,
         layer: &Layer,
         name: &crate::model::image::Digest,
         size: Option<u64>,
@@ -226,7 +229,7 @@ impl What {
         match self {
             What::Tree => layer::import(repo, layer, name, size, blob),
             What::Chunk(carries) => {
-                chunk::import(repo, layer, carries, name, size, blob).map(|()| Vec::new())
+                chunk::import(repo, known, layer, carries, name, size, blob).map(|()| Vec::new())
             }
         }
     }
@@ -236,6 +239,7 @@ impl What {
 struct Crew<'a> {
     report: &'a Reporter,
     repo_path: &'a Path,
+    brought: HashSet<Raw>,
     todo: &'a [Todo],
     supply: &'a Supply,
     next: AtomicUsize,
@@ -303,7 +307,7 @@ impl Crew<'_> {
 
     /// Imports one layer after the other, until there is none left or one failed.
     fn importer(&self) -> Result<()> {
-        let repo = open(self.repo_path)?;
+        let (repo, known) = (open(self.repo_path)?, Known::new(self.repo_path, &self.brought)?);
         let begin = || {
             let doing = "beginning a transaction; the running system is unchanged";
             repo.auto_transaction(gio::Cancellable::NONE).doing(doing)
@@ -314,7 +318,7 @@ impl Crew<'_> {
             let at = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(todo) = self.todo.get(at).filter(|_| !self.has_failed()) else { break };
             self.items(todo.layer.digest.to_string());
-            let notes = match self.layer(&repo, at, todo) {
+            let notes = match self.layer(&repo, &known, at, todo) {
                 Ok(notes) => notes,
                 Err(error) => {
                     self.fail(error);
@@ -340,8 +344,8 @@ impl Crew<'_> {
         self.release(&mut finished)
     }
 
-    fn layer(&self, repo: &ostree::Repo, at: usize, todo: &Todo) -> Result<Vec<String>> {
-        let error = match self.supply.import(repo, at, todo) {
+    fn layer(&self, repo: &ostree::Repo, known: &Known<'_>, at: usize, todo: &Todo) -> Result<Vec<String>> {
+        let error = match self.supply.import(repo, known, at, todo) {
             Err(error) if error.kind == ErrorKind::DigestMismatch && self.supply.again => error,
             outcome => return outcome,
         };
@@ -349,7 +353,7 @@ impl Crew<'_> {
         // Once: a proxy on the way may have damaged it, or what an earlier attempt left in the spool.
         (self.report)(Report::Note(format!("{}; fetching it anew", error.chain())));
         fetcher.again(at)?;
-        self.supply.import(repo, at, todo)
+        self.supply.import(repo, known, at, todo)
     }
 
     /// The refs of these layers.

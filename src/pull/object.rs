@@ -6,12 +6,14 @@
 //! called, and the object handed over as trusted. Never the other way round: what was written stays in the staging
 //! directory of the transaction even when that is aborted, and a later one takes it over.
 
-use super::tree::{Xattrs, xattrs_variant};
+use super::tree::{self, Raw, Xattrs, xattrs_variant};
 use crate::model::{Context, Error, ErrorKind, Result};
 use ostree_ext::gio::prelude::*;
 use ostree_ext::{gio, glib, ostree};
 use sha2::Digest as _;
+use std::collections::HashSet;
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// Files up to this size are held in memory, and written in one call.
@@ -66,6 +68,40 @@ fn checksum(object: &[u8]) -> String {
 pub(super) fn is_here(repo: &ostree::Repo, kind: ostree::ObjectType, checksum: &str) -> Result<bool> {
     repo.has_object(kind, checksum, gio::Cancellable::NONE)
         .doing_with(|| format!("looking for object {checksum}"))
+}
+
+/// The files that layers have brought: they are here, and nobody has to look.
+pub(super) fn brought(repo: &ostree::Repo) -> Result<HashSet<Raw>> {
+    let mut files = HashSet::new();
+    for chunk in super::refs::chunks(repo)? {
+        let (_, state) = repo.load_commit(&chunk).doing_with(|| format!("reading commit {chunk}"))?;
+        // Somebody found something missing.
+        if !state.contains(ostree::RepoCommitState::PARTIAL) {
+            tree::files(repo, &chunk, &mut files)?;
+        }
+    }
+    Ok(files)
+}
+
+/// What was here before an import.
+#[derive(Debug)]
+pub(super) struct Known<'a> {
+    /// Without a transaction: it looks in one place, and not in a staging directory first.
+    repo: ostree::Repo,
+    files: &'a HashSet<Raw>,
+}
+
+impl Known<'_> {
+    /// What is in the repository at a path, with these files.
+    pub(super) fn new<'a>(path: &Path, files: &'a HashSet<Raw>) -> Result<Known<'a>> {
+        Ok(Known { repo: super::import::open(path)?, files })
+    }
+
+    /// Whether the object was here. One that is written meanwhile need not be.
+    pub(super) fn has(&self, kind: ostree::ObjectType, checksum: &str) -> Result<bool> {
+        let file = kind == ostree::ObjectType::File && self.files.contains(&tree::raw(checksum)?);
+        Ok(file || is_here(&self.repo, kind, checksum)?)
+    }
 }
 
 /// Writes an object whose content is read to its end into memory, and returns its checksum. One that is here already is

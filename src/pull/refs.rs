@@ -21,6 +21,7 @@ const LAYERS: &str = "ostree/container/blob";
 /// that a blob with other content is refused once and taken for finished ever after. What other tools imported is
 /// not trusted either, and fetched once more.
 const VERIFIED: &str = "osctl/verified";
+const CHUNK: &str = "chunk";
 /// Commit metadata of the reference importer.
 pub(super) const META_DIGEST: &str = "ostree.manifest-digest";
 pub(super) const META_MANIFEST: &str = "ostree.manifest";
@@ -54,7 +55,7 @@ pub(super) enum Made {
 pub(super) fn verified(made: Made, digest: &Digest) -> Result<String> {
     let kind = match made {
         Made::Layer => "layer",
-        Made::Chunk => "chunk",
+        Made::Chunk => CHUNK,
     };
     refescape::prefix_escape_for_ref(&format!("{VERIFIED}/{kind}"), digest.as_str())
         .doing("naming a layer's ref")
@@ -69,6 +70,11 @@ fn resolve(repo: &ostree::Repo, name: &str) -> Result<Option<String>> {
 pub(super) fn vouched(repo: &ostree::Repo, made: Made, digest: &Digest) -> Result<Option<String>> {
     let commit = resolve(repo, &of_layer(digest)?)?;
     Ok(if commit == resolve(repo, &verified(made, digest)?)? { commit } else { None })
+}
+
+/// The commits of all blobs that were imported as a part of an ostree commit.
+pub(super) fn chunks(repo: &ostree::Repo) -> Result<BTreeSet<String>> {
+    Ok(list(repo, &format!("{VERIFIED}/{CHUNK}"))?.into_values().collect())
 }
 
 /// The ref of an image, by the reference that is tracked.

@@ -209,7 +209,8 @@ pub(super) fn files(repo: &ostree::Repo, commit: &str, into: &mut HashSet<Raw>) 
     })
 }
 
-fn raw(checksum: &str) -> Result<Raw> {
+/// The bytes of a checksum in hexadecimal.
+pub(super) fn raw(checksum: &str) -> Result<Raw> {
     let mut raw = [0; 32];
     hex::decode_to_slice(checksum, &mut raw).doing("decoding an object's checksum")?;
     Ok(raw)
