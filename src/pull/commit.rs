@@ -48,6 +48,7 @@ pub(super) fn write(
     }
     // The ref becomes visible in here, after the objects were synced.
     refs::commit(repo, transaction, &names)?;
+    refs::repaired(repo, &commit)?;
     Ok(commit.into())
 }
 

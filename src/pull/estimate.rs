@@ -37,6 +37,9 @@ pub fn layer_commits(repo: &ostree::Repo, resolved: &Resolved) -> Result<Vec<Str
 
 /// Whether a layer is here in the way that its image needs.
 pub(super) fn is_here(repo: &ostree::Repo, layer: &Layer, made: Made) -> Result<bool> {
+    if refs::is_damaged(repo, layer)? {
+        return Ok(false);
+    }
     Ok(match made {
         Made::Chunk => encapsulated::find(repo, layer)?.is_some(),
         Made::Layer => layer::find(repo, layer)?.is_some(),

@@ -333,7 +333,7 @@ impl Crew<'_> {
             if since.elapsed() >= COMMIT_AFTER || bytes >= COMMIT_BYTES {
                 let _local = Local::work();
                 refs::commit(&repo, transaction, &self.names(&finished)?)?;
-                self.release(&mut finished)?;
+                self.release(&repo, &mut finished)?;
                 transaction = begin()?;
                 (since, bytes) = (Instant::now(), 0);
             }
@@ -341,7 +341,7 @@ impl Crew<'_> {
         // Also after an error: what is finished is kept.
         let _local = Local::work();
         refs::commit(&repo, transaction, &self.names(&finished)?)?;
-        self.release(&mut finished)
+        self.release(&repo, &mut finished)
     }
 
     fn layer(&self, repo: &ostree::Repo, known: &Known<'_>, at: usize, todo: &Todo) -> Result<Vec<String>> {
@@ -368,8 +368,13 @@ impl Crew<'_> {
     }
 
     /// Gives the space of these blobs back: their layers are committed.
-    fn release(&self, finished: &mut Vec<usize>) -> Result<()> {
+    fn release(&self, repo: &ostree::Repo, finished: &mut Vec<usize>) -> Result<()> {
         for at in finished.drain(..) {
+            let Todo { layer, what } = &self.todo[at];
+            // That of the ostree commit is whole when all the others are.
+            if *what != What::Chunk(Carries::Commit) {
+                refs::repair(repo, layer)?;
+            }
             if let Some((_, spool)) = &self.supply.fetcher {
                 spool.remove(at)?;
             }

@@ -1,7 +1,7 @@
 //! The refs that images live under, shared with rpm-ostree and bootc.
 
 use super::resolve::{kind_of, version_of};
-use super::types::{Base, ImageKind};
+use super::types::{Base, ImageKind, Layer};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Result};
 use ostree_ext::container::store::{BASE_IMAGE_PREFIX, gc_image_layers};
@@ -70,6 +70,39 @@ fn resolve(repo: &ostree::Repo, name: &str) -> Result<Option<String>> {
 pub(super) fn vouched(repo: &ostree::Repo, made: Made, digest: &Digest) -> Result<Option<String>> {
     let commit = resolve(repo, &of_layer(digest)?)?;
     Ok(if commit == resolve(repo, &verified(made, digest)?)? { commit } else { None })
+}
+
+/// Whether `ostree fsck --delete` has taken away something of a layer.
+pub(super) fn is_damaged(repo: &ostree::Repo, layer: &Layer) -> Result<bool> {
+    for digest in [&layer.digest, &layer.diff_id] {
+        if let Some(commit) = resolve(repo, &of_layer(digest)?)? {
+            return is_damaged_commit(repo, &commit);
+        }
+    }
+    Ok(false)
+}
+
+fn is_damaged_commit(repo: &ostree::Repo, commit: &str) -> Result<bool> {
+    match repo.load_commit(commit) {
+        Ok((_, state)) => Ok(state.contains(ostree::RepoCommitState::FSCK_PARTIAL)),
+        Err(error) if error.matches(gio::IOErrorEnum::NotFound) => Ok(true),
+        Err(error) => Err(error).doing_with(|| format!("reading commit {commit}")),
+    }
+}
+
+/// Notes that what a layer brings is whole again, after it was imported and committed.
+pub(super) fn repair(repo: &ostree::Repo, layer: &Layer) -> Result<()> {
+    for digest in [&layer.digest, &layer.diff_id] {
+        if let Some(commit) = resolve(repo, &of_layer(digest)?)? {
+            repaired(repo, &commit)?;
+        }
+    }
+    Ok(())
+}
+
+/// Notes that a commit is whole: it may have been damaged before it was written again.
+pub(super) fn repaired(repo: &ostree::Repo, commit: &str) -> Result<()> {
+    repo.mark_commit_partial(commit, false).doing_with(|| format!("marking commit {commit}"))
 }
 
 /// The commits of all blobs that were imported as a part of an ostree commit.

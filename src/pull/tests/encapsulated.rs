@@ -226,6 +226,40 @@ async fn a_commit_in_many_layers_is_the_reference_importers() {
 }
 
 #[tokio::test]
+async fn what_fsck_has_taken_away_is_fetched_again() {
+    let scratch = Scratch::new();
+    let (mut layout, _) = encapsulate_tree(&scratch, &[("containers.bootc", "1")], 5, &[], |tree| {
+        for at in 0..10 {
+            std::fs::write(tree.join(format!("usr/share/d/{at}")), format!("content {at}")).unwrap();
+        }
+    });
+    on_top(&mut layout, &Tar::new().file("usr/share/on-top", 0o644, b"on top").finish());
+    let derived = scratch.pull(&layout.image()).await.unwrap();
+    let repo = scratch.path("repo").display().to_string();
+    let object = |commit: &str, path: &str| {
+        let (tree, _) = scratch.repo.read_commit(commit, gio::Cancellable::NONE).unwrap();
+        let file = tree.resolve_relative_path(path).downcast::<ostree::RepoFile>().unwrap();
+        file.ensure_resolved().unwrap();
+        let sum = file.checksum().to_string();
+        scratch.path(&format!("repo/objects/{}/{}.file", &sum[..2], &sum[2..]))
+    };
+    for path in ["usr/share/d/3", "usr/share/on-top"] {
+        std::fs::remove_file(object(&derived.commit, path)).unwrap();
+    }
+    let fsck = |options: &[&str]| {
+        let mut command = std::process::Command::new("ostree");
+        let output = command.args(["fsck", "--quiet", "--repo", &repo]).args(options).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert!(!fsck(&["--delete"]).0);
+    let again = scratch.pull(&layout.image()).await.unwrap();
+    assert_eq!(again, derived);
+    assert_eq!(scratch.read(&again.commit, "usr/share/d/3"), "content 3");
+    assert_eq!(scratch.read(&again.commit, "usr/share/on-top"), "on top");
+    assert_eq!(fsck(&[]), (true, String::new()));
+}
+
+#[tokio::test]
 async fn what_a_layer_has_below_a_link_goes_where_that_leads_as_the_reference_importer_has_it() {
     let scratch = Scratch::new();
     let (mut layout, _) = encapsulate(&scratch, "1", &[]).await;
