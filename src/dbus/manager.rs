@@ -124,7 +124,7 @@ impl Manager {
     /// The whole state as JSON: what `osctl status --json` prints.
     #[zbus(out_args("json"))]
     async fn describe(&self) -> Result<String> {
-        let text = serde_json::to_string(&*self.shared.latest());
+        let text = serde_json::to_string(&*self.shared.described().await);
         Ok(text.kind(ErrorKind::Internal, "writing the status as JSON")?)
     }
 

@@ -10,6 +10,7 @@ use crate::model::{Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use zbus::connection::Builder;
 use zbus::message::Header;
 
@@ -46,6 +47,22 @@ impl Shared {
     pub fn latest(&self) -> Arc<Status> {
         let engine = self.engine.borrow();
         engine.as_ref().map_or_else(|| self.published.borrow().status.clone(), Handle::status)
+    }
+
+    /// The latest status of which all deployments and jobs have their objects: whoever reads a name in it may call what
+    /// has that name.
+    pub async fn described(&self) -> Arc<Status> {
+        let mut published = self.published.subscribe();
+        let until = Instant::now() + APPEAR;
+        loop {
+            let status = self.latest();
+            let shown = published.borrow_and_update().status.clone();
+            let deployments = status.deployments.iter().all(|d| shown.deployment(&d.id).is_some());
+            let jobs = status.jobs.iter().all(|job| shown.jobs.iter().any(|j| j.id == job.id));
+            if deployments && jobs || tokio::time::timeout_at(until, published.changed()).await.is_err() {
+                return status;
+            }
+        }
     }
 
     /// Authorises the caller for exactly these actions and returns who it is.

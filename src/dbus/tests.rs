@@ -689,3 +689,17 @@ async fn the_first_call_is_answered_however_early_it_comes() {
         described.expect("an answer").unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_reads_a_name_in_the_status_may_call_what_has_it() {
+    for _ in 0..20 {
+        let engine = Engine::start();
+        engine.change(|s| s.deployments.extend((1..50).map(|at| deployment(&format!("os-abc.{at}")))));
+        let client = Client::direct(engine.handle.clone(), "test").await.unwrap();
+        let last = client.status().await.unwrap().deployments.last().unwrap().id.clone();
+        assert_eq!(last, "os-abc.49");
+        let answer = client.submit(&Request::Pin { deployment: last, pinned: true }).await;
+        let answer = format!("{answer:?}");
+        assert!(!answer.contains("Unknown object"), "{answer}");
+    }
+}

@@ -128,7 +128,8 @@ fn a_pinned_deployment_stays_and_what_no_deployment_needs_goes() {
     let world = World::new();
     let host = world.host();
     let v1 = host.deployments()[0].clone();
-    assert!(host.osctl(&["pin", "0"]).status.success());
+    let out = host.osctl(&["pin", "0"]);
+    assert!(out.status.success(), "{}", text(&out));
     for version in ["2", "3", "4"] {
         world.push_os(version);
         let out = host.osctl(&["upgrade"]);
