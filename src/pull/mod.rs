@@ -16,8 +16,8 @@
 //!  refs/heads/ostree/container/baseimage/osctl/<commit> our reason to keep a merge commit
 //! ```
 //!
-//! Everything that talks to skopeo or writes objects runs in a child process (`worker`), because both block in
-//! ways that a dropped future cannot end: cancelling kills the child's process group.
+//! Talking to skopeo and writing objects both block in ways that a dropped future cannot end. So resolving has a thread that
+//! skopeo does not survive (`resolver`), and the import is a child process, whose process group is killed (`worker`).
 
 mod archive;
 mod caller;

@@ -1,4 +1,5 @@
-//! Signs of life of whoever talks to a registry, so that who waits for it can tell a transfer that stands still from one that takes long.
+//! Signs of life of whoever talks to a registry, so that who waits for it can tell a transfer that stands still from one
+//! that takes long.
 //!
 //! Bytes that arrived are one, an entry that was unpacked is one, and work that needs no registry is one as long as it
 //! lasts: a slow disk is no reason to give up. Waiting for an answer is none.

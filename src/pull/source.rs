@@ -18,7 +18,8 @@ const MAX_CONFIG: u64 = 8 << 20;
 /// How skopeo is run for these options.
 ///
 /// The command is set explicitly: the proxy's default binds skopeo to the life of a thread of ours, and
-/// ostree-ext's replaces the user. Skopeo ends when its socket closes, and with our process group.
+/// ostree-ext's replaces the user. Skopeo ends when its socket closes, as the
+/// caller says, and with our process group.
 fn proxy_config(opts: &FetchOptions, caller: &Caller) -> ImageProxyConfig {
     let opts = caller.options(opts);
     let mut skopeo = Command::new("skopeo");

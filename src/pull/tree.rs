@@ -159,14 +159,8 @@ pub(super) fn visit(
     known: Option<&str>,
     seen: &mut impl FnMut(ostree::ObjectType, &Raw) -> Result<()>,
 ) -> Result<()> {
-    let root = |commit: &str| -> Result<(Raw, Raw)> {
-        match Dir::of_commit(repo, commit)? {
-            Dir { meta, contents: Contents::Stored(contents) } => Ok((raw(&contents)?, raw(&meta)?)),
-            Dir { contents: Contents::Open(_), .. } => unreachable!("nobody opened it"),
-        }
-    };
-    let (contents, meta) = root(commit)?;
-    let known = known.map(root).transpose()?.map(|(contents, _)| contents);
+    let (contents, meta) = root(repo, commit)?;
+    let known = known.map(|known| root(repo, known)).transpose()?.map(|(contents, _)| contents);
     let mut visited = HashSet::new();
     let mut todo = vec![(contents, meta, known)];
     while let Some((contents, meta, known)) = todo.pop() {
@@ -198,15 +192,21 @@ pub(super) fn visit(
 
 /// The files in the root of a commit.
 pub(super) fn files(repo: &ostree::Repo, commit: &str, into: &mut HashSet<Raw>) -> Result<()> {
-    let Dir { contents: Contents::Stored(contents), .. } = Dir::of_commit(repo, commit)? else {
-        unreachable!("nobody opened it")
-    };
-    listed(repo, &contents, &mut |entry| {
+    let (contents, _) = root(repo, commit)?;
+    listed(repo, &hex::encode(contents), &mut |entry| {
         if let Listed::File { sum, .. } = entry {
             into.insert(*sum);
         }
         Ok(())
     })
+}
+
+/// The contents and the metadata of a commit's root.
+fn root(repo: &ostree::Repo, commit: &str) -> Result<(Raw, Raw)> {
+    match Dir::of_commit(repo, commit)? {
+        Dir { meta, contents: Contents::Stored(contents) } => Ok((raw(&contents)?, raw(&meta)?)),
+        Dir { contents: Contents::Open(_), .. } => unreachable!("nobody opened it"),
+    }
 }
 
 /// The bytes of a checksum in hexadecimal.

@@ -59,7 +59,7 @@ pub(super) async fn check(
     command.arg(format!("dir:{}", scratch.path().join("image").display()));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     caller.prepare(command.as_std_mut());
-    // In our own process group, unlike other children: a cancelled worker takes it along.
+    // In our own process group, unlike other children: the caller, or the end of a worker, sees to its end.
     let mut child = command.kill_on_drop(true).spawn().map_err(|e| from_skopeo(&doing, e))?;
     let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
     let mut stderr = child.stderr.take().expect("stderr is piped");
