@@ -8,6 +8,20 @@ pub fn one_line(text: &str) -> String {
     visible
 }
 
+/// The text without the user and password of URLs in it.
+pub fn without_logins(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, url)) = rest.split_once("://") {
+        clean.push_str(before);
+        clean.push_str("://");
+        let end = url.find(|c: char| c == '/' || c.is_whitespace()).unwrap_or(url.len());
+        rest = url[..end].rfind('@').map_or(url, |at| &url[at + 1..]);
+    }
+    clean.push_str(rest);
+    clean
+}
+
 /// Longer texts say nothing more to a person, and travel over the bus at every look.
 const MAX_TEXT: usize = 8 << 10;
 
@@ -43,6 +57,17 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(one_line(text), expected);
+        }
+    }
+
+    #[test]
+    fn logins_are_taken_out_of_urls() {
+        for (text, expected) in [
+            ("Err http://u:p@r.example/x, https://r/a@b c", "Err http://r.example/x, https://r/a@b c"),
+            ("x@y no url", "x@y no url"),
+            ("s://a@b@c", "s://c"),
+        ] {
+            assert_eq!(without_logins(text), expected);
         }
     }
 

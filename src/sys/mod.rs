@@ -9,6 +9,7 @@ pub mod network;
 pub mod policy;
 pub mod process;
 pub mod registries;
+pub mod sandbox;
 pub mod scratch;
 pub mod skopeo;
 pub mod user;

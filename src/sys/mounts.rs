@@ -1,8 +1,12 @@
 //! The mount namespace of this process.
 
 use crate::model::{Context, ErrorKind, Result};
-use rustix::mount::MountPropagationFlags;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 use rustix::thread::UnshareFlags;
+use std::path::Path;
 
 /// Gives the calling thread, and the threads and processes that it starts, a mount namespace of its own, as
 /// `PrivateMounts=` of the unit does for the daemon. What the host mounts later still appears, and nothing gets out.
@@ -16,6 +20,26 @@ pub fn unshare() -> Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.kind(ErrorKind::Unsupported, doing)?;
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slave).kind(ErrorKind::Unsupported, doing)
+}
+
+/// Mounts an overlay at `target`: `lower` with the changes that are, and will be, in `upper`.
+///
+/// Nothing of a change may be elsewhere than in `upper`: no redirected directories, no metadata without its content.
+pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result<()> {
+    let doing = || format!("mounting a writable layer over {}", lower.display());
+    // By option and not in one string: commas in paths mean nothing here.
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing_with(doing)?;
+    for (key, path) in [("lowerdir", lower), ("upperdir", upper), ("workdir", work)] {
+        fsconfig_set_string(&context, key, path).doing_with(doing)?;
+    }
+    for (key, value) in [("redirect_dir", "off"), ("metacopy", "off"), ("index", "off")] {
+        fsconfig_set_string(&context, key, value).doing_with(doing)?;
+    }
+    fsconfig_create(&context).doing_with(doing)?;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
+        .doing_with(doing)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&mount, "", rustix::fs::CWD, target, flags).doing_with(doing)
 }
 
 #[cfg(test)]

@@ -144,10 +144,27 @@ pub async fn run_with_input(cx: &Cx, mut command: Command, input: &[u8]) -> Resu
     finish(cx, command, input).await
 }
 
+/// As [`run`], in the namespaces of the calling thread: the command ends with that, or after this time.
+pub async fn run_on_this_thread(cx: &Cx, mut command: Command, limit: Duration) -> Result<Output> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    end_with_this_thread(command.as_std_mut());
+    let name = command.as_std().get_program().to_string_lossy().into_owned();
+    let group = Group::spawn(command)?;
+    match tokio::time::timeout(limit, converse(cx, group, &name, &[])).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            Err(Error::new(ErrorKind::Internal, format!("{name} did not end within {} s", limit.as_secs())))
+        }
+    }
+}
+
 async fn finish(cx: &Cx, mut command: Command, input: &[u8]) -> Result<Output> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let name = command.as_std().get_program().to_string_lossy().into_owned();
-    let mut group = Group::spawn_bound(command)?;
+    converse(cx, Group::spawn_bound(command)?, &name, input).await
+}
+
+async fn converse(cx: &Cx, mut group: Group, name: &str, input: &[u8]) -> Result<Output> {
     let stdin = group.child.stdin.take();
     let mut stdout = group.child.stdout.take().expect("stdout is piped");
     let mut stderr = group.child.stderr.take().expect("stderr is piped");
@@ -176,13 +193,13 @@ async fn finish(cx: &Cx, mut command: Command, input: &[u8]) -> Result<Output> {
         return Err(cx.checkpoint().err().unwrap_or_else(|| Error::new(ErrorKind::Cancelled, "cancelled")));
     };
     let (_, _, _, status) = done.doing(format!("running {name}"))?;
-    let text = String::from_utf8_lossy(&err);
-    let tail: Vec<&str> = text.lines().rev().take(20).collect();
-    Ok(Output {
-        success: status.success(),
-        stdout: out,
-        stderr: tail.into_iter().rev().collect::<Vec<_>>().join("\n"),
-    })
+    Ok(Output { success: status.success(), stdout: out, stderr: tail(&String::from_utf8_lossy(&err), 20) })
+}
+
+/// The last lines of a text.
+pub fn tail(text: &str, lines: usize) -> String {
+    let last: Vec<&str> = text.lines().rev().take(lines).collect();
+    last.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
 /// Kills our own process group: what a failpoint does to show that a crash at its place loses nothing.

@@ -1,4 +1,5 @@
-//! Where skopeo unpacks archives and keeps blobs: a directory of its own for each run.
+//! Directories of their own for runs of other programs: where skopeo unpacks archives and keeps blobs, and where packages are
+//! installed.
 //!
 //! Skopeo removes what it made when it ends by itself, but its proxy is ended by closing its socket, and a cancelled one
 //! is killed. So the parent removes the directory behind it, and what a killed parent left is removed by the next one.
@@ -10,7 +11,7 @@ use std::fs::File;
 use std::path::Path;
 use tempfile::TempDir;
 
-const PREFIX: &str = "skopeo-";
+const PREFIX: &str = "run-";
 
 /// A directory that is removed when this is dropped.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ fn sweep(tmp: &Path) -> std::io::Result<()> {
         if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
-            tracing::warn!(%error, path = %entry.path().display(), "a leftover of skopeo stays");
+            tracing::warn!(%error, path = %entry.path().display(), "a leftover stays");
         }
     }
     Ok(())
@@ -64,7 +65,7 @@ mod tests {
     #[test]
     fn what_a_killed_parent_left_is_swept_and_what_is_in_use_stays() {
         let tmp = tempfile::tempdir().unwrap();
-        let left = tmp.path().join("skopeo-old");
+        let left = tmp.path().join("run-old");
         std::fs::create_dir_all(left.join("oci123")).unwrap();
         std::fs::create_dir(tmp.path().join("other")).unwrap();
         let first = Scratch::below(tmp.path()).unwrap();

@@ -1,0 +1,102 @@
+//! Programs of a target tree, run where they reach nothing but it (bwrap(1)).
+//!
+//! Two kinds: one installs, as root without a network and with few capabilities; one fetches, as a user without any rights
+//! outside. Both see the tree, an empty `/run` and `/tmp`, a `/var` of their own, a minimal `/dev`, and a `/proc` of their own
+//! processes, which end with the first of them.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use tokio::process::Command;
+
+/// What installing needs: owners, modes, file capabilities, other users for what shall not be root. Not mounting, devices,
+/// modules, networks, or other processes.
+///
+/// Not `DAC_READ_SEARCH`: with it, files of the host can be opened by their handles (open_by_handle_at(2)).
+const CAPABILITIES: [&str; 9] =
+    ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID", "SYS_CHROOT"];
+
+/// Who runs in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// Root, without a network.
+    Installer,
+    /// Nobody that means anything outside, with the network of the host. In it, it is root.
+    Fetcher {
+        /// The uid outside.
+        uid: u32,
+        /// The gid outside.
+        gid: u32,
+    },
+}
+
+/// A sandbox around a tree.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    who: Who,
+    root: PathBuf,
+    mounts: Vec<(&'static str, PathBuf, String)>,
+    environment: Vec<(String, String)>,
+}
+
+impl Sandbox {
+    /// Around the tree at `root`, which an installer can write to.
+    pub fn new(who: Who, root: &Path) -> Sandbox {
+        Sandbox { who, root: root.to_owned(), mounts: Vec::new(), environment: Vec::new() }
+    }
+
+    /// Shows something of the host, writable. `from` must have no symbolic link in it that somebody else made.
+    #[must_use]
+    pub fn bind(mut self, from: PathBuf, to: impl Into<String>) -> Sandbox {
+        self.mounts.push(("--bind", from, to.into()));
+        self
+    }
+
+    /// Shows something of the host, read-only.
+    #[must_use]
+    pub fn show(mut self, from: PathBuf, to: impl Into<String>) -> Sandbox {
+        self.mounts.push(("--ro-bind", from, to.into()));
+        self
+    }
+
+    /// Sets a variable.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Sandbox {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// A command in the sandbox.
+    pub fn command<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("bwrap");
+        let root = match self.who {
+            Who::Installer => "--bind",
+            Who::Fetcher { .. } => "--ro-bind",
+        };
+        command.arg(root).arg(&self.root).arg("/");
+        command.args(["--tmpfs", "/run", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]);
+        for (how, from, to) in &self.mounts {
+            command.arg(how).arg(from).arg(to);
+        }
+        command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
+        // Keystrokes could be put into the terminal of whoever runs `--direct`.
+        command.args(["--hostname", "localhost", "--die-with-parent", "--new-session", "--chdir", "/"]);
+        match self.who {
+            Who::Installer => {
+                command.args(["--unshare-net", "--cap-drop", "ALL"]);
+                CAPABILITIES.iter().for_each(|name| _ = command.args(["--cap-add", &format!("CAP_{name}")]));
+            }
+            Who::Fetcher { uid, gid } => {
+                command.args(["--unshare-user", "--uid", "0", "--gid", "0"]);
+                command.uid(uid).gid(gid);
+            }
+        }
+        command.args(["--clearenv", "--setenv", "PATH", "/usr/sbin:/usr/bin:/sbin:/bin"]);
+        let fixed = [("LC_ALL", "C.UTF-8"), ("TZ", "UTC"), ("HOME", "/tmp"), ("TERM", "dumb")];
+        let own = self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        fixed.into_iter().chain(own).for_each(|(name, value)| _ = command.args(["--setenv", name, value]));
+        // Whatever ours is.
+        command.args(["--", "/bin/sh", "-c", "umask 022; exec \"$@\"", "sh", program]);
+        command.args(arguments.into_iter().map(|a| OsString::from(a.as_ref())));
+        command
+    }
+}
