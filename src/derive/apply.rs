@@ -9,7 +9,7 @@
 //!   is kept beside the commit, in detached metadata and in the name of the reference.
 //!
 //! ```text
-//! osctl/derived/<base commit>/<64 hex digits of the input digest> -> the derived commit
+//! osctl/derived/<base commit>/<64 hex digits of the input digest, with packages of that and the lock's> -> the derived commit
 //! ```
 //!
 //! That reference keeps the commit from being pruned before it is staged, and is how the work is found again.
@@ -19,12 +19,14 @@
 //! existing directories keep their owner and mode; what the base already has exactly is left alone, label included.
 
 use super::mtree::{self, Entry, Place, Tree};
+use super::packages::layer::Layer;
 use super::provenance::{self, Effect, PathKind, PathRecord, Provenance};
 use super::units;
 use crate::model::dropin::path::forbidden;
 use crate::model::image::Digest;
 use crate::model::manifest::{Manifest, Meta, Node};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::store::prune::META_LOCK_DIGEST;
 use crate::store::tree::CommitTree;
 use ostree_ext::gio::prelude::*;
 use ostree_ext::{gio, glib, ostree};
@@ -110,11 +112,12 @@ pub fn commit(
     repo: &ostree::Repo,
     base_commit: &str,
     base_digest: &Digest,
+    layer: Option<&Layer>,
     manifest: &Manifest,
     hooks: Hooks,
     cancellable: Option<&gio::Cancellable>,
 ) -> Result<Derived> {
-    derive(repo, base_commit, base_digest, manifest, hooks, cancellable).map_err(|e| {
+    derive(repo, base_commit, base_digest, layer, manifest, hooks, cancellable).map_err(|e| {
         // libostree's own "Operation was cancelled" comes up from whatever it was doing.
         if cancellable.is_some_and(|c| c.is_cancelled()) { cancelled().source(e) } else { e }
     })
@@ -124,17 +127,23 @@ fn derive(
     repo: &ostree::Repo,
     base_commit: &str,
     base_digest: &Digest,
+    layer: Option<&Layer>,
     manifest: &Manifest,
     hooks: Hooks,
     cancellable: Option<&gio::Cancellable>,
 ) -> Result<Derived> {
     let input_digest = manifest.input_digest();
+    let key = key(&input_digest, layer);
     let mut provenance = Provenance::new(base_digest, input_digest.clone(), manifest);
+    if let Some(layer) = layer {
+        provenance.lock_digest = Some(layer.lock.digest());
+        provenance.packages = provenance::packages(manifest, &layer.lock);
+    }
     if manifest.is_empty() {
         let commit = base_commit.to_owned();
         return Ok(Derived { base_commit: commit.clone(), commit, input_digest, provenance });
     }
-    if let Some(found) = find(repo, base_commit, &input_digest)?
+    if let Some(found) = find(repo, base_commit, &key)?
         && found.provenance.base_digest == *base_digest
     {
         return Ok(found);
@@ -144,8 +153,11 @@ fn derive(
         .load_variant(ostree::ObjectType::Commit, base_commit)
         .doing_with(|| format!("reading base commit {base_commit}"))?;
     let transaction = repo.auto_transaction(cancellable).doing("starting a repository transaction")?;
-    let mut builder =
-        Builder { tree: Tree::open(repo, base_commit, cancellable)?, placed: BTreeMap::new(), cancellable };
+    let mut builder = Builder {
+        tree: Tree::open(repo, layer.map_or(base_commit, |l| &l.commit), cancellable)?,
+        placed: BTreeMap::new(),
+        cancellable,
+    };
     for (path, node) in &manifest.nodes {
         let record = builder.declare(path, node)?;
         provenance.paths.insert(path.clone(), record);
@@ -175,14 +187,22 @@ fn derive(
     let beside = BTreeMap::from([(META_BASE_COMMIT, base_commit.to_variant())]).to_variant();
     repo.write_commit_detached_metadata(&commit, Some(&beside), cancellable)
         .doing("recording the base of the derived commit")?;
-    repo.transaction_set_ref(None, &reference(base_commit, &input_digest), Some(&commit));
+    repo.transaction_set_ref(None, &reference(base_commit, &key), Some(&commit));
     transaction.commit(cancellable).doing("committing the derived tree")?;
     Ok(Derived { commit, base_commit: base_commit.to_owned(), input_digest, provenance })
 }
 
-/// Finds the commit that was derived from this base and input by these rules, if it is still there.
-pub fn find(repo: &ostree::Repo, base_commit: &str, input_digest: &Digest) -> Result<Option<Derived>> {
-    let name = reference(base_commit, input_digest);
+/// What decides a derived commit beside its base: what is declared, and what packages that came to.
+pub fn key(input_digest: &Digest, layer: Option<&Layer>) -> Digest {
+    match layer {
+        None => input_digest.clone(),
+        Some(layer) => Digest::of(format!("{input_digest} {}", layer.lock.digest()).as_bytes()),
+    }
+}
+
+/// Finds the commit that was derived from this base by this [`key`] and these rules, if it is still there.
+pub fn find(repo: &ostree::Repo, base_commit: &str, key: &Digest) -> Result<Option<Derived>> {
+    let name = reference(base_commit, key);
     let Some(commit) = repo.resolve_rev(&name, true).doing_with(|| format!("looking up {name}"))? else {
         return Ok(None);
     };
@@ -197,7 +217,7 @@ pub fn find(repo: &ostree::Repo, base_commit: &str, input_digest: &Digest) -> Re
     Ok(Some(Derived {
         commit: commit.into(),
         base_commit: base_commit.to_owned(),
-        input_digest: input_digest.clone(),
+        input_digest: provenance.input_digest.clone(),
         provenance,
     }))
 }
@@ -211,8 +231,8 @@ pub fn base_of(repo: &ostree::Repo, commit: &str) -> Result<Option<String>> {
 }
 
 /// The reference under which a derived commit is kept.
-pub fn reference(base_commit: &str, input_digest: &Digest) -> String {
-    format!("{REF_PREFIX}/{base_commit}/{}", input_digest.hex())
+pub fn reference(base_commit: &str, key: &Digest) -> String {
+    format!("{REF_PREFIX}/{base_commit}/{}", key.hex())
 }
 
 fn metadata(base: &glib::Variant, provenance: &Provenance) -> glib::Variant {
@@ -227,6 +247,9 @@ fn metadata(base: &glib::Variant, provenance: &Provenance) -> glib::Variant {
     all.insert(META_INPUT_DIGEST, provenance.input_digest.as_str().to_variant());
     all.insert(META_KARGS, json(serde_json::to_string(&provenance.kernel_arguments)));
     all.insert(META_DROP_INS, json(serde_json::to_string(&provenance.drop_ins)));
+    if let Some(lock) = &provenance.lock_digest {
+        all.insert(META_LOCK_DIGEST, lock.as_str().to_variant());
+    }
     all.insert(META_VERSION, provenance::VERSION.to_variant());
     all.to_variant()
 }

@@ -4,12 +4,12 @@
 //! recorded digests: a digest of a single small secret could be guessed.
 
 use super::mtree;
-use super::provenance::{self, KargRecord, PathKind, Provenance};
+use super::provenance::{self, Asked, KargRecord, PathKind, Provenance};
 use crate::model::image::Digest;
 use crate::model::manifest::{Manifest, Meta, Node};
 use crate::model::{Context, Result};
 use crate::store::tree::{CommitTree, Kind, kind_of};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// No declared file is larger than this.
@@ -41,6 +41,12 @@ pub enum Subject {
     KernelArgument,
     /// A deleted kernel argument.
     DeletedKernelArgument,
+    /// A package to be there.
+    Package,
+    /// A package of the base to be gone.
+    RemovedPackage,
+    /// A package of the base in another version.
+    ReplacedPackage,
 }
 
 impl Subject {
@@ -51,6 +57,9 @@ impl Subject {
             Subject::User => "user ",
             Subject::KernelArgument => "kernel argument ",
             Subject::DeletedKernelArgument => "deletion of kernel argument ",
+            Subject::Package => "package ",
+            Subject::RemovedPackage => "removal of package ",
+            Subject::ReplacedPackage => "replacement of package ",
         }
     }
 }
@@ -96,7 +105,9 @@ impl Differences {
     /// One line for people per difference. Empty only if nothing changed.
     pub fn lines(&self) -> Vec<String> {
         if self.changed && self.list.is_empty() {
-            return vec!["change order of kernel arguments, or a policy such as overwrite".to_owned()];
+            return vec![
+                "change order of kernel arguments, a repository, or a policy such as overwrite".to_owned(),
+            ];
         }
         self.list.iter().map(Difference::to_string).collect()
     }
@@ -155,6 +166,7 @@ pub fn compare(deployed: &CommitTree, manifest: &Manifest) -> Result<Differences
     let was = before.map_or(&none, |b| &b.kernel_arguments);
     kargs(&mut all, Subject::KernelArgument, &was.append, &now.append);
     kargs(&mut all, Subject::DeletedKernelArgument, &was.delete, &now.delete);
+    packages(&mut all, before, manifest);
     all.sort_by(|a, b| (a.subject, &a.name, a.change).cmp(&(b.subject, &b.name, b.change)));
     Ok(Differences { changed, list: all })
 }
@@ -184,6 +196,27 @@ fn keyed<'a, V: PartialEq>(
         }
     }
     all.extend(before.into_iter().map(|(name, (owner, _))| difference(subject, name, Verb::Removed, owner)));
+}
+
+/// A request belongs to all drop-ins that make it.
+fn packages(all: &mut Vec<Difference>, before: Option<&Provenance>, manifest: &Manifest) {
+    let now = &manifest.packages;
+    for (subject, asked, now) in [
+        (Subject::Package, Asked::Install, &now.install),
+        (Subject::RemovedPackage, Asked::Remove, &now.remove),
+        (Subject::ReplacedPackage, Asked::Replace, &now.replace),
+    ] {
+        let owners = |owners: &BTreeSet<String>| owners.iter().cloned().collect::<Vec<_>>().join(", ");
+        let was = before.into_iter().flat_map(|b| &b.packages).filter(|(_, record)| record.asked == asked);
+        let was: Vec<(&str, String)> = was.map(|(name, r)| (name.as_str(), owners(&r.drop_ins))).collect();
+        let now: Vec<(&str, String)> = now.iter().map(|(name, by)| (name.as_str(), owners(by))).collect();
+        keyed(
+            all,
+            subject,
+            was.iter().map(|(name, by)| (*name, by.as_str(), ())),
+            now.iter().map(|(name, by)| (*name, by.as_str(), ())),
+        );
+    }
 }
 
 /// An argument may be there more than once.
@@ -286,7 +319,10 @@ mod tests {
         let tree = CommitTree::open(&scratch.repo, &derived.commit).unwrap();
         let differences = compare(&tree, &kargs("b", "a")).unwrap();
         assert!(differences.changed && differences.list.is_empty());
-        assert_eq!(differences.lines(), ["change order of kernel arguments, or a policy such as overwrite"]);
+        assert_eq!(
+            differences.lines(),
+            ["change order of kernel arguments, a repository, or a policy such as overwrite"]
+        );
     }
 
     #[test]

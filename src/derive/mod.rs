@@ -5,6 +5,7 @@ pub mod diff;
 pub mod etc;
 pub mod lint;
 mod mtree;
+pub mod packages;
 pub mod possible;
 pub mod provenance;
 pub mod read;

@@ -19,6 +19,9 @@ const MAX_LINKS: usize = 40;
 /// Where drop-ins and units may not reach: the policy that everything else is labelled by.
 const POLICY: &str = "/usr/etc/selinux";
 
+/// Extended attributes: name and value.
+pub(super) type Attributes = std::collections::BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// What is at a place of the tree.
 pub(super) enum Entry {
     Directory(ostree::MutableTree),
@@ -198,13 +201,48 @@ impl<'a> Tree<'a> {
         parent.replace_file(name, &checksum).doing_with(|| format!("writing {real}"))
     }
 
+    /// Puts a file of any size at a real path; what was there is replaced. `extra` are attributes beside the label.
+    pub fn put_stream(
+        &self,
+        real: &str,
+        meta: &Meta,
+        extra: &Attributes,
+        size: u64,
+        mut contents: impl Read,
+    ) -> Result<()> {
+        let doing = || format!("writing {real}");
+        let (parent, name) = self.parent(real)?;
+        let mode = S_IFREG | meta.mode;
+        let xattrs = self.attributes(real, mode, extra)?;
+        let writer = self
+            .repo
+            .write_regfile(None, meta.uid, meta.gid, mode, size, xattrs.as_ref())
+            .doing_with(doing)?;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let n = contents.read(&mut buffer).doing_with(doing)?;
+            if n == 0 {
+                break;
+            }
+            let (_, failed) = writer.write_all(&buffer[..n], self.cancellable).doing_with(doing)?;
+            failed.map_or(Ok(()), Err).doing_with(doing)?;
+        }
+        let checksum = writer.finish(self.cancellable).doing_with(doing)?;
+        parent.replace_file(name, &checksum).doing_with(doing)
+    }
+
     /// Puts a link at a real path; what was there is replaced.
     pub fn put_link(&self, real: &str, target: &str) -> Result<()> {
+        self.put_owned_link(real, 0, 0, target)
+    }
+
+    /// Puts a link that has an owner at a real path; what was there is replaced.
+    pub fn put_owned_link(&self, real: &str, uid: u32, gid: u32, target: &str) -> Result<()> {
         let (parent, name) = self.parent(real)?;
         let xattrs = self.xattrs(real, S_IFLNK | 0o777)?;
         let checksum = self
             .repo
-            .write_symlink(None, 0, 0, xattrs.as_ref(), target, self.cancellable)
+            .write_symlink(None, uid, gid, xattrs.as_ref(), target, self.cancellable)
             .doing_with(|| format!("writing {real}"))?;
         parent.replace_file(name, &checksum).doing_with(|| format!("writing {real}"))
     }
@@ -259,16 +297,24 @@ impl<'a> Tree<'a> {
     /// Looked up by the path that the booted system sees: policies know `/etc`, and not all of them
     /// alias `/usr/etc` to it.
     fn xattrs(&self, real: &str, mode: u32) -> Result<Option<glib::Variant>> {
-        let Some(policy) = &self.labels else { return Ok(None) };
-        let seen = as_booted(real);
-        let label = policy
-            .label(&seen, mode, self.cancellable)
-            .doing_with(|| format!("looking up the SELinux label of {seen}"))?;
-        Ok(label.map(|label| {
-            let mut value = label.as_bytes().to_vec();
-            value.push(0);
-            vec![(b"security.selinux\0".to_vec(), value)].to_variant()
-        }))
+        self.attributes(real, mode, &Attributes::new())
+    }
+
+    fn attributes(&self, real: &str, mode: u32, extra: &Attributes) -> Result<Option<glib::Variant>> {
+        let mut all = extra.clone();
+        if let Some(policy) = &self.labels {
+            let seen = as_booted(real);
+            let label = policy
+                .label(&seen, mode, self.cancellable)
+                .doing_with(|| format!("looking up the SELinux label of {seen}"))?;
+            if let Some(label) = label {
+                all.insert(b"security.selinux".to_vec(), [label.as_bytes(), b"\0"].concat());
+            }
+        }
+        // By name, each with a NUL behind it: so libostree has them.
+        let list: Vec<_> =
+            all.into_iter().map(|(name, value)| ([&name[..], b"\0"].concat(), value)).collect();
+        Ok((!list.is_empty()).then(|| list.to_variant()))
     }
 }
 

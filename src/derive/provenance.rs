@@ -12,6 +12,7 @@
 //! Everyone can read it, so it holds no content and no digest of a single private file.
 
 use crate::model::image::Digest;
+use crate::model::lock::{Lock, LockedPackage};
 use crate::model::manifest::{Manifest, Node};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
@@ -46,6 +47,49 @@ pub struct Provenance {
     pub users: BTreeMap<String, UserRecord>,
     /// Kernel arguments, in merge order.
     pub kernel_arguments: KargRecords,
+    /// Requests to the package manager, as they were made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub packages: BTreeMap<String, PackageRecord>,
+    /// The digest of the lock, where there are packages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock_digest: Option<Digest>,
+}
+
+/// What a request asks of the package manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Asked {
+    /// A package to be there.
+    Install,
+    /// A package of the base to be gone.
+    Remove,
+    /// A package of the base in another version.
+    Replace,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It changed the tree.
+    Applied,
+    /// The base is so without it.
+    Redundant,
+}
+
+/// Where a request came from, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PackageRecord {
+    /// The drop-ins that ask for it.
+    pub drop_ins: BTreeSet<String>,
+    /// What they ask.
+    pub asked: Asked,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The version that the tree has because of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub version: Option<String>,
 }
 
 /// A drop-in and the digest of what it contributes.
@@ -156,6 +200,8 @@ impl Provenance {
             units: BTreeMap::new(),
             users: users(manifest),
             kernel_arguments: kargs(manifest),
+            packages: BTreeMap::new(),
+            lock_digest: None,
         }
     }
 
@@ -184,6 +230,38 @@ impl Provenance {
     }
 }
 
+/// The requests of a manifest, and what a lock says became of them.
+pub(super) fn packages(manifest: &Manifest, lock: &Lock) -> BTreeMap<String, PackageRecord> {
+    let name = |request: &str| request.split([':', '=']).next().unwrap_or_default().to_owned();
+    let version = |request: &str| {
+        let is_it = |package: &&LockedPackage| {
+            package.name == name(request)
+                || request.starts_with(&format!("{}-{}", package.name, package.version))
+        };
+        lock.packages.iter().find(is_it).map(|p| p.version.clone())
+    };
+    let record = |asked, drop_ins: &BTreeSet<String>, applied: bool, version| PackageRecord {
+        drop_ins: drop_ins.clone(),
+        asked,
+        outcome: if applied { Outcome::Applied } else { Outcome::Redundant },
+        version,
+    };
+    let requests = &manifest.packages;
+    let added = |asked| {
+        move |(request, drop_ins): (&String, &BTreeSet<String>)| {
+            let version = version(request);
+            (request.clone(), record(asked, drop_ins, version.is_some(), version))
+        }
+    };
+    let gone = |(request, drop_ins): (&String, &BTreeSet<String>)| {
+        let applied = lock.removed.iter().any(|p| p.name == name(request));
+        (request.clone(), record(Asked::Remove, drop_ins, applied, None))
+    };
+    let all = requests.install.iter().map(added(Asked::Install));
+    let all = all.chain(requests.replace.iter().map(added(Asked::Replace)));
+    all.chain(requests.remove.iter().map(gone)).collect()
+}
+
 /// The users of a manifest, with their owners.
 pub(super) fn users(manifest: &Manifest) -> BTreeMap<String, UserRecord> {
     let record = |user: &crate::model::manifest::User| UserRecord {
@@ -209,6 +287,7 @@ pub(super) fn contributions(manifest: &Manifest) -> Vec<Contribution> {
         .chain(manifest.units.values().map(|u| u.owner.as_str()))
         .chain(manifest.users.values().map(|u| u.owner.as_str()))
         .chain(manifest.kargs_append.iter().chain(&manifest.kargs_delete).map(|k| k.owner.as_str()))
+        .chain(manifest.packages.owners())
         .collect();
     let digest = |owner: &str| {
         let mine = Manifest {
@@ -218,6 +297,7 @@ pub(super) fn contributions(manifest: &Manifest) -> Vec<Contribution> {
                 .collect(),
             units: keep(&manifest.units, |u| u.owner == owner),
             users: keep(&manifest.users, |u| u.owner == owner),
+            packages: manifest.packages.of(owner),
             kargs_append: manifest.kargs_append.iter().filter(|k| k.owner == owner).cloned().collect(),
             kargs_delete: manifest.kargs_delete.iter().filter(|k| k.owner == owner).cloned().collect(),
         };

@@ -67,7 +67,7 @@ impl Scratch {
     }
 
     pub fn derive(&self, manifest: &Manifest) -> crate::model::Result<super::apply::Derived> {
-        commit(&self.repo, &self.base, &digest(), manifest, hooks(), NONE)
+        commit(&self.repo, &self.base, &digest(), None, manifest, hooks(), NONE)
     }
 
     /// `mode uid:gid content` or `-> target` of an entry of a commit, asked from the ostree program.

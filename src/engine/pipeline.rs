@@ -83,10 +83,12 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
 async fn update(job: &Job<'_>, goal: Goal) -> Result<JobResult> {
     // What another tool owns is said first: the other hints would lead nowhere.
     permit::owned(&job.view())?;
+    // Packages get their updates with those of the OS; a reconcile keeps what still fits.
+    let resolve = !matches!(goal, Goal::Reconcile);
     let target = resolve::target(&job.view(), &goal).await?;
     let planned = plan::plan(job, target).await?;
     let pulled = pull::pull(job, planned).await?;
-    let derived = derive::derive(job, pulled).await?;
+    let derived = derive::derive(job, pulled, resolve).await?;
     let wanted = bind::discover(job, &derived).await?;
     if let Some(unchanged) = stage::unchanged(job, &derived, &wanted)? {
         if !job.options.dry_run {

@@ -37,6 +37,8 @@ steps! {
     PullLayers = Pull "pull.layers",
     PullRecord = Pull "pull.record",
     DeriveRead = Derive "derive.read",
+    DeriveSolve = Derive "derive.solve",
+    DeriveInstall = Derive "derive.install",
     DeriveCommit = Derive "derive.commit",
     BindDiscover = Bind "bind.discover",
     BindResolve = Bind "bind.resolve",

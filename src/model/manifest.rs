@@ -4,6 +4,7 @@
 //! consumes. Every entry knows the drop-in it came from.
 
 use super::image::Digest;
+use super::packages::Packages;
 use std::collections::BTreeMap;
 
 /// The name of the drop-in (`50-agent.yaml`) that an entry came from.
@@ -152,6 +153,8 @@ pub struct Manifest {
     pub units: BTreeMap<String, Unit>,
     /// System users by name.
     pub users: BTreeMap<String, User>,
+    /// What is asked of the package manager.
+    pub packages: Packages,
     /// Appended kernel arguments, in merge order.
     pub kargs_append: Vec<Karg>,
     /// Deleted kernel arguments, in merge order.
@@ -164,6 +167,7 @@ impl Manifest {
         self.nodes.is_empty()
             && self.units.is_empty()
             && self.users.is_empty()
+            && self.packages.is_empty()
             && self.kargs_append.is_empty()
             && self.kargs_delete.is_empty()
     }
@@ -178,6 +182,8 @@ impl Manifest {
             nodes: &'a BTreeMap<String, Node>,
             units: &'a BTreeMap<String, Unit>,
             users: &'a BTreeMap<String, User>,
+            #[serde(skip_serializing_if = "Packages::is_empty")]
+            packages: &'a Packages,
             kargs_append: &'a [Karg],
             kargs_delete: &'a [Karg],
         }
@@ -185,6 +191,7 @@ impl Manifest {
             nodes: &self.nodes,
             units: &self.units,
             users: &self.users,
+            packages: &self.packages,
             kargs_append: &self.kargs_append,
             kargs_delete: &self.kargs_delete,
         };

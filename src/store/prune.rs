@@ -2,11 +2,16 @@
 
 use super::snapshot::{self, Snapshot};
 use crate::model::{Context, Result};
-use ostree_ext::{gio, ostree};
+use ostree_ext::{gio, glib, ostree};
 use std::collections::BTreeSet;
 
 /// The prefix of the refs that keep derived commits until their deployment exists.
 pub const DERIVED: &str = "osctl/derived";
+
+/// The prefix of the refs that keep bases with packages, by the base's commit and the lock's digest.
+pub const LAYERED: &str = "osctl/layered";
+/// Commit metadata: the digest of the lock that a derived commit was made with.
+pub const META_LOCK_DIGEST: &str = "osctl.lock-digest";
 
 /// What pruning kept and removed.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +51,32 @@ fn unneeded(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<Vec<String>> {
     let derived = repo
         .list_refs_ext(Some(DERIVED), ostree::RepoListRefsExtFlags::NONE, gio::Cancellable::NONE)
         .doing("listing derived commits")?;
-    Ok(derived.into_iter().filter(|(_, c)| !commits.contains(c.as_str())).map(|(name, _)| name).collect())
+    let unneeded = derived.into_iter().filter(|(_, c)| !commits.contains(c.as_str())).map(|(name, _)| name);
+    let mut names: Vec<String> = unneeded.collect();
+    let layered = repo
+        .list_refs_ext(Some(LAYERED), ostree::RepoListRefsExtFlags::NONE, gio::Cancellable::NONE)
+        .doing("listing bases with packages")?;
+    if !layered.is_empty() {
+        let needed = layers(repo, snapshot)?;
+        names.extend(layered.into_keys().filter(|name| !needed.contains(name)));
+    }
+    Ok(names)
+}
+
+/// The refs of bases with packages that deployments were derived from.
+fn layers(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for deployment in snapshot.entries.iter().map(|e| &e.deployment) {
+        let (commit, _) = repo
+            .load_commit(&deployment.checksum)
+            .doing_with(|| format!("reading commit {}", deployment.checksum))?;
+        let meta = glib::VariantDict::new(Some(&commit.child_value(0)));
+        if let Ok(Some(lock)) = meta.lookup::<String>(META_LOCK_DIGEST) {
+            let digits = lock.rsplit(':').next().unwrap_or_default();
+            names.insert(format!("{LAYERED}/{}/{digits}", deployment.base_checksum));
+        }
+    }
+    Ok(names)
 }
 
 fn bases(snapshot: &Snapshot) -> BTreeSet<String> {

@@ -28,6 +28,16 @@ impl Layout {
         self.sysroot.join("ostree/repo")
     }
 
+    /// Package files by their digest.
+    pub fn packages(&self) -> PathBuf {
+        self.state.join("packages")
+    }
+
+    /// Where packages are installed: on the file system of the repository, for hard links.
+    pub fn work(&self) -> PathBuf {
+        self.state.join("work")
+    }
+
     /// Where blobs lie until their layer is in the repository.
     pub fn spool(&self) -> PathBuf {
         self.state.join("spool")

@@ -195,7 +195,7 @@ fn bad_drop_ins_are_refused_with_file_and_line_before_anything_is_staged() {
         ("files:\n  - path: /var/x\n    contents: {inline: x}\n", "tmpfiles"),
         ("files:\n  - path: relative\n    contents: {inline: x}\n", "50-a.yaml:2"),
         ("kernel-arguments: {append: [root=/dev/sda]}\n", "root="),
-        ("packages: [vim]\n", "50-a.yaml:1"),
+        ("packages: [-y]\n", "50-a.yaml:1"),
     ] {
         host.drop_in("50-a.yaml", contents);
         let out = host.osctl(&["reconcile"]);

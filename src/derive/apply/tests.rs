@@ -123,7 +123,7 @@ fn same_input_gives_the_same_commit_in_every_repository() {
     let base =
         other.repo.write_commit_with_time(None, None, None, Some(&kept), &root, 1_700_000_000, NONE).unwrap();
     assert_ne!(base, other.base);
-    let derived = super::commit(&other.repo, &base, &digest(), &manifest, hooks(), NONE).unwrap();
+    let derived = super::commit(&other.repo, &base, &digest(), None, &manifest, hooks(), NONE).unwrap();
     assert_eq!(derived.commit, expected);
 }
 
@@ -168,8 +168,9 @@ fn a_failure_leaves_no_reference() {
     scratch.derive(&manifest).unwrap_err();
     let cancelled = gio::Cancellable::new();
     cancelled.cancel();
-    let error = super::commit(&scratch.repo, &scratch.base, &digest(), &rich(), hooks(), Some(&cancelled))
-        .unwrap_err();
+    let error =
+        super::commit(&scratch.repo, &scratch.base, &digest(), None, &rich(), hooks(), Some(&cancelled))
+            .unwrap_err();
     assert_eq!(error.kind, ErrorKind::Cancelled);
     assert!(scratch.repo.list_refs(Some(REF_PREFIX), NONE).unwrap().is_empty());
     assert!(scratch.derive(&rich()).is_ok(), "the transaction was not aborted");
@@ -359,7 +360,7 @@ fn the_cost_follows_the_drop_ins_and_not_the_tree() {
         repo.open(NONE).unwrap();
         let base = repo.require_rev("base").unwrap();
         // What strace counts starts here and ends with the process.
-        let derived = super::commit(&repo, &base, &digest(), &manifest, hooks(), NONE).unwrap();
+        let derived = super::commit(&repo, &base, &digest(), None, &manifest, hooks(), NONE).unwrap();
         assert_ne!(derived.commit, base.as_str());
         return;
     }

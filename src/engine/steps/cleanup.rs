@@ -1,9 +1,12 @@
 //! cleanup: what no deployment needs any more. A failure here never undoes what was staged.
 
+use crate::derive::packages::cache::Cache;
 use crate::engine::pipeline::Job;
+use crate::engine::steps::packages;
 use crate::model::job::{JobResult, Step};
 use crate::model::{Error, Result};
 use crate::store::prune;
+use crate::store::tree::CommitTree;
 
 /// Prunes the repository and the bound store, and finishes the job's result.
 pub async fn cleanup(job: &Job<'_>, mut result: JobResult) -> Result<JobResult> {
@@ -31,6 +34,14 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
     }
     // Of an image that is not wanted any more: the one of this job is in the repository.
     crate::pull::forget_spool(&job.env.layout.spool())?;
+    let cache = Cache::at(job.env.layout.packages());
+    let commits: Vec<String> =
+        pruned.snapshot.entries.iter().map(|e| e.deployment.checksum.clone()).collect();
+    let needed = job.store.run(job.cx, move |s, _| {
+        let repo = s.repo();
+        packages::needed(commits.iter().map(|c| CommitTree::open(&repo, c)).collect::<Result<Vec<_>>>()?)
+    });
+    cache.keep_only(&needed.await?)?;
     let journal = job.env.journal()?;
     if journal.pending()?.is_some() {
         // What the running system needs may still be needed if the staged one does not come up: after its boot.

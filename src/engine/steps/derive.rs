@@ -4,6 +4,7 @@ use crate::derive::{apply, diff, possible, read};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
 use crate::engine::steps::bind::Wanted;
+use crate::engine::steps::packages;
 use crate::model::dropin::{install::install_links, sysusers_conf};
 use crate::model::job::{JobResult, Step};
 use crate::model::kargs::{self, Owned};
@@ -20,7 +21,9 @@ const VENDOR_KARGS: [&str; 2] = ["/usr/lib/bootc/kargs.d", "/usr/lib/osctl/kargs
 const KARGS_LIMIT: u64 = 1 << 20;
 
 /// Reads the drop-ins once and makes the derived commit, or finds it.
-pub async fn derive(job: &Job<'_>, pulled: Pulled) -> Result<Derived> {
+///
+/// `resolve` says whether packages are solved anew where the lock of before still fits.
+pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Derived> {
     let config = job.env.config_root()?;
     let base = pulled.base.commit.clone();
     let manifest = job
@@ -34,6 +37,7 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled) -> Result<Derived> {
         )
         .await?;
     possible(job, &pulled, &manifest).await?;
+    let layer = packages::layer(job, &pulled, &manifest, resolve).await?;
     let (base, digest, wanted) = (pulled.base.commit.clone(), pulled.base.digest.clone(), manifest.clone());
     // A staged deployment of ours has the newest local arguments; another program's was replaced on purpose.
     let mine = job.before.staged().filter(|_| job.staged_is_ours);
@@ -46,7 +50,7 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled) -> Result<Derived> {
             job.store.run(job.cx, move |s, c| {
                 let repo = s.repo();
                 let hooks = apply::Hooks { install_links, sysusers: sysusers_conf };
-                let derived = apply::commit(&repo, &base, &digest, &wanted, hooks, Some(c))?;
+                let derived = apply::commit(&repo, &base, &digest, layer.as_ref(), &wanted, hooks, Some(c))?;
                 let (mut current, previous) = merge.unwrap_or_default();
                 current.extend(first);
                 let previous = previous.map(|p| Owned::from_json(&p)).transpose()?.unwrap_or_default();

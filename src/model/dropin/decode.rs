@@ -2,7 +2,7 @@
 
 use super::cursor::{Cursor, Fields, printable};
 use super::path::{self, Refused};
-use super::{Declarations, Declared, Local, MAX_CONTENTS, ReadLocal, kargs, stanza, units};
+use super::{Declarations, Declared, Local, MAX_CONTENTS, ReadLocal, kargs, packages, stanza, units};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::manifest::{Directory, File, Link, Meta, Node, OnConflict, User};
 
@@ -34,15 +34,11 @@ pub(super) struct Common {
 
 pub(super) fn document(root: Cursor<'_>, out: &mut Declarations, local: ReadLocal<'_>) -> Result<()> {
     let top = root.fields_or(&KNOWN, stanza::foreign)?;
-    for key in stanza::PACKAGES {
-        if let Some(place) = top.get(key) {
-            stanza::packages(&place, key)?;
-        }
-    }
     let common = Common {
         owner: out.source.name.clone(),
         on_conflict: top.get("on-conflict").map(|c| on_conflict(&c)).transpose()?.unwrap_or_default(),
     };
+    packages::stanzas(&top, &common, out, local)?;
     for place in top.list("files")? {
         out.nodes.push(file(&place, &common, local)?);
     }
@@ -120,7 +116,7 @@ pub(super) fn refuse(place: &Cursor<'_>, refused: Refused) -> Error {
     }
 }
 
-fn contents(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Local> {
+pub(super) fn contents(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Local> {
     let fields = place.fields(&["inline", "local", "source", "sha256"]).map_err(|e| {
         if e.hint.is_none() { e.hint("write contents: {inline: ...} or contents: {local: FILE}") } else { e }
     })?;

@@ -37,6 +37,23 @@ impl Merger {
             }
             self.manifest.users.insert(user.name, user.value);
         }
+        for repo in dropin.repos {
+            self.claim(
+                &path,
+                &format!("repository {}", repo.name),
+                &format!("repository {}", repo.name),
+                &repo,
+            )?;
+            self.manifest.packages.repos.insert(repo.name, repo.value);
+        }
+        let (all, new) = (&mut self.manifest.packages, dropin.packages);
+        for (into, from) in
+            [(&mut all.install, new.install), (&mut all.remove, new.remove), (&mut all.replace, new.replace)]
+        {
+            // Several drop-ins may need the same package.
+            from.into_iter().for_each(|(name, owners)| into.entry(name).or_default().extend(owners));
+        }
+        all.on_unavailable.extend(new.on_unavailable);
         self.manifest.kargs_append.extend(dropin.append);
         self.manifest.kargs_delete.extend(dropin.delete);
         self.manifest.sources.push(dropin.source);

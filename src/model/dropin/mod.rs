@@ -13,6 +13,7 @@ mod decode;
 pub mod install;
 mod kargs;
 mod merge;
+mod packages;
 pub(crate) mod path;
 mod stanza;
 mod sysusers;
@@ -25,6 +26,7 @@ mod tests;
 use super::error::{Error, ErrorKind, Result};
 use super::image::Digest;
 use super::manifest::{Karg, Manifest, Node, Source, Unit, User};
+use super::packages::{Packages, Repo};
 pub use merge::Merger;
 pub use sysusers::sysusers_conf;
 pub use yaml::Location;
@@ -64,6 +66,9 @@ pub struct Declarations {
     pub(crate) users: Vec<Declared<User>>,
     pub(crate) append: Vec<Karg>,
     pub(crate) delete: Vec<Karg>,
+    /// Without the repositories.
+    pub(crate) packages: Packages,
+    pub(crate) repos: Vec<Declared<Repo>>,
 }
 
 impl Declarations {
@@ -115,6 +120,8 @@ pub fn decode(text: &Text, local: ReadLocal<'_>) -> Result<Declarations> {
         users: Vec::new(),
         append: Vec::new(),
         delete: Vec::new(),
+        packages: Packages::default(),
+        repos: Vec::new(),
     };
     if let Some(root) = yaml::parse(&text.path, utf8)? {
         decode::document(cursor::Cursor::root(&text.path, &root), &mut declarations, local)?;

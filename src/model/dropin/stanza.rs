@@ -1,7 +1,7 @@
 //! Keys that drop-ins do not have: those of other formats, and those of later versions.
 
 use super::cursor::Cursor;
-use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::error::{Error, ErrorKind};
 
 const FIRST_BOOT: &str = "it works at first boot only: put it into the Butane or Ignition configuration \
 that installs the host";
@@ -69,38 +69,4 @@ pub(super) fn person(place: &Cursor<'_>, key: &str) -> Option<Error> {
             .error_of(ErrorKind::UnsupportedStanza, format!("a drop-in cannot set `{key}` of a user"))
             .hint(FIRST_BOOT)
     })
-}
-
-/// The keys of package layering, which this version knows and does not do.
-pub(super) const PACKAGES: [&str; 7] =
-    ["packages", "override-remove", "override-replace", "repos", "extensions", "layers", "on-unavailable"];
-
-/// Checks the shape of a packages key; anything asked for is `Unsupported`.
-pub(super) fn packages(place: &Cursor<'_>, key: &str) -> Result<()> {
-    let asked = match key {
-        "packages" | "override-remove" | "override-replace" => !place.texts()?.is_empty(),
-        "repos" => {
-            let repos = place.list()?;
-            for repo in &repos {
-                let fields = repo.fields(&["id", "name", "baseurl", "metalink", "mirrorlist", "gpgkey"])?;
-                fields.need("id")?.text()?;
-            }
-            !repos.is_empty()
-        }
-        "extensions" => {
-            let fields = place.fields(&["image", "packages"])?;
-            let image = fields.get("image").map(|c| c.text()).transpose()?;
-            let packages = fields.get("packages").map(|c| c.texts()).transpose()?;
-            image.is_some() || packages.is_some_and(|p| !p.is_empty())
-        }
-        "layers" => !place.list()?.is_empty(),
-        // Without packages nothing can be unavailable, and `keep` is what happens anyway.
-        _ => place.choice(&[("keep", false), ("skip", true), ("fail", true)])?,
-    };
-    if asked {
-        return Err(place
-            .error_of(ErrorKind::Unsupported, "packages are not supported by this version")
-            .hint("build an image with the packages, and `osctl rebase` to it"));
-    }
-    Ok(())
 }

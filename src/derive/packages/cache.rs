@@ -1,0 +1,153 @@
+//! Package files, kept by their digest: what makes the same tree again when its repositories are gone.
+
+use crate::model::image::Digest;
+use crate::model::lock::LockedPackage;
+use crate::model::{Context, Error, ErrorKind, Result};
+use sha2::Digest as _;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// A directory of package files.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    dir: PathBuf,
+}
+
+impl Cache {
+    /// In this directory, which is made when the first package comes.
+    pub fn at(dir: PathBuf) -> Cache {
+        Cache { dir }
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(digest.hex())
+    }
+
+    /// Whether the package is here. What is here had its digest when it came.
+    pub fn has(&self, package: &LockedPackage) -> bool {
+        std::fs::metadata(self.path(&package.digest)).is_ok_and(|m| m.len() == package.size)
+    }
+
+    /// The packages that are not here.
+    pub fn missing<'p>(&self, packages: &'p [LockedPackage]) -> Vec<&'p LockedPackage> {
+        packages.iter().filter(|package| !self.has(package)).collect()
+    }
+
+    /// Takes a file that somebody fetched, if it is the package.
+    pub fn take(&self, package: &LockedPackage, from: &Path) -> Result<()> {
+        let doing = || format!("keeping the package {}", package.describe());
+        std::fs::create_dir_all(&self.dir).doing_with(doing)?;
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
+        let file = rustix::fs::open(from, flags, rustix::fs::Mode::empty()).doing_with(doing)?;
+        let mut to = tempfile::NamedTempFile::new_in(&self.dir).doing_with(doing)?;
+        let found = copy(&mut File::from(file).take(package.size + 1), to.as_file_mut()).doing_with(doing)?;
+        check(package, &found)?;
+        to.as_file().sync_all().doing_with(doing)?;
+        to.persist(self.path(&package.digest)).doing_with(doing)?;
+        Ok(())
+    }
+
+    /// Puts a package at a path, after looking once more whether it is what it should be.
+    pub fn link(&self, package: &LockedPackage, to: &Path) -> Result<()> {
+        let doing = || format!("providing the package {}", package.describe());
+        let from = self.path(&package.digest);
+        let mut file = File::open(&from).doing_with(doing)?;
+        let found = copy(&mut file, &mut io::sink()).doing_with(doing)?;
+        if let Err(error) = check(package, &found) {
+            // The next job fetches it again.
+            std::fs::remove_file(&from).doing_with(doing)?;
+            return Err(error);
+        }
+        std::fs::hard_link(&from, to).or_else(|_| std::fs::copy(&from, to).map(|_| ())).doing_with(doing)
+    }
+
+    /// Removes what is in no lock that counts.
+    pub fn keep_only(&self, needed: &BTreeSet<Digest>) -> Result<u32> {
+        let doing = || format!("cleaning up {}", self.dir.display());
+        let names: BTreeSet<&str> = needed.iter().map(Digest::hex).collect();
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries.doing_with(doing)?,
+        };
+        let mut removed = 0;
+        for entry in entries {
+            let entry = entry.doing_with(doing)?;
+            if !entry.file_name().to_str().is_some_and(|name| names.contains(name)) {
+                std::fs::remove_file(entry.path()).doing_with(doing)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<(String, u64)> {
+    let (mut hash, mut size, mut buffer) = (sha2::Sha256::new(), 0, vec![0; 256 << 10]);
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok((hex::encode(hash.finalize()), size)),
+            Ok(n) => {
+                hash.update(&buffer[..n]);
+                size += n as u64;
+                to.write_all(&buffer[..n])?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn check(package: &LockedPackage, (digest, size): &(String, u64)) -> Result<()> {
+    if digest == package.digest.hex() && *size == package.size {
+        return Ok(());
+    }
+    let what =
+        format!("the file of {} is not the one that was promised; nothing was staged", package.describe());
+    Err(Error::new(ErrorKind::DigestMismatch, what)
+        .detail("expected", &package.digest)
+        .detail("found", format!("sha256:{digest}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(content: &[u8]) -> LockedPackage {
+        LockedPackage {
+            name: "a".into(),
+            version: "1".into(),
+            architecture: "all".into(),
+            digest: Digest::of(content),
+            size: content.len() as u64,
+            source: String::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_has_its_digest_comes_in_and_goes_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path().join("cache"));
+        let (file, wanted) = (dir.path().join("file"), package(b"content"));
+        for wrong in [&b"contenT"[..], b"conten", b"contentt", b""] {
+            std::fs::write(&file, wrong).unwrap();
+            assert_eq!(cache.take(&wanted, &file).unwrap_err().kind, ErrorKind::DigestMismatch);
+            assert!(!cache.has(&wanted));
+        }
+        std::fs::write(&file, "content").unwrap();
+        std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
+        assert!(cache.take(&wanted, &dir.path().join("link")).is_err());
+        cache.take(&wanted, &file).unwrap();
+        cache.link(&wanted, &dir.path().join("out")).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("out")).unwrap(), b"content");
+        // Damaged since then, with the same length.
+        std::fs::write(cache.path(&wanted.digest), "CONTENT").unwrap();
+        assert_eq!(cache.link(&wanted, &dir.path().join("2")).unwrap_err().kind, ErrorKind::DigestMismatch);
+        assert_eq!(cache.missing(std::slice::from_ref(&wanted)), [&wanted], "it is fetched again");
+        cache.take(&wanted, &file).unwrap();
+        assert_eq!(cache.keep_only(&BTreeSet::from([wanted.digest.clone()])).unwrap(), 0);
+        assert_eq!(cache.keep_only(&BTreeSet::new()).unwrap(), 1);
+        assert!(!cache.has(&wanted));
+    }
+}

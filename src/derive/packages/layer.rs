@@ -1,0 +1,88 @@
+//! The base with its packages, as a commit that is kept: drop-ins that change only files need no package manager.
+//!
+//! ```text
+//! osctl/layered/<base commit>/<64 hex digits of the lock's digest> -> that commit
+//! ```
+
+use super::collect;
+use super::detect::Target;
+use super::{Installed, etc, var};
+use crate::derive::mtree::Tree;
+use crate::model::image::Digest;
+use crate::model::lock::{self, Lock, MAX_LOCK};
+use crate::model::manifest::Meta;
+use crate::model::{Context, Result};
+use crate::store::prune::LAYERED;
+use crate::store::tree::CommitTree;
+use ostree_ext::{gio, glib, ostree};
+use std::os::fd::AsRawFd;
+
+/// A commit of a base with the packages of a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The commit. It is made to be derived from, and never deployed itself.
+    pub commit: String,
+    /// What is in it.
+    pub lock: Lock,
+}
+
+/// The commit with these packages, if it was made before.
+pub fn find(repo: &ostree::Repo, base: &str, lock: &Digest) -> Result<Option<Layer>> {
+    let name = reference(base, lock);
+    let Some(commit) = repo.resolve_rev(&name, true).doing_with(|| format!("looking up {name}"))? else {
+        return Ok(None);
+    };
+    let tree = CommitTree::open(repo, &commit)?;
+    let Some(bytes) = tree.read(lock::PATH, MAX_LOCK)? else { return Ok(None) };
+    Ok(Some(Layer { commit: commit.into(), lock: Lock::parse(lock::PATH, &bytes)? }))
+}
+
+/// Checks the base out, with hard links where that is possible.
+pub fn check_out(
+    repo: &ostree::Repo,
+    base: &str,
+    to: &std::path::Path,
+    cancellable: Option<&gio::Cancellable>,
+) -> Result<()> {
+    let options = ostree::RepoCheckoutAtOptions::default();
+    repo.checkout_at(Some(&options), rustix::fs::CWD.as_raw_fd(), to, base, cancellable)
+        .doing_with(|| format!("checking out {base}"))
+}
+
+/// Makes the commit of what was installed.
+pub fn commit(
+    repo: &ostree::Repo,
+    base: &str,
+    target: &Target,
+    installed: &Installed,
+    cancellable: Option<&gio::Cancellable>,
+) -> Result<Layer> {
+    let doing = "committing the packages";
+    let transaction = repo.auto_transaction(cancellable).doing(doing)?;
+    let tree = Tree::open(repo, base, cancellable)?;
+    collect::apply(&tree, &installed.upper, target)?;
+    let plain = Meta { mode: 0o644, uid: 0, gid: 0 };
+    // Those of an image that was built from a derived tree are not about these packages.
+    for path in [var::CONF, etc::CONF, lock::PATH] {
+        if tree.at(path)?.is_some() {
+            tree.remove(path)?;
+        }
+    }
+    for (path, contents) in &installed.generated {
+        tree.put_file(path, &plain, contents)?;
+    }
+    tree.put_file(lock::PATH, &plain, &installed.lock.to_bytes())?;
+    let root = tree.write()?;
+    let time =
+        ostree::commit_get_timestamp(&repo.load_variant(ostree::ObjectType::Commit, base).doing(doing)?);
+    let none: Option<&glib::Variant> = None;
+    let commit =
+        repo.write_commit_with_time(None, None, None, none, &root, time, cancellable).doing(doing)?;
+    repo.transaction_set_ref(None, &reference(base, &installed.lock.digest()), Some(&commit));
+    transaction.commit(cancellable).doing(doing)?;
+    Ok(Layer { commit: commit.into(), lock: installed.lock.clone() })
+}
+
+fn reference(base: &str, lock: &Digest) -> String {
+    format!("{LAYERED}/{base}/{}", lock.hex())
+}

@@ -1,0 +1,213 @@
+//! Where packages are solved and installed: the target's tree with a writable layer, in a mount namespace of one thread.
+//!
+//! ```text
+//! <state>/work/run-XXXX/base          the base, checked out by hard links
+//!                      /<layer>/upper what changed: this is the product
+//!                      /<layer>/var   the /var that the programs see; nothing of it gets into the tree by itself
+//! ```
+//!
+//! When the thread ends, however it does, the kernel takes its mounts and its children along.
+
+use super::var::OPT;
+use crate::engine::cx::Cx;
+use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::mounts;
+use crate::sys::process::{self, Output};
+use crate::sys::sandbox::{Sandbox, Who};
+use crate::sys::scratch::Scratch;
+use cap_std_ext::cap_std::ambient_authority;
+use cap_std_ext::cap_std::fs::Dir;
+use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Where something is mounted in a sandbox.
+pub(super) const MOUNT_POINTS: [&str; 7] = ["dev", "etc", "proc", "run", "sys", "tmp", "var"];
+
+/// A tree that is not written to, and room for changes of it.
+#[derive(Debug)]
+pub struct Room {
+    scratch: Scratch,
+}
+
+impl Room {
+    /// Makes an empty one below `work`, which must be on the file system of the repository.
+    pub fn below(work: &Path) -> Result<Room> {
+        Ok(Room { scratch: Scratch::below(work)? })
+    }
+
+    /// Where the base is to be checked out.
+    pub fn base(&self) -> PathBuf {
+        self.scratch.path().join("base")
+    }
+
+    /// A directory for one purpose.
+    pub fn dir(&self, name: &str) -> Result<PathBuf> {
+        let path = self.scratch.path().join(name);
+        std::fs::create_dir_all(&path).doing_with(|| format!("making {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// The changes that were made in a layer.
+    pub fn upper(&self, layer: &str) -> PathBuf {
+        self.scratch.path().join(layer).join("upper")
+    }
+
+    /// Works on the base with the layer of this name, which is made if it is missing.
+    pub async fn enter<T: Send + 'static>(
+        &self,
+        cx: &Cx,
+        layer: &str,
+        work: impl FnOnce(&Inside) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let dirs = ["upper", "work", "merged", "var"].map(|dir| self.dir(&format!("{layer}/{dir}")));
+        let [upper, workdir, merged, var] = dirs;
+        let (base, upper, workdir, merged, var) = (self.base(), upper?, workdir?, merged?, var?);
+        let cx = cx.clone();
+        let inside = move || -> Result<T> {
+            mounts::unshare()?;
+            mounts::overlay(&base, &upper, &workdir, &merged)?;
+            for dir in MOUNT_POINTS {
+                // The sandbox has the tree read-only, and a commit has no /etc.
+                let dir = merged.join(dir);
+                match std::fs::create_dir(&dir) {
+                    Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                        return Err(e).doing_with(|| format!("making {}", dir.display()));
+                    }
+                    _ => {}
+                }
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.doing("starting a runtime")?;
+            work(&Inside { cx, runtime, merged, var })
+        };
+        let (answer, answered) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("packages".into());
+        // Its commands are cancelled with the job; whoever waits for it waits for them.
+        thread.spawn(move || drop(answer.send(inside()))).doing("starting a thread")?;
+        answered
+            .await
+            .map_err(|_| Error::new(ErrorKind::Internal, "the thread that handles packages ended early"))?
+    }
+}
+
+/// The tree with its layer, on the thread that has it mounted.
+#[derive(Debug)]
+pub struct Inside {
+    /// The job.
+    pub cx: Cx,
+    runtime: tokio::runtime::Runtime,
+    merged: PathBuf,
+    var: PathBuf,
+}
+
+impl Inside {
+    /// The `/var` that the programs see.
+    pub fn var(&self) -> &Path {
+        &self.var
+    }
+
+    /// The tree with the changes. Paths are relative, and cannot leave it.
+    pub fn tree(&self) -> Result<Dir> {
+        Dir::open_ambient_dir(&self.merged, ambient_authority()).doing("opening the tree")
+    }
+
+    /// Where a directory of the tree really is. One on the way of which there is a symbolic link is refused: what the
+    /// programs of the tree made of it could lead to the host.
+    pub fn real(&self, path: &str) -> Result<PathBuf> {
+        let doing = || format!("opening {path} of the target");
+        let dir = self.tree()?.open_dir(path.trim_start_matches('/')).doing_with(doing)?;
+        let real = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).doing_with(doing)?;
+        if real != self.merged.join(path.trim_start_matches('/')) {
+            let why = format!("{path} of the target is behind a symbolic link");
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+        Ok(real)
+    }
+
+    /// Writes a file of the tree, which the programs shall find there.
+    pub fn put(&self, path: &str, contents: &[u8]) -> Result<()> {
+        let (tree, path) = (self.tree()?, path.trim_start_matches('/'));
+        let write = || -> std::io::Result<()> {
+            if let Some((parent, _)) = path.rsplit_once('/') {
+                tree.create_dir_all(parent)?;
+            }
+            // Never through a link to somewhere.
+            match tree.remove_file(path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+                _ => tree.write(path, contents),
+            }
+        };
+        write().doing_with(|| format!("writing {path} for the package manager"))
+    }
+
+    /// Makes directories below `/var`.
+    pub fn make_var(&self, dirs: &[&str], owner: Option<(u32, u32)>) -> Result<()> {
+        let make = || -> std::io::Result<()> {
+            for dir in dirs {
+                std::fs::create_dir_all(self.var.join(dir))?;
+            }
+            let Some((uid, gid)) = owner else { return Ok(()) };
+            for entry in walk(&self.var)? {
+                chown(entry, Some(uid), Some(gid))?;
+            }
+            chown(&self.var, Some(uid), Some(gid))
+        };
+        make().doing("preparing the package manager's /var")
+    }
+
+    /// The sandbox that every program of the tree runs in.
+    pub fn sandbox(&self, who: Who) -> Result<Sandbox> {
+        let etc = self.real("usr/etc")?;
+        let sandbox = Sandbox::new(who, &self.merged);
+        if who != Who::Installer {
+            return Ok(sandbox.show(etc, "/etc").bind(self.var.clone(), "/var"));
+        }
+        let sandbox = sandbox.bind(etc, "/etc").bind(self.var.clone(), "/var");
+        // What is in /opt is no state.
+        Ok(sandbox.bind(self.real(OPT)?, "/var/opt"))
+    }
+
+    /// Runs a program to its end.
+    pub fn run<S: AsRef<OsStr>>(
+        &self,
+        sandbox: &Sandbox,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+        limit: Duration,
+    ) -> Result<Output> {
+        self.cx.checkpoint()?;
+        let command = sandbox.command(program, arguments);
+        let output =
+            self.runtime.block_on(async { process::run_on_this_thread(&self.cx, command, limit).await })?;
+        match output.stderr.strip_prefix("bwrap: ") {
+            // Its own complaints, and nothing of the program's, begin so.
+            Some(why) if !output.success => {
+                let what =
+                    format!("the sandbox for the package manager cannot be made: {why}; nothing was staged");
+                Err(Error::new(ErrorKind::Unsupported, what))
+            }
+            _ => Ok(output),
+        }
+    }
+}
+
+/// Everything below a directory, links not followed.
+pub(super) fn walk(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                todo.push(entry.path());
+            }
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}

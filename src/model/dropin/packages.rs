@@ -1,0 +1,162 @@
+//! The stanzas of packages and their repositories.
+
+use super::cursor::{Cursor, Fields, printable};
+use super::decode::{Common, refuse};
+use super::{Declarations, Declared, ReadLocal, path};
+use crate::model::error::{ErrorKind, Result};
+use crate::model::packages::{Key, OnUnavailable, Repo, is_name, is_versioned};
+
+/// More than any public key of a repository has.
+const MAX_KEY: usize = 1 << 20;
+
+/// The stanzas at the top of a drop-in.
+pub(super) fn stanzas(
+    top: &Fields<'_>,
+    common: &Common,
+    out: &mut Declarations,
+    local: ReadLocal<'_>,
+) -> Result<()> {
+    for key in ["extensions", "layers"] {
+        if let Some(place) = top.get(key) {
+            return Err(place
+                .error_of(ErrorKind::Unsupported, format!("`{key}` is not supported by this version"))
+                .hint("take the packages from a repository, or build an image with them and `osctl rebase` to it"));
+        }
+    }
+    for (place, name) in requests(top, "packages")? {
+        if !is_name(name) {
+            return Err(place
+                .error(format!("`{}` is not the name of a package", printable(name)))
+                .hint("only the name: versions belong into override-replace, or into a lock"));
+        }
+        out.packages.install.entry(name.to_owned()).or_default().insert(common.owner.clone());
+    }
+    for (place, name) in requests(top, "override-remove")? {
+        if !is_name(name) {
+            return Err(place.error(format!("`{}` is not the name of a package", printable(name))));
+        }
+        out.packages.remove.entry(name.to_owned()).or_default().insert(common.owner.clone());
+    }
+    for (place, spec) in requests(top, "override-replace")? {
+        if !is_versioned(spec) {
+            return Err(place
+                .error(format!("`{}` is not a package with its version", printable(spec)))
+                .hint("write NAME=VERSION for apt, NAME-VERSION for rpm"));
+        }
+        out.packages.replace.entry(spec.to_owned()).or_default().insert(common.owner.clone());
+    }
+    for place in top.list("repos")? {
+        out.repos.push(repo(&place, common, local)?);
+    }
+    let policy = top.get("on-unavailable").map(|c| on_unavailable(&c)).transpose()?.unwrap_or_default();
+    out.packages.on_unavailable.insert(common.owner.clone(), policy);
+    Ok(())
+}
+
+fn requests<'a>(top: &Fields<'a>, key: &str) -> Result<Vec<(Cursor<'a>, &'a str)>> {
+    top.get(key).map_or(Ok(Vec::new()), |place| place.texts())
+}
+
+fn on_unavailable(place: &Cursor<'_>) -> Result<OnUnavailable> {
+    place.choice(&[
+        ("keep", OnUnavailable::Keep),
+        ("skip", OnUnavailable::Skip),
+        ("fail", OnUnavailable::Fail),
+    ])
+}
+
+fn repo(place: &Cursor<'_>, common: &Common, local: ReadLocal<'_>) -> Result<Declared<Repo>> {
+    let known =
+        ["id", "name", "baseurl", "suites", "components", "metalink", "mirrorlist", "gpgkey", "gpgcheck"];
+    let fields = place.fields(&known)?;
+    let id = fields.need("id")?;
+    let name = id.text()?;
+    // A file name, and the name of a section in one.
+    let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
+    if !good || name.is_empty() || name.starts_with('.') || name.len() > 64 {
+        return Err(id
+            .error(format!("`{}` is not an id of a repository", printable(name)))
+            .hint("up to 64 letters, digits and - _ . :"));
+    }
+    // What people call it is nobody's business here, but other tools' files have it.
+    fields.get("name").map(|c| c.text()).transpose()?;
+    let baseurl = match fields.get("baseurl") {
+        None => Vec::new(),
+        Some(place) => texts(&place)?.iter().map(url).collect::<Result<_>>()?,
+    };
+    let one = |key: &str| fields.get(key).map(|c| url(&(c.clone(), c.text()?))).transpose();
+    let (metalink, mirrorlist) = (one("metalink")?, one("mirrorlist")?);
+    if baseurl.is_empty() && metalink.is_none() && mirrorlist.is_none() {
+        return Err(place.error("`baseurl` is missing").hint("give the URL of the repository"));
+    }
+    let words = |key: &str| -> Result<Vec<String>> {
+        let Some(place) = fields.get(key) else { return Ok(Vec::new()) };
+        let word = |(place, text): &(Cursor<'_>, &str)| match text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && b != b'[')
+        {
+            true if !text.is_empty() && !text.starts_with('-') => Ok((*text).to_owned()),
+            _ => Err(place.error(format!("`{}` is not one word", printable(text)))),
+        };
+        texts(&place)?.iter().map(word).collect()
+    };
+    let unsigned = fields.boolean("gpgcheck")? == Some(false);
+    let key = match fields.get("gpgkey") {
+        Some(key) if unsigned => return Err(key.error("`gpgcheck: false` says that nothing is signed")),
+        Some(place) => Some(self::key(&place, local)?),
+        None if unsigned => None,
+        None => {
+            return Err(place
+                .error("`gpgkey` is missing")
+                .hint("give the keys that sign it, or say that nobody does with gpgcheck: false"));
+        }
+    };
+    let repo = Repo {
+        owner: common.owner.clone(),
+        baseurl,
+        suites: words("suites")?,
+        components: words("components")?,
+        metalink,
+        mirrorlist,
+        key,
+    };
+    Ok(Declared { name: name.to_owned(), value: repo, at: id.at(), key: id.key })
+}
+
+/// One text, or a list of them.
+fn texts<'a>(place: &Cursor<'a>) -> Result<Vec<(Cursor<'a>, &'a str)>> {
+    match place.list() {
+        Ok(_) => place.texts(),
+        Err(_) => Ok(vec![(place.clone(), place.text()?)]),
+    }
+}
+
+fn url((place, text): &(Cursor<'_>, &str)) -> Result<String> {
+    let known = ["http://", "https://", "mirror+http://", "mirror+https://"];
+    let rest = known.iter().find_map(|scheme| text.strip_prefix(scheme));
+    let Some(rest) = rest.filter(|_| text.bytes().all(|b| b.is_ascii_graphic() && b != b'"')) else {
+        return Err(place
+            .error(format!("`{}` is not a URL that packages can be fetched from", printable(text)))
+            .hint("http:// and https:// are known"));
+    };
+    if rest.split('/').next().is_some_and(|host| host.contains('@')) {
+        return Err(place.error("a URL must not hold a password: it would be in every status and log").hint(
+            "put it into the package manager's own file of credentials in the image, or a mirror without one",
+        ));
+    }
+    Ok((*text).to_owned())
+}
+
+/// A path of the target, or the keys themselves.
+fn key(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Key> {
+    if let Ok(text) = place.text() {
+        let text = text.strip_prefix("file://").unwrap_or(text);
+        let normal = path::declared(text, false).map_err(|r| refuse(place, r))?;
+        return Ok(Key::File(normal));
+    }
+    let contents = super::decode::contents(place, local)?;
+    if contents.bytes.len() > MAX_KEY {
+        return Err(place.error("is larger than any key"));
+    }
+    Ok(Key::Inline(contents.bytes))
+}

@@ -1,0 +1,163 @@
+//! The lock: exactly what a derivation resolved to.
+//!
+//! It is in the derived commit (`/usr/lib/osctl/derive.lock`), so that the same tree can be made again when every
+//! repository has gone on, or gone. Nothing in it depends on a host: no time, no path, no credentials.
+
+use super::error::{Context, Error, ErrorKind, Result};
+use super::image::Digest;
+use super::packages::is_name;
+use std::collections::BTreeMap;
+
+/// Where the lock of a derived tree is.
+pub const PATH: &str = "/usr/lib/osctl/derive.lock";
+/// The version of the format.
+pub const VERSION: u32 = 1;
+/// A lock of ten thousand packages is some two megabytes.
+pub const MAX_LOCK: u64 = 32 << 20;
+
+/// Whose packages they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Manager {
+    /// apt and dpkg.
+    Apt,
+    /// dnf and rpm.
+    Dnf,
+}
+
+impl Manager {
+    /// The program that solves.
+    pub fn name(self) -> &'static str {
+        match self {
+            Manager::Apt => "apt",
+            Manager::Dnf => "dnf",
+        }
+    }
+}
+
+/// One package that was added to the base, or that replaces one of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LockedPackage {
+    /// Its name.
+    pub name: String,
+    /// Its version, with epoch and release.
+    pub version: String,
+    /// Its architecture, in the package manager's words.
+    pub architecture: String,
+    /// The digest of the package file.
+    pub digest: Digest,
+    /// The size of the package file in bytes.
+    pub size: u64,
+    /// Where it was found: a URL without credentials.
+    pub source: String,
+}
+
+impl LockedPackage {
+    /// `name version (architecture)`
+    pub fn describe(&self) -> String {
+        format!("{} {} ({})", self.name, self.version, self.architecture)
+    }
+}
+
+/// A package of the base that is removed, or replaced.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct BasePackage {
+    /// Its name.
+    pub name: String,
+    /// The version that the base has.
+    pub version: String,
+}
+
+/// A user that packages made.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LockedUser {
+    /// Its number.
+    pub uid: u32,
+    /// The number of its first group.
+    pub gid: u32,
+}
+
+/// What a derivation resolved to. Lists are sorted.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Lock {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The manifest digest of the base that was solved against.
+    pub base_digest: Digest,
+    /// The digest of what was asked for ([`Lock::request_digest`]).
+    pub request_digest: Digest,
+    /// Whose packages they are.
+    pub manager: Manager,
+    /// What is installed.
+    pub packages: Vec<LockedPackage>,
+    /// What of the base is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<BasePackage>,
+    /// What of the base is replaced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<BasePackage>,
+    /// Users that the packages made, known after they were installed once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub users: BTreeMap<String, LockedUser>,
+    /// Groups that the packages made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<String, u32>,
+}
+
+impl Lock {
+    /// The digest of what drop-ins ask of the package manager: a lock fits no other request.
+    pub fn request_digest(packages: &super::packages::Packages) -> Digest {
+        let names = |requests: &BTreeMap<String, std::collections::BTreeSet<String>>| {
+            requests.keys().cloned().collect::<Vec<_>>()
+        };
+        // Who asks does not matter, nor where: the same packages are the answer.
+        let repos: BTreeMap<_, _> = packages
+            .repos
+            .iter()
+            .map(|(id, r)| (id, (&r.baseurl, &r.suites, &r.components, &r.metalink, &r.mirrorlist, &r.key)))
+            .collect();
+        let asked = (names(&packages.install), names(&packages.remove), names(&packages.replace), repos);
+        Digest::of(&serde_json::to_vec(&asked).expect("maps with string keys always serialise"))
+    }
+
+    /// The digest of what decides the tree: not of who was asked, or where the packages were found.
+    pub fn digest(&self) -> Digest {
+        let mut decides = self.clone();
+        decides.packages.iter_mut().for_each(|package| package.source.clear());
+        // They follow from the packages and the base, and are not known before.
+        decides.users.clear();
+        decides.groups.clear();
+        Digest::of(&serde_json::to_vec(&decides).expect("records of strings always serialise"))
+    }
+
+    /// The text of the file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("records of strings always serialise");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Reads the text of a file; `from` names it in errors.
+    pub fn parse(from: &str, bytes: &[u8]) -> Result<Lock> {
+        let lock: Lock =
+            serde_json::from_slice(bytes).kind(ErrorKind::LockMismatch, format!("{from} is not a lock"))?;
+        if lock.version != VERSION {
+            let why = format!("{from} has version {}, this osctl knows version {VERSION}", lock.version);
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+        let named = |name: &str, version: &str| {
+            is_name(name) && !version.is_empty() && version.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+        };
+        let packages = lock.packages.iter().map(|p| (&p.name, &p.version));
+        let base = lock.removed.iter().chain(&lock.replaced).map(|p| (&p.name, &p.version));
+        if let Some((name, version)) = packages.chain(base).find(|(name, version)| !named(name, version)) {
+            let what = crate::model::text::one_line(&format!("{name} {version}"));
+            return Err(Error::new(ErrorKind::LockMismatch, format!("{from} names no package: {what}")));
+        }
+        Ok(lock)
+    }
+}

@@ -1,0 +1,149 @@
+//! What drop-ins ask of the package manager of the target, without any package manager's own rules.
+
+use super::manifest::Owner;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What to do about a drop-in whose packages cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnUnavailable {
+    /// Rebuild from the cache if that works, else stay on what runs, degraded, and try again.
+    #[default]
+    Keep,
+    /// Leave the drop-in out, and say so.
+    Skip,
+    /// End the job.
+    Fail,
+}
+
+/// A repository that is used only while deriving.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Repo {
+    /// The drop-in that declares it.
+    pub owner: Owner,
+    /// The URLs that it is at. Never with credentials.
+    pub baseurl: Vec<String>,
+    /// apt: the distributions, `bookworm`; `./` where the index is at the URL itself.
+    pub suites: Vec<String>,
+    /// apt: the components, `main`.
+    pub components: Vec<String>,
+    /// dnf: where the list of its mirrors is.
+    pub metalink: Option<String>,
+    /// dnf: where the plain list of its mirrors is.
+    pub mirrorlist: Option<String>,
+    /// The keys that may sign it. `None` says in the drop-in that nobody does.
+    pub key: Option<Key>,
+}
+
+/// The public keys of a repository.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Key {
+    /// A file of the target, or one that a drop-in declares.
+    File(String),
+    /// The keys themselves.
+    Inline(#[serde(with = "hex")] Vec<u8>),
+}
+
+/// Everything that drop-ins ask of the package manager. Several may ask for the same.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Packages {
+    /// Packages to install, as they were requested.
+    pub install: BTreeMap<String, BTreeSet<Owner>>,
+    /// Packages of the base to remove.
+    pub remove: BTreeMap<String, BTreeSet<Owner>>,
+    /// Packages of the base to replace, with the version: `name=version` or `name-version`.
+    pub replace: BTreeMap<String, BTreeSet<Owner>>,
+    /// Repositories by their id.
+    pub repos: BTreeMap<String, Repo>,
+    /// What to do about a drop-in whose packages cannot be had; decides nothing about those that can.
+    #[serde(skip)]
+    pub on_unavailable: BTreeMap<Owner, OnUnavailable>,
+}
+
+impl Packages {
+    /// Whether the package manager has nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.install.is_empty() && self.remove.is_empty() && self.replace.is_empty()
+    }
+
+    /// The drop-ins that ask for something.
+    pub fn owners(&self) -> BTreeSet<&str> {
+        let requests = [&self.install, &self.remove, &self.replace].into_iter().flat_map(BTreeMap::values);
+        let owners = requests.flatten().map(String::as_str);
+        owners.chain(self.repos.values().map(|r| r.owner.as_str())).collect()
+    }
+
+    /// What this drop-in asks for.
+    pub fn of(&self, owner: &str) -> Packages {
+        let mine = |requests: &BTreeMap<String, BTreeSet<Owner>>| {
+            let mine = requests.iter().filter(|(_, owners)| owners.contains(owner));
+            mine.map(|(name, _)| (name.clone(), BTreeSet::from([owner.to_owned()]))).collect()
+        };
+        let repos = self.repos.iter().filter(|(_, r)| r.owner == owner);
+        let policy = self.on_unavailable.iter().filter(|(o, _)| *o == owner);
+        Packages {
+            install: mine(&self.install),
+            remove: mine(&self.remove),
+            replace: mine(&self.replace),
+            repos: repos.map(|(id, r)| (id.clone(), r.clone())).collect(),
+            on_unavailable: policy.map(|(o, p)| (o.clone(), *p)).collect(),
+        }
+    }
+}
+
+/// The name of a package and nothing else: no version, no pattern, no option, nothing that a package manager would take
+/// for a file, a group or a removal.
+///
+/// Debian policy 5.6.1 and the names of RPM packages, with an architecture behind `:` or `.`; a trailing `-` or `+` is an
+/// operator of apt, and allowed only in names such as `g++`.
+pub fn is_name(text: &str) -> bool {
+    let start = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let rest = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._:".contains(&b));
+    let operator = text.ends_with('-') || (text.ends_with('+') && !text.ends_with("++"));
+    start && rest && !operator && text.len() <= 200
+}
+
+/// A package and the version that it shall have, in the form of apt (`name=version`) or of rpm (`name-version`).
+pub fn is_versioned(text: &str) -> bool {
+    let version = |v: &str| {
+        v.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && v.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._:~^".contains(&b))
+    };
+    let split = text.split_once('=').or_else(|| {
+        // An rpm's version starts at a dash with a digit behind it; there may be an epoch.
+        let at = text.match_indices('-').map(|(at, _)| at);
+        let digit = |at: &usize| text.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit);
+        at.filter(digit).map(|at| (&text[..at], &text[at + 1..])).next()
+    });
+    text.len() <= 300 && split.is_some_and(|(name, v)| is_name(name) && version(v))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_option_pattern_file_or_operator() {
+        for name in
+            ["vim", "g++", "libstdc++6", "libc6:amd64", "NetworkManager-wifi", "0ad", "python3.11", "_x"]
+        {
+            assert!(is_name(name), "{name}");
+        }
+        for name in
+            ["", "-y", "vim-", "vim+", "a b", "./x.deb", "/x", "a*", "^x", "@group", "a=1", "a/b", "ä", "x\n"]
+        {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_replacement_names_its_version() {
+        for text in ["kernel-6.9.1-2", "vim=2:9.0.1378-2+deb12u2", "a-b-1:2~rc1-3.fc40"] {
+            assert!(is_versioned(text), "{text}");
+        }
+        for text in ["vim", "vim=", "=1", "vim=-1", "vim=1 2", "-x-1", "a-b"] {
+            assert!(!is_versioned(text), "{text}");
+        }
+    }
+}
