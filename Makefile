@@ -42,6 +42,7 @@ test:
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then $(CARGO) nextest run --locked; else $(CARGO) test --locked; fi
 	@PROFILE=$(TEST_PROFILE) integration/images-test.sh
 	@PROFILE=$(TEST_PROFILE) integration/durability-test.sh
+	@PROFILE=$(TEST_PROFILE) integration/packages-test.sh
 
 vm-test:
 	$(NEED_ROOT)

@@ -4,7 +4,7 @@
 # the machine comes back. Part of make test with two small images; make bench's large ones may be given instead.
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 need_root test
-for part in registry pullers tree loopfs; do
+for part in registry pullers tree loopfs check; do
   # shellcheck source=/dev/null
   . "$REPO_DIR/integration/lib/$part.sh"
 done
@@ -12,20 +12,6 @@ done
 D=$WORK/durability
 DISK=$D/disk
 R=$DISK/repo
-FAILED=0
-
-# check SENTENCE COMMAND...
-check() {
-  local sentence=$1 out
-  shift
-  if out=$("$@" 2>&1); then
-    echo "ok - $sentence"
-  else
-    FAILED=$((FAILED + 1))
-    echo "not ok - $sentence"
-    tail -20 <<<"$out" | sed 's/^/# /'
-  fi
-}
 
 # Some thousand small files, one large, and a second version with some of them changed.
 small_images() {
@@ -94,4 +80,4 @@ for image in "${IMAGES[@]}"; do
   check "image $n: the references to $n images are there" test "$(image_refs)" = "$n"
   check "image $n: a second pull finds nothing to do" nothing_to_do "os:$n" "$commit"
 done
-[ "$FAILED" = 0 ]
+checked

@@ -42,6 +42,7 @@ gpg|gnupg|gnupg2
 chattr|e2fsprogs|e2fsprogs
 mkfs.ext4|e2fsprogs|e2fsprogs
 mmdebstrap|mmdebstrap|-
+dpkg-scanpackages|dpkg-dev|dpkg-dev
 unshare|util-linux|util-linux
 '
 NEED_vm_test="$NEED_demo"'

@@ -40,12 +40,21 @@ const UPGRADE: &[&str] = &[
     "rate-limit",
     "max-bytes",
     "drop-var",
+    "frozen",
 ];
 /// What rebase understands beyond upgrade.
 const REBASE: &[&str] = &["kargs", "stateroot"];
 /// What reconcile understands.
-const RECONCILE: &[&str] =
-    &["queue", "download-only", "dry-run", "replace-staged", "allow-rejected", "drop-var"];
+const RECONCILE: &[&str] = &[
+    "queue",
+    "download-only",
+    "dry-run",
+    "replace-staged",
+    "allow-rejected",
+    "drop-var",
+    "frozen",
+    "update-lock",
+];
 /// What rollback understands.
 const ROLLBACK: &[&str] = &["reject"];
 /// Options of the API that this version does not have yet: refused by name, never ignored.
@@ -136,6 +145,8 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
             "rate-limit" => o.rate_limit = Some(rate(key, value)?),
             "max-bytes" => o.max_bytes = Some(number(key, value)?),
             "drop-var" => o.drop_var = boolean(key, value)?,
+            "frozen" => o.frozen = boolean(key, value)?,
+            "update-lock" => o.update_lock = boolean(key, value)?,
             "kargs" => o.kargs = kernel_arguments(key, value)?,
             "stateroot" => o.stateroot = Some(stateroot(&string(key, value)?)?),
             "client-id" => out.client_id = label(key, value)?,
@@ -146,6 +157,10 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
                 return Err(Error::new(ErrorKind::Internal, format!("option {other:?} has no decoder")));
             }
         }
+    }
+    if out.options.frozen && out.options.update_lock {
+        let why = "\"frozen\" and \"update-lock\" exclude each other";
+        return Err(Error::new(ErrorKind::InvalidArgument, why).detail("key", "update-lock"));
     }
     Ok(out)
 }
@@ -211,7 +226,7 @@ pub fn encode(options: &Options) -> Out {
     out
 }
 
-fn flags(options: &Options) -> [(&'static str, bool); 7] {
+fn flags(options: &Options) -> [(&'static str, bool); 9] {
     [
         ("download-only", options.download_only),
         ("dry-run", options.dry_run),
@@ -220,6 +235,8 @@ fn flags(options: &Options) -> [(&'static str, bool); 7] {
         ("allow-rejected", options.allow_rejected),
         ("allow-unverified", options.allow_unverified),
         ("drop-var", options.drop_var),
+        ("frozen", options.frozen),
+        ("update-lock", options.update_lock),
     ]
 }
 

@@ -66,6 +66,8 @@ pub struct Derived {
     pub(super) manifest: Manifest,
     pub(super) kargs: Vec<String>,
     pub(super) owned_kargs: String,
+    /// What a person should know.
+    pub(super) notes: Vec<String>,
 }
 
 impl Derived {
@@ -117,6 +119,11 @@ impl Ready {
     /// The merged drop-ins.
     pub fn manifest(&self) -> &Manifest {
         &self.derived.manifest
+    }
+
+    /// What a person should know about what was derived.
+    pub fn notes(&self) -> &[String] {
+        &self.derived.notes
     }
 
     /// The images that are bound.

@@ -74,6 +74,30 @@ impl Packages {
         owners.chain(self.repos.values().map(|r| r.owner.as_str())).collect()
     }
 
+    /// What others than these drop-ins ask for.
+    #[must_use]
+    pub fn without(&self, owners: &BTreeSet<String>) -> Packages {
+        let others = |requests: &BTreeMap<String, BTreeSet<Owner>>| {
+            let left = requests.iter().map(|(name, by)| (name.clone(), by - owners));
+            left.filter(|(_, by)| !by.is_empty()).collect()
+        };
+        let repos = self.repos.iter().filter(|(_, r)| !owners.contains(&r.owner));
+        let policy = self.on_unavailable.iter().filter(|(o, _)| !owners.contains(*o));
+        Packages {
+            install: others(&self.install),
+            remove: others(&self.remove),
+            replace: others(&self.replace),
+            repos: repos.map(|(id, r)| (id.clone(), r.clone())).collect(),
+            on_unavailable: policy.map(|(o, p)| (o.clone(), *p)).collect(),
+        }
+    }
+
+    /// The drop-ins that ask for something and have this policy.
+    pub fn with_policy(&self, policy: OnUnavailable) -> BTreeSet<Owner> {
+        let has = |owner: &&str| self.on_unavailable.get(*owner).copied().unwrap_or_default() == policy;
+        self.owners().into_iter().filter(has).map(str::to_owned).collect()
+    }
+
     /// What this drop-in asks for.
     pub fn of(&self, owner: &str) -> Packages {
         let mine = |requests: &BTreeMap<String, BTreeSet<Owner>>| {

@@ -30,6 +30,10 @@ pub struct Options {
     pub drop_var: bool,
     /// Fail with `Busy` instead of waiting in the queue.
     pub no_wait: bool,
+    /// Install exactly the packages of `/etc/osctl/derive.lock`, or fail.
+    pub frozen: bool,
+    /// Solve packages anew although the lock of before still fits.
+    pub update_lock: bool,
     /// Kernel arguments of a first deployment.
     pub kargs: Vec<String>,
     /// The stateroot of a first deployment.

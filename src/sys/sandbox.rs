@@ -74,6 +74,8 @@ impl Sandbox {
         };
         command.arg(root).arg(&self.root).arg("/");
         command.args(["--tmpfs", "/run", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]);
+        // Root can write to settings of the whole kernel there, without any capability.
+        command.args(["--remount-ro", "/proc"]);
         for (how, from, to) in &self.mounts {
             command.arg(how).arg(from).arg(to);
         }

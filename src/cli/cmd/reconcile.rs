@@ -14,6 +14,12 @@ pub struct Args {
     /// Get everything ready, but stage nothing.
     #[arg(long)]
     pub download_only: bool,
+    /// Install exactly the packages of /etc/osctl/derive.lock, or fail.
+    #[arg(long, conflicts_with = "update_lock")]
+    pub frozen: bool,
+    /// Solve packages anew, although those of before still fit.
+    #[arg(long)]
+    pub update_lock: bool,
     /// Replace a deployment that somebody else staged.
     #[arg(long)]
     pub replace_staged: bool,
@@ -34,6 +40,8 @@ impl Args {
         Request::Reconcile(Options {
             dry_run: self.check,
             download_only: self.download_only,
+            frozen: self.frozen,
+            update_lock: self.update_lock,
             replace_staged: self.replace_staged,
             allow_rejected: self.allow_rejected,
             no_wait: self.no_wait,

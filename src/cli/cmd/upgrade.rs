@@ -34,6 +34,9 @@ pub struct Limits {
     /// Allow an image that is older than what runs.
     #[arg(long)]
     pub allow_downgrade: bool,
+    /// Install exactly the packages of /etc/osctl/derive.lock, or fail.
+    #[arg(long)]
+    pub frozen: bool,
     /// Replace a deployment that somebody else staged.
     #[arg(long)]
     pub replace_staged: bool,
@@ -74,6 +77,7 @@ impl Limits {
             max_bytes: self.max_bytes,
             allow_unverified: self.allow_unverified,
             drop_var: self.drop_var,
+            frozen: self.frozen,
             no_wait: self.no_wait,
             ..Options::default()
         }

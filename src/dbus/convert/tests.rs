@@ -159,6 +159,8 @@ fn options_survive_the_way_over_the_bus() {
         allow_unverified: true,
         drop_var: true,
         no_wait: true,
+        frozen: true,
+        update_lock: false,
         kargs: vec!["quiet".into()],
         stateroot: Some("os".into()),
     };

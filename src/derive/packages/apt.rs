@@ -12,7 +12,7 @@ use crate::model::lock::{self, BasePackage, Lock, LockedPackage, Manager};
 use crate::model::packages::{Key, Packages, Repo};
 use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
-use crate::sys::process::tail;
+use crate::sys::process::{Output, tail};
 use crate::sys::sandbox::{Sandbox, Who};
 use crate::sys::user;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,8 +59,34 @@ pub(super) fn is_transient(path: &str, database: &str) -> bool {
         })
 }
 
-/// Solves, and fetches what is missing.
-pub(super) fn solve(inside: &Inside, cache: &Cache, question: &Question) -> Result<Lock> {
+/// apt in the sandbox that has the network, with the base on hold.
+struct Session<'a> {
+    inside: &'a Inside,
+    sandbox: Sandbox,
+    base: Installed,
+    /// The packages of the base that may change.
+    free: BTreeSet<String>,
+}
+
+impl Session<'_> {
+    fn apt(&self, arguments: &[&str], limit: Duration) -> Result<Output> {
+        self.inside.run(&self.sandbox, "apt-get", OPTIONS.iter().chain(arguments), limit)
+    }
+
+    /// What apt would do to have all this, if that leaves the base alone.
+    fn simulate(&self, wanted: &[&str]) -> Result<(Changes, Vec<BasePackage>, Vec<BasePackage>)> {
+        let done = self.apt(&[&["-s"], wanted].concat(), SOLVE_LIMIT)?;
+        let text = String::from_utf8_lossy(&done.stdout);
+        if !done.success {
+            return Err(unsolvable(&text, &done.stderr));
+        }
+        let changes = changes(&text);
+        let (removed, replaced) = allowed(&changes, &self.base, &self.free)?;
+        Ok((changes, removed, replaced))
+    }
+}
+
+fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
     let owner = user::fetcher();
     let var = ["lib/apt/lists/partial", "cache/apt/archives/partial", "log/apt", "tmp", "lib/dpkg"];
     inside.make_var(&var, owner)?;
@@ -96,24 +122,88 @@ pub(super) fn solve(inside: &Inside, cache: &Cache, question: &Question) -> Resu
     for (name, value) in &question.proxies {
         sandbox = sandbox.variable(name, value);
     }
-    let apt = |arguments: &[&str], limit| {
-        let all = OPTIONS.iter().copied().chain(arguments.iter().copied());
-        inside.run(&sandbox, "apt-get", all, limit)
-    };
+    Ok(Session { inside, sandbox, base, free })
+}
+
+/// Fetches what is locked and not here, from where it was found. No list is needed for that.
+pub(super) fn fetch(inside: &Inside, cache: &Cache, question: &Question, lock: &Lock) -> Result<()> {
+    let session = session(inside, question)?;
+    for package in cache.missing(&lock.packages) {
+        inside.cx.message(format!("fetching {}", package.describe()));
+        let to = file_name(lock, package);
+        let (path, digest) = (format!("/var/tmp/{to}"), format!("SHA256:{}", package.digest.hex()));
+        let arguments = ["-oAPT::Sandbox::User=root", "download-file", &package.source, &path, &digest];
+        let done = inside.run(&session.sandbox, "/usr/lib/apt/apt-helper", arguments, FETCH_LIMIT)?;
+        if !done.success {
+            return Err(unavailable(&done.stderr).detail("package", package.describe()));
+        }
+        cache.take(package, &inside.var().join("tmp").join(to))?;
+    }
+    Ok(())
+}
+
+/// Solves with what a lock of before names and the cache has, without a network: on another base some of it may not be
+/// needed any more, and nothing else may be.
+pub(super) fn resolve_from(
+    inside: &Inside,
+    cache: &Cache,
+    question: &Question,
+    lock: &Lock,
+    files: &Path,
+) -> Result<Lock> {
+    let mut session = session(inside, question)?;
+    let of_base = |p: &&LockedPackage| session.base.keys().any(|(name, _)| *name == p.name);
+    let replaced = |p: &&LockedPackage| session.free.contains(&p.name);
+    let known: Vec<&LockedPackage> = lock.packages.iter().filter(|p| !of_base(p) || replaced(p)).collect();
+    for package in &known {
+        cache.link(package, &files.join(file_name(lock, package)))?;
+    }
+    session.sandbox = session.sandbox.show(files.to_owned(), FILES);
+    let mut wanted = arguments(&question.packages);
+    // What is replaced has its file.
+    wanted.retain(|argument| !question.packages.replace.contains_key(argument));
+    wanted.extend(known.iter().map(|package| format!("{FILES}/{}", file_name(lock, package))));
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let (changes, removed, replaced) = session.simulate(&wanted)?;
+    let mut packages = Vec::new();
+    for ((name, architecture), (_, version)) in changes.install {
+        let same =
+            |p: &&&LockedPackage| p.name == name && p.architecture == architecture && p.version == version;
+        let package = known.iter().find(same);
+        let package =
+            package.ok_or_else(|| unsolved(format!("{name} is not among the packages that are kept")))?;
+        packages.push((*package).clone());
+    }
+    Ok(Lock {
+        base_digest: question.base_digest.clone(),
+        packages,
+        removed,
+        replaced,
+        users: BTreeMap::new(),
+        groups: BTreeMap::new(),
+        ..lock.clone()
+    })
+}
+
+/// Solves, and fetches what is missing.
+pub(super) fn solve(inside: &Inside, cache: &Cache, question: &Question) -> Result<Lock> {
+    let session = session(inside, question)?;
+    let apt = |arguments: &[&str], limit| session.apt(arguments, limit);
     inside.cx.message("reading the package lists");
     let updated = apt(&["-qq", "update"], UPDATE_LIMIT)?;
     if !updated.success {
         return Err(unavailable(&updated.stderr));
     }
+    for name in question.packages.install.keys().filter(|name| name.contains(['.', '+'])) {
+        // apt would take it for a regular expression where no package has the name.
+        let known = inside.run(&session.sandbox, "apt-cache", ["pkgnames", name], SOLVE_LIMIT)?;
+        if !String::from_utf8_lossy(&known.stdout).lines().any(|line| line == name) {
+            return Err(unsolvable("", &format!("E: Unable to locate package {name}")));
+        }
+    }
     let wanted = arguments(&question.packages);
     let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-    let simulated = apt(&[&["-s"], &wanted[..]].concat(), SOLVE_LIMIT)?;
-    let text = String::from_utf8_lossy(&simulated.stdout).into_owned();
-    if !simulated.success || text.contains(" for regex '") {
-        return Err(unsolvable(&text, &simulated.stderr));
-    }
-    let changes = changes(&text);
-    let (removed, replaced) = allowed(&changes, &base, &free)?;
+    let (changes, removed, replaced) = session.simulate(&wanted)?;
     let listed = apt(&[&["-qq", "--print-uris"], &wanted[..]].concat(), SOLVE_LIMIT)?;
     if !listed.success {
         return Err(unsolvable(&String::from_utf8_lossy(&listed.stdout), &listed.stderr));
@@ -335,9 +425,13 @@ fn allowed(
     if touched.is_empty() {
         return Ok((removed, replaced));
     }
-    Err(unsolved(format!("the packages of the base would have to change: {}", touched.join(", ")))
-        .detail("packages", touched.join(" "))
-        .hint("take a base image that fits, or name them in override-replace or override-remove"))
+    Err(touches_base(&touched))
+}
+
+fn touches_base(names: &[&str]) -> Error {
+    unsolved(format!("the packages of the base would have to change: {}", names.join(", ")))
+        .detail("packages", names.join(" "))
+        .hint("take a base image that fits, or name them in override-replace or override-remove")
 }
 
 /// The packages with the names that apt gives to their files.
@@ -438,16 +532,16 @@ fn unsolvable(stdout: &str, stderr: &str) -> Error {
     if let Some(version) = version {
         return unsolved(format!("no repository has the version {}", one_line(version)));
     }
-    if let Some(pattern) = stdout.lines().find(|l| l.contains(" for regex '")) {
-        return unsolved(format!("no package has this name: {}", one_line(pattern)));
+    let block = |start: &str| -> Vec<String> {
+        let lines = stdout.lines().skip_while(|l| !l.starts_with(start)).skip(1);
+        let lines = lines.take_while(|l| l.starts_with(' '));
+        lines.map(|l| one_line(&l.split_whitespace().collect::<Vec<_>>().join(" "))).collect()
+    };
+    let held = block("The following held packages will be changed");
+    if !held.is_empty() {
+        return touches_base(&held.join(" ").split(' ').collect::<Vec<_>>());
     }
-    let problems: Vec<String> = stdout
-        .lines()
-        .skip_while(|l| !l.starts_with("The following packages have unmet dependencies"))
-        .skip(1)
-        .take_while(|l| l.starts_with(' '))
-        .map(|l| one_line(&l.split_whitespace().collect::<Vec<_>>().join(" ")))
-        .collect();
+    let problems = block("The following packages have unmet dependencies");
     if problems.is_empty() {
         return unsolved(format!("apt finds no solution: {}", one_line(&tail(stderr, SHOWN))));
     }
@@ -620,9 +714,9 @@ Conf tree (2.1.0-1 Debian:12.15/oldstable [amd64])
                 "no repository has the version '9' for 'vim' was not found",
             ),
             (
-                "Note, selecting 'libc6' for regex 'libc.'\n",
-                "",
-                "no package has this name: Note, selecting 'libc6' for regex 'libc.'",
+                "The following held packages will be changed:\n  libc6 dbus\n  tar\n0 upgraded\n",
+                "E: Held packages were changed and -y was used without --allow-change-held-packages.\n",
+                "the packages of the base would have to change: libc6, dbus, tar",
             ),
             (
                 unmet,

@@ -56,6 +56,32 @@ pub async fn solve(cx: &Cx, room: &Room, cache: &cache::Cache, question: Questio
     room.enter(cx, SOLVE, work).await
 }
 
+/// Fetches what is locked and not in the cache.
+pub async fn fetch(cx: &Cx, room: &Room, cache: &cache::Cache, question: Question, lock: Lock) -> Result<()> {
+    let cache = cache.clone();
+    let work = move |inside: &room::Inside| match question.target.manager {
+        Manager::Apt => apt::fetch(inside, &cache, &question, &lock),
+        Manager::Dnf => Err(no_dnf()),
+    };
+    room.enter(cx, SOLVE, work).await
+}
+
+/// Solves for another base with what a lock names and the cache has, without a network.
+pub async fn resolve_from(
+    cx: &Cx,
+    room: &Room,
+    cache: &cache::Cache,
+    question: Question,
+    lock: Lock,
+) -> Result<Lock> {
+    let (cache, files) = (cache.clone(), room.dir("kept")?);
+    let work = move |inside: &room::Inside| match question.target.manager {
+        Manager::Apt => apt::resolve_from(inside, &cache, &question, &lock, &files),
+        Manager::Dnf => Err(no_dnf()),
+    };
+    room.enter(cx, SOLVE, work).await
+}
+
 /// What installing made.
 #[derive(Debug, Clone)]
 pub struct Installed {

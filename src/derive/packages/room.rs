@@ -19,7 +19,7 @@ use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
 use std::ffi::OsStr;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -36,7 +36,12 @@ pub struct Room {
 impl Room {
     /// Makes an empty one below `work`, which must be on the file system of the repository.
     pub fn below(work: &Path) -> Result<Room> {
-        Ok(Room { scratch: Scratch::below(work)? })
+        let scratch = Scratch::below(work)?;
+        // The user that fetches goes through them, whatever our umask is.
+        for dir in scratch.path().ancestors().take(3) {
+            passable(dir)?;
+        }
+        Ok(Room { scratch })
     }
 
     /// Where the base is to be checked out.
@@ -46,8 +51,17 @@ impl Room {
 
     /// A directory for one purpose.
     pub fn dir(&self, name: &str) -> Result<PathBuf> {
-        let path = self.scratch.path().join(name);
-        std::fs::create_dir_all(&path).doing_with(|| format!("making {}", path.display()))?;
+        let mut path = self.scratch.path().to_owned();
+        for part in name.split('/') {
+            path.push(part);
+            match std::fs::create_dir(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => {
+                    made.doing_with(|| format!("making {}", path.display()))?;
+                    passable(&path)?;
+                }
+            }
+        }
         Ok(path)
     }
 
@@ -69,6 +83,8 @@ impl Room {
         let cx = cx.clone();
         let inside = move || -> Result<T> {
             mounts::unshare()?;
+            // This thread has one of its own now, and what is made must not depend on who started us.
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
             mounts::overlay(&base, &upper, &workdir, &merged)?;
             for dir in MOUNT_POINTS {
                 // The sandbox has the tree read-only, and a commit has no /etc.
@@ -82,7 +98,11 @@ impl Room {
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.doing("starting a runtime")?;
-            work(&Inside { cx, runtime, merged, var })
+            let done = work(&Inside { cx, runtime, merged: merged.clone(), var });
+            // Before the next one has the same layer; with the thread it would only go some time later.
+            rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH)
+                .doing("unmounting the tree")?;
+            done
         };
         let (answer, answered) = oneshot::channel();
         let thread = std::thread::Builder::new().name("packages".into());
@@ -193,6 +213,15 @@ impl Inside {
             _ => Ok(output),
         }
     }
+}
+
+/// Lets others go through a directory of ours.
+fn passable(dir: &Path) -> Result<()> {
+    let change = || -> std::io::Result<()> {
+        let mode = std::fs::metadata(dir)?.permissions().mode();
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode | 0o055))
+    };
+    change().doing_with(|| format!("preparing {}", dir.display()))
 }
 
 /// Everything below a directory, links not followed.

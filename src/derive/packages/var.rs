@@ -93,7 +93,7 @@ pub(super) fn tmpfiles(inside: &Inside, before: &Before) -> Result<Option<String
             )
         })?;
         let is_below = |prefix: &&str| text.starts_with(*prefix) || format!("{text}/") == **prefix;
-        if DROPPED.iter().any(|prefix| is_below(prefix)) {
+        if DROPPED.iter().any(is_below) {
             continue;
         }
         let full = var.join(path);
@@ -106,7 +106,7 @@ pub(super) fn tmpfiles(inside: &Inside, before: &Before) -> Result<Option<String
             let target = std::fs::read_link(&full).doing_with(|| format!("looking at /var/{text}"))?;
             let target = String::from_utf8_lossy(target.as_os_str().as_bytes()).replace('%', "%%");
             lines.push(format!("L {} - - - - {target}", quoted(text)));
-        } else if !kind.is_file() || !FILES_DROPPED.iter().any(|prefix| is_below(prefix)) {
+        } else if !kind.is_file() || !FILES_DROPPED.iter().any(is_below) {
             refused.push(format!("/var/{text}"));
         }
     }

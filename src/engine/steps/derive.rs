@@ -4,7 +4,7 @@ use crate::derive::{apply, diff, possible, read};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
 use crate::engine::steps::bind::Wanted;
-use crate::engine::steps::packages;
+use crate::engine::steps::packages::{self, Layered};
 use crate::model::dropin::{install::install_links, sysusers_conf};
 use crate::model::job::{JobResult, Step};
 use crate::model::kargs::{self, Owned};
@@ -37,7 +37,7 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
         )
         .await?;
     possible(job, &pulled, &manifest).await?;
-    let layer = packages::layer(job, &pulled, &manifest, resolve).await?;
+    let Layered { layer, manifest, notes } = packages::layer(job, &pulled, manifest, resolve).await?;
     let (base, digest, wanted) = (pulled.base.commit.clone(), pulled.base.digest.clone(), manifest.clone());
     // A staged deployment of ours has the newest local arguments; another program's was replaced on purpose.
     let mine = job.before.staged().filter(|_| job.staged_is_ours);
@@ -59,7 +59,14 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
             }),
         )
         .await?;
-    Ok(Derived { pulled, commit, manifest, kargs: computed.args, owned_kargs: computed.owned.to_json() })
+    Ok(Derived {
+        pulled,
+        commit,
+        manifest,
+        kargs: computed.args,
+        owned_kargs: computed.owned.to_json(),
+        notes,
+    })
 }
 
 /// Says what would be staged, for `--check` and `--dry-run`.

@@ -1,4 +1,12 @@
 //! derive.solve and derive.install: the base with its packages.
+//!
+//! ```text
+//! /etc/osctl/derive.lock fits ──────────────────────┐
+//! reconcile, and the lock of what boots next fits ──┼─► Lock ─► made before? ─► install
+//! otherwise solve ──► repositories cannot be used ──┤
+//!                     the cache solves it ──────────┘
+//!                     skip: without those drop-ins, keep: try again later, fail: end
+//! ```
 
 use crate::derive::packages::cache::Cache;
 use crate::derive::packages::detect::{self, Target};
@@ -10,13 +18,26 @@ use crate::model::image::Digest;
 use crate::model::job::Step;
 use crate::model::lock::{self, Lock, MAX_LOCK};
 use crate::model::manifest::{Manifest, Node};
-use crate::model::packages::Key;
-use crate::model::{Error, ErrorKind, Result};
+use crate::model::packages::{Key, OnUnavailable};
+use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Keys are small.
 const MAX_KEY: u64 = 1 << 20;
+/// The lock that the administrator may hand in.
+const HANDED_IN: &str = "/etc/osctl/derive.lock";
+
+/// The base with its packages, and what of the drop-ins is in it.
+#[derive(Debug)]
+pub struct Layered {
+    /// `None` if there are no packages.
+    pub layer: Option<Layer>,
+    /// The drop-ins, without those that are left out.
+    pub manifest: Manifest,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
 
 /// What a job solves with.
 struct Prepared {
@@ -27,67 +48,163 @@ struct Prepared {
     time: u64,
 }
 
-/// The base with the packages that drop-ins ask for; `None` if they ask for none.
-pub async fn layer(
-    job: &Job<'_>,
-    pulled: &Pulled,
-    manifest: &Manifest,
-    resolve: bool,
-) -> Result<Option<Layer>> {
-    if manifest.packages.is_empty() {
-        return Ok(None);
+/// The base with the packages that drop-ins ask for.
+pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: bool) -> Result<Layered> {
+    let mut layered = Layered { layer: None, manifest, notes: Vec::new() };
+    if layered.manifest.packages.is_empty() {
+        return Ok(layered);
     }
-    let prepared = prepare(job, pulled, manifest).await?;
+    let prepared = prepare(job, pulled, &layered.manifest).await?;
     let cache = Cache::at(job.env.layout.packages());
-    let request = Lock::request_digest(&manifest.packages);
-    let fits = |lock: &Lock| {
-        lock.request_digest == request
-            && lock.base_digest == pulled.base.digest
-            && lock.manager == prepared.target.manager
-    };
-    let kept = prepared.before.as_ref().filter(|lock| !resolve && fits(lock)).cloned();
     let mut room = None;
-    let lock = match kept {
-        Some(lock) => lock,
-        None => {
-            let question = Question {
-                packages: manifest.packages.clone(),
-                keys: prepared.keys.clone(),
-                target: prepared.target.clone(),
-                base_digest: pulled.base.digest.clone(),
-                proxies: proxies(job),
-            };
-            let work = async {
-                let made = checked_out(job, &pulled.base.commit).await?;
-                let lock = packages::solve(job.cx, &made, &cache, question).await?;
-                Ok((made, lock))
-            };
-            let (made, lock) = job.cx.step(Step::DeriveSolve, work).await?;
-            room = Some(made);
-            lock
+    let lock = loop {
+        if layered.manifest.packages.is_empty() {
+            return Ok(layered);
         }
+        let work = locked(job, pulled, &layered, &prepared, &cache, resolve, &mut room);
+        let error = match job.cx.step(Step::DeriveSolve, work).await {
+            Ok((lock, note)) => {
+                layered.notes.extend(note);
+                break lock;
+            }
+            Err(error) => error,
+        };
+        let skipped = match error.kind {
+            ErrorKind::RepoUnavailable => layered.manifest.packages.with_policy(OnUnavailable::Skip),
+            _ => BTreeSet::new(),
+        };
+        if skipped.is_empty() {
+            return Err(error);
+        }
+        let names = skipped.iter().cloned().collect::<Vec<_>>().join(", ");
+        let note = format!("left out, because its packages cannot be had: {names} ({})", error.chain());
+        job.cx.message(note.clone());
+        layered.notes.push(note);
+        layered.manifest = layered.manifest.without(&skipped);
     };
     let (base, digest) = (pulled.base.commit.clone(), lock.digest());
-    let found = job.store.run(job.cx, move |s, _| layer::find(&s.repo(), &base, &digest)).await?;
-    if let Some(found) = found {
-        return Ok(Some(found));
+    layered.layer = job.store.run(job.cx, move |s, _| layer::find(&s.repo(), &base, &digest)).await?;
+    if layered.layer.is_none() {
+        let work = install(job, pulled, &prepared, &cache, lock, room);
+        layered.layer = Some(job.cx.step(Step::DeriveInstall, work).await?);
     }
-    let work = async {
-        let room = match room {
-            Some(room) => room,
-            None => checked_out(job, &pulled.base.commit).await?,
-        };
-        let (target, time) = (prepared.target.clone(), prepared.time);
-        let installed = packages::install(job.cx, &room, &cache, target.clone(), lock, time).await?;
-        let base = pulled.base.commit.clone();
-        let made = job
-            .store
-            .run(job.cx, move |s, c| layer::commit(&s.repo(), &base, &target, &installed, Some(c)))
-            .await;
-        drop(room);
-        made
+    Ok(layered)
+}
+
+/// What the requests come to, and what a person should know about that.
+async fn locked(
+    job: &Job<'_>,
+    pulled: &Pulled,
+    layered: &Layered,
+    prepared: &Prepared,
+    cache: &Cache,
+    resolve: bool,
+    room: &mut Option<Room>,
+) -> Result<(Lock, Option<String>)> {
+    let request = Lock::request_digest(&layered.manifest.packages);
+    let misfit = |lock: &Lock| {
+        if lock.manager != prepared.target.manager {
+            Some(format!("it is for {}", lock.manager.name()))
+        } else if lock.base_digest != pulled.base.digest {
+            Some(format!("it is for the base {}", lock.base_digest))
+        } else if lock.request_digest != request {
+            Some("it is for other requests".to_owned())
+        } else {
+            None
+        }
     };
-    Ok(Some(job.cx.step(Step::DeriveInstall, work).await?))
+    let question = Question {
+        packages: layered.manifest.packages.clone(),
+        keys: prepared.keys.clone(),
+        target: prepared.target.clone(),
+        base_digest: pulled.base.digest.clone(),
+        proxies: proxies(job),
+    };
+    let handed_in = handed_in(job)?;
+    let why_not = handed_in.as_ref().and_then(misfit);
+    if job.options.frozen && (handed_in.is_none() || why_not.is_some()) {
+        let why = why_not.map_or("it does not exist".to_owned(), |why| why);
+        return Err(Error::new(
+            ErrorKind::LockMismatch,
+            format!("{HANDED_IN} cannot be used: {why}; nothing was staged"),
+        )
+        .hint("make it on a host that has these drop-ins and this image, from /usr/lib/osctl/derive.lock"));
+    }
+    if let Some(why) = &why_not {
+        job.cx.message(format!("{HANDED_IN} does not count: {why}"));
+    }
+    let anew = resolve || job.options.update_lock;
+    let kept = prepared.before.clone().filter(|lock| !anew && misfit(lock).is_none());
+    if let Some(lock) = handed_in.filter(|_| why_not.is_none() && !job.options.update_lock).or(kept) {
+        if !cache.missing(&lock.packages).is_empty() {
+            let here = enter(job, pulled, room).await?;
+            packages::fetch(job.cx, here, cache, question, lock.clone()).await?;
+        }
+        return Ok((lock, None));
+    }
+    let here = enter(job, pulled, room).await?;
+    let error = match packages::solve(job.cx, here, cache, question.clone()).await {
+        Err(error) if error.kind == ErrorKind::RepoUnavailable => error,
+        outcome => return Ok((outcome?, None)),
+    };
+    let ending = layered.manifest.packages.with_policy(OnUnavailable::Fail);
+    let usable =
+        |lock: &Lock| lock.manager == prepared.target.manager && cache.missing(&lock.packages).is_empty();
+    let Some(lock) = prepared.before.clone().filter(|lock| ending.is_empty() && usable(lock)) else {
+        return Err(error);
+    };
+    match packages::resolve_from(job.cx, here, cache, question, lock).await {
+        Ok(mut lock) => {
+            // Which packages were asked for is settled: all that is asked for now is met by them.
+            lock.request_digest = request;
+            let note = format!("packages are those of before, because of: {}", error.chain());
+            job.cx.message(note.clone());
+            Ok((lock, Some(note)))
+        }
+        Err(other) => {
+            tracing::info!(error = other.chain(), "the packages of before do not solve it");
+            Err(error)
+        }
+    }
+}
+
+fn handed_in(job: &Job<'_>) -> Result<Option<Lock>> {
+    let path = HANDED_IN.trim_start_matches('/');
+    match job.env.config_root()?.read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => Lock::parse(HANDED_IN, &read.doing_with(|| format!("reading {HANDED_IN}"))?).map(Some),
+    }
+}
+
+async fn enter<'r>(job: &Job<'_>, pulled: &Pulled, room: &'r mut Option<Room>) -> Result<&'r Room> {
+    match room {
+        Some(room) => Ok(room),
+        None => Ok(room.insert(checked_out(job, &pulled.base.commit).await?)),
+    }
+}
+
+async fn install(
+    job: &Job<'_>,
+    pulled: &Pulled,
+    prepared: &Prepared,
+    cache: &Cache,
+    lock: Lock,
+    room: Option<Room>,
+) -> Result<Layer> {
+    let room = match room {
+        Some(room) => room,
+        None => checked_out(job, &pulled.base.commit).await?,
+    };
+    let target = prepared.target.clone();
+    let installed = packages::install(job.cx, &room, cache, target.clone(), lock, prepared.time).await?;
+    let base = pulled.base.commit.clone();
+    let commit = move |s: &ostree_ext::ostree::Sysroot, c: &ostree_ext::gio::Cancellable| {
+        layer::commit(&s.repo(), &base, &target, &installed, Some(c))
+    };
+    let made = job.store.run(job.cx, commit).await;
+    // What was installed is read until here.
+    drop(room);
+    made
 }
 
 async fn prepare(job: &Job<'_>, pulled: &Pulled, manifest: &Manifest) -> Result<Prepared> {
@@ -120,11 +237,9 @@ fn keys(tree: &CommitTree, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u
             _ => tree.read(path, MAX_KEY)?,
         };
         let missing = || {
-            let why = format!(
-                "{}: the key {path} of repository {id} is neither in the image nor in a drop-in",
-                repo.owner
-            );
-            Error::new(ErrorKind::InvalidDropIn, why).detail("drop-in", &repo.owner).detail("path", path)
+            let (owner, where_) = (&repo.owner, "is neither in the image nor in a drop-in");
+            let why = format!("{owner}: the key {path} of repository {id} {where_}");
+            Error::new(ErrorKind::InvalidDropIn, why).detail("drop-in", owner).detail("path", path)
         };
         keys.insert(path.clone(), bytes.ok_or_else(missing)?);
     }
@@ -147,8 +262,8 @@ fn proxies(job: &Job<'_>) -> Vec<(String, String)> {
 }
 
 /// The digests of all packages that deployments were made of.
-pub fn needed(trees: impl IntoIterator<Item = CommitTree>) -> Result<std::collections::BTreeSet<Digest>> {
-    let mut needed = std::collections::BTreeSet::new();
+pub fn needed(trees: impl IntoIterator<Item = CommitTree>) -> Result<BTreeSet<Digest>> {
+    let mut needed = BTreeSet::new();
     for tree in trees {
         if let Some(bytes) = tree.read(lock::PATH, MAX_LOCK)? {
             needed.extend(Lock::parse(lock::PATH, &bytes)?.packages.into_iter().map(|p| p.digest));

@@ -45,6 +45,7 @@ pub fn unchanged(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Result<Op
         summary: "No changes in input.".into(),
         digest: Some(derived.pulled.base.digest.clone()),
         deployment: Some(next.deployment.id.clone()),
+        notes: derived.notes.clone(),
         ..Default::default()
     }))
 }
@@ -131,6 +132,7 @@ fn intent(job: &Job<'_>, journal: &Journal, ready: &Ready, etc: &EtcChanges) -> 
 fn notes(ready: &Ready, etc: &EtcChanges) -> Vec<String> {
     let mut notes: Vec<String> =
         etc.plan.kept_local().map(|p| format!("kept the local version of {}", p.path)).collect();
+    notes.extend_from_slice(ready.notes());
     for take in &etc.takes {
         let saved = take.saved.as_ref().map(|s| format!(" (yours is /etc/{s})")).unwrap_or_default();
         notes.push(format!("took the declared version of /etc/{}{saved}", take.path));
@@ -217,6 +219,7 @@ pub fn downloaded(ready: &Ready) -> JobResult {
         changed: true,
         summary: "Downloaded; nothing was staged.".into(),
         digest: Some(ready.base().digest.clone()),
+        notes: ready.notes().to_vec(),
         ..Default::default()
     }
 }

@@ -1,0 +1,283 @@
+#!/bin/bash
+# shellcheck disable=SC2016  # commands of claims are evaluated when they are checked
+# Part of make test: drop-ins that ask for packages, on a Debian base with its own apt, from a repository on loopback.
+# Every case is a job of `osctl --direct` on a scratch sysroot; what it says and what it left are looked at.
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+need_root test
+for part in rootfs debs check; do
+  # shellcheck source=/dev/null
+  . "$REPO_DIR/integration/lib/$part.sh"
+done
+
+D=$WORK/packages
+R=$D/repo
+BASE=(systemd systemd-sysv dbus)
+
+# What the repository has, and what the base has of it.
+make_packages() {
+  local s=$R/scripts f=$R/files
+  rm -rf "$R"
+  mkdir -p "$R"
+  # A service with a user, a configuration file, state, an alternative, and something in /opt.
+  mkdir -p "$f/etc" "$f/usr/lib/systemd/system" "$f/usr/bin" "$f/opt/agent" "$s"
+  echo 'colour=red' >"$f/etc/agent.conf"
+  printf '[Service]\nExecStart=/usr/bin/agent\nUser=agent\n[Install]\nWantedBy=multi-user.target\n' >"$f/usr/lib/systemd/system/agent.service"
+  printf '#!/bin/sh\necho agent\n' >"$f/usr/bin/agent"
+  chmod 755 "$f/usr/bin/agent"
+  echo content >"$f/opt/agent/data"
+  cat >"$s/postinst" <<'SCRIPT'
+#!/bin/sh
+set -e
+# What an installer must not have: a network, the host, or anything else of root's than files.
+if (exec 3<>"/dev/tcp/127.0.0.1/$(cat /usr/share/port 2>/dev/null || echo 80)") 2>/dev/null; then echo "there is a network"; exit 1; fi
+[ ! -e /sysroot/ostree ] || { echo "the host is there"; exit 1; }
+(echo x >/proc/sys/kernel/hostname) 2>/dev/null && { echo "proc is writable"; exit 1; }
+mount -t tmpfs tmpfs /mnt 2>/dev/null && { echo "it can mount"; exit 1; }
+adduser --system --group --home /var/lib/agent --no-create-home --quiet agent
+install -d -o agent -g agent -m 750 /var/lib/agent
+install -m 2755 -g agent /dev/null /usr/bin/agent-helper
+update-alternatives --quiet --install /usr/bin/thing thing /usr/bin/agent 10
+mkdir -p /etc/systemd/system/multi-user.target.wants
+ln -s /usr/lib/systemd/system/agent.service /etc/systemd/system/multi-user.target.wants/
+echo "installed $(date)" >/var/log/agent.log
+SCRIPT
+  deb "$R" agent 1.0 "Depends: agent-common (>= 1), adduser"
+  mkdir -p "$f/usr/share/agent"
+  echo 1 >"$f/usr/share/agent/common"
+  deb "$R" agent-common 1.0
+  for name in hotfix leftover; do
+    mkdir -p "$f/usr/share/$name"
+    echo 1 >"$f/usr/share/$name/version"
+    deb "$R" "$name" 1.0
+  done
+  mkdir -p "$R/base"
+  mv "$R"/hotfix_1.0.deb "$R"/leftover_1.0.deb "$R/base/"
+  mkdir -p "$f/usr/share/hotfix"
+  echo 2 >"$f/usr/share/hotfix/version"
+  deb "$R" hotfix 1.1
+  deb "$R" too-new 1.0 "Depends: libc6 (>= 99)"
+  deb "$R" rival 1.0 "Conflicts: leftover"
+  mkdir -p "$s" && printf '#!/bin/sh\necho "no licence was found"\nexit 3\n' >"$s/postinst"
+  deb "$R" unlicensed 1.0
+  mkdir -p "$f/var/lib/stateful" && echo data >"$f/var/lib/stateful/data"
+  deb "$R" stateful 1.0
+  mkdir -p "$f/foreign" && echo data >"$f/foreign/data"
+  deb "$R" strange 1.0
+  # What would make two hosts differ.
+  mkdir -p "$s" && printf '#!/bin/sh\ndate +%%s%%N >/usr/share/planted\n' >"$s/postinst"
+  deb "$R" clock 1.0
+  debs_index "$R"
+}
+
+# image TAG [DEB]...: LAYOUT:TAG of the base with these packages.
+image() {
+  local tag=$1 t=$D/tree
+  shift
+  rm -rf "$t"
+  mkdir "$t"
+  tar -xpf "$D/base.tar" -C "$t" --exclude='./dev/*'
+  cp "$@" "$t/tmp/"
+  chroot "$t" sh -c 'dpkg -i /tmp/*.deb' >/dev/null
+  rm -f "$t"/etc/apt/sources.list.d/* "$t"/etc/apt/sources.list
+  mkdir -p "$t/usr/lib/sysimage" "$t/usr/lib/modules/6.1.0"
+  mv "$t/var/lib/dpkg" "$t/usr/lib/sysimage/dpkg"
+  rm -f "$t"/usr/lib/sysimage/dpkg/*-old "$t"/usr/lib/sysimage/dpkg/lock*
+  echo kernel >"$t/usr/lib/modules/6.1.0/vmlinuz"
+  echo initramfs >"$t/usr/lib/modules/6.1.0/initramfs.img"
+  for d in home srv opt mnt; do rm -rf "${t:?}/$d" && ln -s "var/$d" "$t/$d"; done
+  rm -rf "${t:?}/root" && ln -s var/roothome "$t/root"
+  find "$t/var" "$t/run" "$t/tmp" "$t/boot" -mindepth 1 -delete
+  echo "$PORT" >"$t/usr/share/port"
+  # Times of files are no part of an image.
+  tar -C "$t" --sort=name --mtime=@1704067200 --numeric-owner -cf "$D/$tag.tar" .
+  rm -rf "$t"
+  python3 "$REPO_DIR/integration/lib/oci.py" "$D/layout" "$tag" "$D/$tag.tar" >/dev/null
+}
+
+serve() {
+  PORT=$(free_port)
+  (cd "$R" && exec python3 -m http.server --bind 127.0.0.1 "$PORT") >"$D/http.log" 2>&1 &
+  HTTP=$!
+  at_exit "stop_pid $HTTP"
+  wait_until 5 curl -fsS -o /dev/null "http://127.0.0.1:$PORT/" || die "the repository does not answer"
+}
+
+# host DIR: from now on osctl works on this sysroot, which is made if it is missing.
+host() {
+  H=$D/$1
+  if [ -d "$H/root" ]; then return 0; fi
+  mkdir -p "$H/config/etc/osctl/derive.d"
+  dropin 10-repo "repos: [{id: test, baseurl: 'http://127.0.0.1:$PORT/', gpgcheck: false}]"
+  mkdir -p "$H/root" "$H/config/etc/osctl/derive.d" "$H/config/etc/containers"
+  echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$H/config/etc/containers/policy.json"
+  ostree admin init-fs --modern "$H/root" 2>/dev/null || ostree admin init-fs "$H/root"
+  osctl rebase "oci:$D/layout:v1"
+}
+
+osctl() { "$OSCTL" --direct --sysroot "$H/root" --config-root "$H/config" "$@" >"$D/out" 2>"$D/err"; }
+
+# dropin NAME TEXT
+dropin() { printf '%s\n' "$2" >"$H/config/etc/osctl/derive.d/$1.yaml"; }
+
+forget() { rm -f "$H/config/etc/osctl/derive.d/$1.yaml"; }
+next() { default_deployment "$H/root"; }
+checksum() { basename "$(next)"; }
+has() { [ "$(cat "$(next)/$1")" = "$2" ]; }
+lacks() { [ ! -e "$(next)/$1" ] && [ ! -L "$(next)/$1" ]; }
+lists() { grep -qxF "$2" "$(next)/$1"; }
+
+# refused WORDS COMMAND...: it fails, says this, and leaves everything as it was.
+refused() {
+  local words=$1 before
+  shift
+  before=$(checksum)
+  if osctl "$@"; then
+    echo "it succeeded"
+    return 1
+  fi
+  grep -qF -- "$words" "$D/err" || { cat "$D/err"; return 1; }
+  [ "$(checksum)" = "$before" ] || { echo "something was deployed"; return 1; }
+}
+
+# said WORDS COMMAND...: it succeeds and says this.
+said() {
+  local words=$1
+  shift
+  osctl "$@" || { cat "$D/err"; return 1; }
+  grep -qF -- "$words" "$D/out" "$D/err" || { cat "$D/out" "$D/err"; return 1; }
+}
+
+database_knows() { dpkg-query --admindir="$(next)/usr/lib/sysimage/dpkg" -W -f '${Status} ${Version}' "$1" | grep -qx "install ok installed $2"; }
+no_leftovers() { [ -z "$(ls -A "$H/root/ostree/osctl/work")" ] && ! grep -q "$D" /proc/mounts; }
+accounts_are_the_bases() { cmp "$(next)/usr/etc/passwd" "$H/passwd" && cmp "$(next)/usr/etc/group" "$H/group"; }
+fsck() { ostree fsck --repo="$H/root/ostree/repo"; }
+
+say "Packages in drop-ins: a Debian base, and a repository on loopback"
+profile=${PROFILE:-dev}
+(cd "$REPO_DIR" && "${CARGO:-cargo}" build --locked --quiet --profile "$profile" --bins)
+OSCTL=${CARGO_TARGET_DIR:-$REPO_DIR/target}/${profile/#dev/debug}/osctl
+mkdir -p "$D"
+bootstrap "$D" "${BASE[@]}"
+for dir in "$D"/host-*; do remove_tree "$dir"; done
+rm -rf "$D/layout"
+mkdir -p "$D/layout"
+make_packages
+serve
+image v1 "$R"/base/*.deb
+image v2 "$R/hotfix_1.1.deb" "$R/base/leftover_1.0.deb"
+
+host host-a
+cp "$(next)/usr/etc/passwd" "$(next)/usr/etc/group" "$H"
+dropin 50-agent 'packages: [agent]'
+check "a package is installed with what it needs" osctl reconcile
+check "its files are there" has usr/share/agent/common 1
+check "its database knows it, and what it needs" eval 'database_knows agent 1.0 && database_knows agent-common 1.0'
+check "its configuration is a default of the image" has usr/etc/agent.conf colour=red
+check "its alternative is there" test "$(readlink "$(next)/usr/etc/alternatives/thing")" = /usr/bin/agent
+check "its service is enabled" test -L "$(next)/usr/etc/systemd/system/multi-user.target.wants/agent.service"
+check "what it has in /opt is below /usr" has usr/lib/opt/agent/data content
+check "and is linked to at boot" lists usr/lib/tmpfiles.d/osctl-packages.conf 'L /var/opt/agent - - - - ../../usr/lib/opt/agent'
+check "its state is made at boot" eval 'grep -q "^d /var/lib/agent 0750 [0-9]* [0-9]* -$" "$(next)/usr/lib/tmpfiles.d/osctl-packages.conf"'
+check "its user is made at boot" eval 'grep -q "^u agent [0-9]*:[0-9]* " "$(next)/usr/lib/sysusers.d/osctl-packages.conf"'
+check "the accounts of the image are as they were" accounts_are_the_bases
+check "a file keeps its group and special mode" eval '[ "$(stat -c %a:%g "$(next)/usr/bin/agent-helper")" = "2755:$(jq ".groups.agent" "$(next)/usr/lib/osctl/derive.lock")" ]'
+check "nothing of installing is left in the tree" eval 'lacks usr/sbin/policy-rc.d && lacks usr/lib/sysimage/dpkg/status-old && lacks usr/lib/sysimage/dpkg/lock'
+check "nothing of installing is left on the host" no_leftovers
+check "the lock has the package's digest" eval '[ "$(jq -r ".packages[] | select(.name == \"agent\").digest" "$(next)/usr/lib/osctl/derive.lock")" = "sha256:$(sha256sum <"$R/agent_1.0.deb" | cut -d" " -f1)" ]'
+check "again, there is nothing to do" said 'No changes in input.' reconcile
+cp "$(next)/usr/lib/osctl/derive.lock" "$D/lock"
+
+# A file beside it needs no package manager.
+printf 'files: [{path: /etc/motd.d/x, contents: {inline: hello}}]\n' >"$H/config/etc/osctl/derive.d/60-file.yaml"
+check "a file is added" osctl reconcile
+check "without installing anything again" eval '! grep -q derive.install "$D/err"'
+forget 60-file
+
+before=$(checksum)
+while IFS='|' read -r sentence text words; do
+  dropin 70-bad "$text"
+  check "$sentence" refused "$words" reconcile
+  forget 70-bad
+done <<'TABLE'
+a package that nobody has is named|packages: [nope]|no repository has nope
+a pattern is no name|packages: [hotfi.]|no repository has hotfi.
+a request that does not fit the base names the package in conflict|packages: [too-new]|libc6 (>= 99)
+a request never removes a package of the base|packages: [rival]|leftover
+a script that fails is named with what it said|packages: [unlicensed]|no licence was found
+a file in /var is refused by its name|packages: [stateful]|/var/lib/stateful/data
+a file outside the tree is refused by its name|packages: [strange]|/foreign
+a version that nobody has is named|override-replace: [hotfix=9]|no repository has the version
+TABLE
+check "nothing of what was refused is left" no_leftovers
+
+dropin 80-hotfix 'override-replace: [hotfix=1.1]'
+dropin 81-leftover 'override-remove: [leftover]'
+check "a package of the base is replaced, and one removed" osctl reconcile
+check "the new one is there" has usr/share/hotfix/version 2
+check "the other is gone" lacks usr/share/leftover
+check "the lock says what the base had" eval '[ "$(jq -r ".replaced[0].version, .removed[0].name" "$(next)/usr/lib/osctl/derive.lock" | xargs)" = "1.0 leftover" ]'
+forget 81-leftover
+check "what was removed comes back" eval 'osctl reconcile && has usr/share/leftover/version 1'
+
+# The repository gets a newer agent: a reconcile keeps what fits, an upgrade does not.
+mkdir -p "$R/files/usr/share/agent"
+echo 2 >"$R/files/usr/share/agent/common"
+deb "$R" agent-common 2.0
+debs_index "$R"
+check "a reconcile keeps the version that fits" eval 'osctl reconcile && has usr/share/agent/common 1'
+check "with --update-lock it is solved anew" eval 'osctl reconcile --update-lock && has usr/share/agent/common 2'
+cp "$D/lock" "$H/config/etc/osctl/derive.lock"
+check "a lock of other requests does not count" said 'No changes in input.' reconcile
+check "and is refused where it must" refused 'it is for other requests' reconcile --frozen
+forget 80-hotfix
+check "one that fits decides" eval 'osctl reconcile --frozen && has usr/share/agent/common 1'
+rm "$H/config/etc/osctl/derive.lock"
+check "--frozen without a lock is refused" refused 'it does not exist' reconcile --frozen
+
+# Another base, whose version of a package makes the hotfix redundant; then no repository at all.
+dropin 80-hotfix 'override-replace: [hotfix=1.1]'
+osctl reconcile
+check "another base" osctl rebase "oci:$D/layout:v2"
+check "its own version is the one that was asked for" eval '[ "$(jq -r ".packages[\"hotfix=1.1\"].outcome" "$(next)/usr/lib/osctl/derived.json")" = redundant ]'
+check "the packages are there, too" has usr/share/agent/common 2
+forget 80-hotfix
+osctl reconcile
+stop_pid "$HTTP"
+check "without the repository a base is derived from what is kept" said 'packages are those of before' rebase "oci:$D/layout:v1"
+check "with all its packages" eval 'has usr/share/agent/common 2 && database_knows agent 1.0'
+dropin 70-more 'packages: [clock]'
+check "what is not kept is not to be had" refused 'the package repositories cannot be used' reconcile
+echo 'on-unavailable: skip' >>"$H/config/etc/osctl/derive.d/70-more.yaml"
+check "a drop-in that may be left out is" said 'left out, because its packages cannot be had: 70-more.yaml' reconcile
+check "and the others are not" has usr/share/agent/common 2
+forget 70-more
+forget 50-agent
+check "removing a drop-in needs no repository" eval 'osctl reconcile && lacks usr/share/agent'
+check "the repository of the host is sound" fsck
+check "packages that no deployment has are not kept" eval '! ls "$H/root/ostree/osctl/packages" | grep -q "$(sha256sum <"$R/rival_1.0.deb" | cut -d" " -f1)"'
+
+say "The same on two hosts"
+serve
+# The same requests, of hosts that differ in what must not matter.
+host host-b
+dropin 50-agent 'packages: [agent]'
+dropin 60-hotfix 'override-replace: [hotfix=1.1]'
+check "one host" osctl reconcile
+one=$(checksum)
+host host-c
+dropin 60-hotfix 'override-replace: [hotfix=1.1]'
+dropin 50-agent 'packages: [agent]'
+sleep 1.1
+check "another host, with another umask, zone, language and name" unshare --uts bash -c '
+  hostname another; umask 077; export TZ=Asia/Tokyo LANG=de_DE.UTF-8
+  exec "$0" --direct --sysroot "$1/root" --config-root "$1/config" reconcile' "$OSCTL" "$H"
+check "they have the same commit" test "$(checksum)" = "$one"
+dropin 70-clock 'packages: [clock]'
+osctl reconcile
+one=$(checksum)
+host host-b
+dropin 70-clock 'packages: [clock]'
+osctl reconcile
+check "a planted time makes them differ" test "$(checksum)" != "$one"
+for dir in "$D"/host-*; do remove_tree "$dir"; done
+checked
