@@ -63,6 +63,8 @@ SCRIPT
   deb "$R" stateful 1.0
   mkdir -p "$f/foreign" && echo data >"$f/foreign/data"
   deb "$R" strange 1.0
+  mkdir -p "$s" && printf '#!/bin/sh\nsleep 98765\n' >"$s/postinst"
+  deb "$R" hanging 1.0
   # What would make two hosts differ.
   mkdir -p "$s" && printf '#!/bin/sh\ndate +%%s%%N >/usr/share/planted\n' >"$s/postinst"
   deb "$R" clock 1.0
@@ -81,6 +83,7 @@ image() {
   rm -f "$t"/etc/apt/sources.list.d/* "$t"/etc/apt/sources.list
   mkdir -p "$t/usr/lib/sysimage" "$t/usr/lib/modules/6.1.0"
   mv "$t/var/lib/dpkg" "$t/usr/lib/sysimage/dpkg"
+  echo 'L /var/lib/dpkg - - - - ../../usr/lib/sysimage/dpkg' >"$t/usr/lib/tmpfiles.d/dpkg.conf"
   rm -f "$t"/usr/lib/sysimage/dpkg/*-old "$t"/usr/lib/sysimage/dpkg/lock*
   echo kernel >"$t/usr/lib/modules/6.1.0/vmlinuz"
   echo initramfs >"$t/usr/lib/modules/6.1.0/initramfs.img"
@@ -115,6 +118,24 @@ host() {
 }
 
 osctl() { "$OSCTL" --direct --sysroot "$H/root" --config-root "$H/config" "$@" >"$D/out" 2>"$D/err"; }
+
+interrupted() { OSCTL_FAILPOINTS=$1 setsid --wait "$OSCTL" --direct --sysroot "$H/root" --config-root "$H/config" "${@:2}" >"$D/out" 2>"$D/err"; }
+
+# A job whose package sleeps for ever; its process is told to end, and everything that it started goes with it.
+hangs_and_is_ended() {
+  local pid since
+  dropin 70-hang 'packages: [hanging]'
+  "$OSCTL" --direct --sysroot "$H/root" --config-root "$H/config" reconcile >"$D/out" 2>"$D/err" &
+  pid=$!
+  wait_until 30 pgrep -f 'sleep 98765' >/dev/null || { cat "$D/err"; return 1; }
+  since=$SECONDS
+  kill -TERM "$pid"
+  wait "$pid" || true
+  wait_until 10 eval '! pgrep -f "sleep 98765" >/dev/null' || return 1
+  forget 70-hang
+  echo "over after $((SECONDS - since)) s"
+  [ $((SECONDS - since)) -le 10 ]
+}
 
 # dropin NAME TEXT
 dropin() { printf '%s\n' "$2" >"$H/config/etc/osctl/derive.d/$1.yaml"; }
@@ -193,7 +214,6 @@ check "a file is added" osctl reconcile
 check "without installing anything again" eval '! grep -q derive.install "$D/err"'
 forget 60-file
 
-before=$(checksum)
 while IFS='|' read -r sentence text words; do
   dropin 70-bad "$text"
   check "$sentence" refused "$words" reconcile
@@ -254,10 +274,26 @@ forget 70-more
 forget 50-agent
 check "removing a drop-in needs no repository" eval 'osctl reconcile && lacks usr/share/agent'
 check "the repository of the host is sound" fsck
+before=$(checksum)
 check "packages that no deployment has are not kept" eval '! ls "$H/root/ostree/osctl/packages" | grep -q "$(sha256sum <"$R/rival_1.0.deb" | cut -d" " -f1)"'
 
-say "The same on two hosts"
+say "Cut at every point of the two steps"
 serve
+dropin 10-repo "repos: [{id: test, baseurl: 'http://127.0.0.1:$PORT/', gpgcheck: false}]"
+dropin 50-agent 'packages: [agent]'
+for point in derive.solve derive.solve.done derive.install derive.install.done; do
+  for action in error kill; do
+    # What was made is kept, and found again.
+    ostree --repo="$H/root/ostree/repo" refs --delete osctl/layered
+    check "$action at $point leaves the host as it was" eval '! interrupted "$point=$action" reconcile && [ "$(checksum)" = "$before" ]'
+  done
+done
+check "and the next job gets there" eval 'osctl reconcile && has usr/share/agent/common 2'
+check "with nothing left over" no_leftovers
+check "a script that hangs ends with its job" hangs_and_is_ended
+check "what it left is gone with the next job" eval 'osctl reconcile && no_leftovers'
+
+say "The same on two hosts"
 # The same requests, of hosts that differ in what must not matter.
 host host-b
 dropin 50-agent 'packages: [agent]'

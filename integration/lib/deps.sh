@@ -46,6 +46,7 @@ dpkg-scanpackages|dpkg-dev|dpkg-dev
 unshare|util-linux|util-linux
 '
 NEED_vm_test="$NEED_demo"'
+dpkg-scanpackages|dpkg-dev|dpkg-dev
 qemu-system-x86_64|qemu-system-x86|qemu-system-x86-core
 /usr/share/seabios/bios-256k.bin|seabios|seabios-bin
 extlinux|extlinux|syslinux-extlinux

@@ -8,7 +8,7 @@
 PACKAGES=(
   systemd systemd-sysv udev dbus polkitd pkexec libnss-systemd kmod procps less iproute2 e2fsprogs zstd ca-certificates
   "linux-image-cloud-$(dpkg --print-architecture 2>/dev/null || echo amd64)" dracut
-  ostree ostree-boot skopeo podman crun conmon
+  ostree ostree-boot skopeo podman crun conmon bubblewrap adduser
 )
 # What no test looks at: half of the size.
 EXCLUDE=('/usr/share/man/*' '/usr/share/doc/*' '/usr/share/locale/*' '/usr/share/info/*' '/usr/lib/cni/*')

@@ -63,6 +63,8 @@ lay_out() {
   ln -s run/media "$t/media"
   mkdir -p "$t/usr/lib/sysimage"
   cp -a "$t/var/lib/dpkg" "$t/usr/lib/sysimage/dpkg"
+  # The guests reach this machine only: their packages come from a repository on it.
+  rm -f "$t"/etc/apt/sources.list "$t"/etc/apt/sources.list.d/*
   find "$t/var" -mindepth 1 -delete
   install -m 644 "$REPO_DIR/integration/image/tmpfiles.conf" "$t/usr/lib/tmpfiles.d/image-layout.conf"
 }

@@ -110,6 +110,13 @@ the_service_of_the_timer_looks_for_updates() {
 }
 the_file_of_the_drop_in_is_there() { grep -x 'hello from a drop-in' /etc/agent.conf; }
 the_unit_of_the_drop_in_runs() { systemctl is-active agent.service || { systemctl status --no-pager agent.service; false; }; }
+the_package_of_the_drop_in_is_installed() { dpkg-query -W rig-agent; [ "$(dpkg-query -W -f '${Status}' rig-agent)" = 'install ok installed' ]; }
+the_package_has_its_user_and_its_state() {
+  grep rig-agent /usr/lib/sysusers.d/osctl-packages.conf /usr/lib/tmpfiles.d/osctl-packages.conf
+  getent passwd rig-agent
+  [ "$(stat -c %U:%a /var/lib/rig-agent)" = rig-agent:750 ]
+}
+the_service_of_the_package_runs() { systemctl is-active rig-agent.service || { systemctl status --no-pager rig-agent.service; false; }; }
 the_kernel_argument_is_in_the_boot_entry() { entries; entries | grep -q 'rig\.karg=1'; }
 the_kernel_was_booted_with_the_argument() { cat /proc/cmdline; grep -q 'rig\.karg=1' /proc/cmdline; }
 podman_lists_the_bound_image() { podman images; podman image exists "$REGISTRY/app:1"; }
@@ -138,6 +145,7 @@ version_1_has_its_own_etc_again() {
   grep -x 'changed by the admin' /etc/rig-local.conf # not what was written while version 2 ran
 }
 the_drop_ins_file_went_with_version_2() { [ ! -e /etc/agent.conf ]; }
+the_package_went_with_version_2() { [ ! -e /usr/lib/systemd/system/rig-agent.service ] && ! dpkg-query -W rig-agent; }
 the_drop_ins_unit_went_with_version_2() { ! systemctl is-active agent.service; }
 version_1_was_booted_without_the_argument() { cat /proc/cmdline; ! grep -q 'rig\.karg=1' /proc/cmdline; }
 status_still_lists_version_2_for_going_forward() { osctl status --json >"$STATE/status"; cat "$STATE/status"; grep -q "$V2_DIGEST" "$STATE/status"; }
@@ -161,6 +169,7 @@ units:
       WantedBy=multi-user.target
 YAML
   printf 'kernel-arguments: {append: [rig.karg=1]}\n' >/etc/osctl/derive.d/60-kargs.yaml
+  printf 'packages: [rig-agent]\nrepos: [{id: rig, baseurl: "%s", gpgcheck: false}]\n' "$REPO" >/etc/osctl/derive.d/70-packages.yaml
 }
 bind_image() {
   printf 'image = "%s"\nmode = "bind"\ntls-verify = false\n' "$1" >/etc/osctl/bound-images.d/app.toml
@@ -218,6 +227,9 @@ case $PHASE in
     check the_service_of_the_timer_looks_for_updates
     check the_file_of_the_drop_in_is_there
     check the_unit_of_the_drop_in_runs
+    check the_package_of_the_drop_in_is_installed
+    check the_package_has_its_user_and_its_state
+    check the_service_of_the_package_runs
     check the_kernel_argument_is_in_the_boot_entry
     [ "$TIER" != qemu ] || check the_kernel_was_booted_with_the_argument
     check podman_starts_the_bound_container_with_the_network_down
@@ -231,6 +243,7 @@ case $PHASE in
     check version_1_has_its_own_etc_again
     check the_drop_ins_file_went_with_version_2
     check the_drop_ins_unit_went_with_version_2
+    check the_package_went_with_version_2
     [ "$TIER" != qemu ] || check version_1_was_booted_without_the_argument
     check status_still_lists_version_2_for_going_forward
     finish

@@ -4,7 +4,7 @@
 # initramfs and kernel command line. Without arguments: both.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 need_root vm-test
-for part in registry product image disk qemu; do
+for part in registry product image disk qemu debs; do
   # shellcheck source=/dev/null
   . "$REPO_DIR/integration/lib/$part.sh"
 done
@@ -14,12 +14,33 @@ PASSED=0 FAILED=0
 TIERS=("$@")
 [ "${#TIERS[@]}" -gt 0 ] || TIERS=(nspawn qemu)
 
+# A package with a service and a user, in a repository on loopback; sets REPO_PORT.
+serve_packages() {
+  local r=$VM/repo
+  rm -rf "$r"
+  mkdir -p "$r/files/usr/lib/systemd/system" "$r/scripts"
+  printf '[Service]\nUser=rig-agent\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n' >"$r/files/usr/lib/systemd/system/rig-agent.service"
+  cat >"$r/scripts/postinst" <<'SCRIPT'
+#!/bin/sh
+set -e
+adduser --system --group --home /var/lib/rig-agent --no-create-home --quiet rig-agent
+install -d -o rig-agent -g rig-agent -m 750 /var/lib/rig-agent
+systemctl enable rig-agent.service
+SCRIPT
+  deb "$r" rig-agent 1.0 "Depends: adduser"
+  debs_index "$r"
+  REPO_PORT=$(free_port)
+  (cd "$r" && exec python3 -m http.server --bind 127.0.0.1 "$REPO_PORT") >"$VM/repo.log" 2>&1 &
+  at_exit "stop_pid $!"
+  wait_until 5 curl -fsS -o /dev/null "http://127.0.0.1:$REPO_PORT/" || die "the package repository does not answer"
+}
+
 # write_payload DIR TIER REGISTRY_AS_THE_GUEST_SEES_IT
 write_payload() {
   rm -rf "$1"
   mkdir -p "$1"
   cp "$REPO_DIR/integration/vm/guest.sh" "$1/run.sh"
-  printf 'TIER=%s\nREGISTRY=%s\nV1_DIGEST=%s\nV2_DIGEST=%s\nAPP_DIGEST=%s\n' "$2" "$3" "$V1_DIGEST" "$V2_DIGEST" "$APP_DIGEST" >"$1/env"
+  printf 'TIER=%s\nREPO=%s\nREGISTRY=%s\nV1_DIGEST=%s\nV2_DIGEST=%s\nAPP_DIGEST=%s\n' "$2" "http://${3%:*}:$REPO_PORT/" "$3" "$V1_DIGEST" "$V2_DIGEST" "$APP_DIGEST" >"$1/env"
 }
 
 # Adds up what a guest reported. A guest that stopped half-way is a failure, however many checks passed before.
@@ -74,6 +95,7 @@ export CONTAINERS_REGISTRIES_CONF=$VM/registries.conf
 push "$WORK/oci/os:v1" os:v1
 push "$WORK/oci/os:v2" os:v2
 push "$WORK/oci/app:1" app:1
+serve_packages
 
 for tier in "${TIERS[@]}"; do
   case $tier in

@@ -1,6 +1,7 @@
 //! What makes deriving impossible, whatever the drop-ins say.
 
-use crate::model::manifest::Manifest;
+use crate::model::lock::Lock;
+use crate::model::manifest::{Manifest, User};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
 use std::path::Path;
@@ -48,24 +49,54 @@ fn composefs_is_signed(config: &str) -> bool {
     })
 }
 
-/// Refuses a uid that the host has given to another name, as a user or as a group: systemd-sysusers makes both.
-pub fn ids_free(root: &Path, manifest: &Manifest) -> Result<()> {
-    for file in ["etc/passwd", "etc/group"] {
+/// A number that a user or a group is going to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub id: u32,
+    /// The drop-in that wants it, or the packages.
+    pub by: String,
+    /// The files that must not give the number to another name.
+    pub files: &'static [&'static str],
+}
+
+const PASSWD: &str = "etc/passwd";
+const GROUP: &str = "etc/group";
+
+/// What the users of drop-ins claim: systemd-sysusers makes a group with the number of each, too.
+pub fn declared(manifest: &Manifest) -> Vec<Claim> {
+    let claim = |(name, user): (&String, &User)| {
+        Some(Claim { name: name.clone(), id: user.uid?, by: user.owner.clone(), files: &[PASSWD, GROUP] })
+    };
+    manifest.users.iter().filter_map(claim).collect()
+}
+
+/// What the users and groups of packages claim.
+pub fn packaged(lock: &Lock) -> Vec<Claim> {
+    let claim = |name: &String, id, files| Claim { name: name.clone(), id, by: "packages".to_owned(), files };
+    let users = lock.users.iter().map(|(name, user)| claim(name, user.uid, &[PASSWD][..]));
+    users.chain(lock.groups.iter().map(|(name, gid)| claim(name, *gid, &[GROUP][..]))).collect()
+}
+
+/// Refuses a number that the host has given to another name.
+pub fn ids_free(root: &Path, claims: &[Claim]) -> Result<()> {
+    for file in [PASSWD, GROUP] {
         let text = match std::fs::read_to_string(root.join(file)) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             read => read.doing_with(|| format!("reading {file}"))?,
         };
-        for (name, user) in &manifest.users {
-            let Some(id) = user.uid.map(|id| id.to_string()) else { continue };
-            let Some(other) = owner_of(&text, &id).filter(|other| other != name) else { continue };
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!(
-                    "user {name} ({}) wants the id {id}, which /{file} gives to {other}; nothing was staged",
-                    user.owner
-                ),
-            )
-            .hint("choose another number, or leave it out"));
+        for Claim { name, id, by, .. } in claims.iter().filter(|c| c.files.contains(&file)) {
+            let Some(other) = owner_of(&text, &id.to_string()).filter(|other| other != name) else {
+                continue;
+            };
+            let message = format!(
+                "user {name} ({by}) wants the id {id}, which /{file} gives to {other}; nothing was staged"
+            );
+            return Err(
+                Error::new(ErrorKind::Conflict, message).hint("choose another number, or leave it out")
+            );
         }
     }
     Ok(())

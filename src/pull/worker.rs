@@ -269,7 +269,9 @@ fn prepare(report: &Reporter, repo: &Path, resolved: &Resolved, opts: &FetchOpti
     };
     let supply = registry.then(fetcher).transpose()?;
     // The fetcher has it; what works on the image's content has no use for it.
-    crate::sys::network::leave();
+    if let Err(error) = crate::sys::network::leave() {
+        tracing::warn!(error = error.chain(), "the importer keeps its network");
+    }
     Ok((todo, supply))
 }
 

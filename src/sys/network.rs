@@ -1,15 +1,15 @@
 //! The network namespace of this process.
 
+use crate::model::{Context, ErrorKind, Result};
 use rustix::thread::UnshareFlags;
 
 /// Cuts the calling thread, and the threads and processes that it starts, off from the network. To be called before other
-/// threads start. Where that is not allowed, in some containers, it is only said.
+/// threads start. Not even its loopback is up in what is left. In some containers that is not allowed.
 #[allow(unsafe_code, reason = "unshare can pull file descriptors away under others")]
-pub fn leave() {
+pub fn leave() -> Result<()> {
     // SAFETY: NEWNET leaves the table of file descriptors alone.
-    if let Err(error) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) } {
-        tracing::warn!(%error, "the importer keeps its network");
-    }
+    let left = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
+    left.kind(ErrorKind::Unsupported, "leaving the network")
 }
 
 #[cfg(test)]
@@ -25,7 +25,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         // A thread of its own: the namespace goes with it.
         let inside = std::thread::spawn(move || {
-            leave();
+            leave().unwrap();
             std::net::TcpStream::connect(address).is_err()
         });
         assert!(inside.join().unwrap());

@@ -1,7 +1,7 @@
 //! Programs of a target tree, run where they reach nothing but it (bwrap(1)).
 //!
-//! Two kinds: one installs, as root without a network and with few capabilities; one fetches, as a user without any rights
-//! outside. Both see the tree, an empty `/run` and `/tmp`, a `/var` of their own, a minimal `/dev`, and a `/proc` of their own
+//! Two kinds: one installs, as root with few capabilities and from a thread that left the network; one fetches, as a
+//! user without any rights. Both see the tree, an empty `/run` and `/tmp`, a `/var` of their own, a minimal `/dev`, and a `/proc` of their own
 //! processes, which end with the first of them.
 
 use std::ffi::{OsStr, OsString};
@@ -15,16 +15,19 @@ use tokio::process::Command;
 const CAPABILITIES: [&str; 9] =
     ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID", "SYS_CHROOT"];
 
+/// What becoming another user needs, and what is gone with that.
+const TO_BECOME_ANOTHER: [&str; 2] = ["SETGID", "SETUID"];
+
 /// Who runs in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
-    /// Root, without a network.
+    /// Root. Whoever starts it has left the network.
     Installer,
-    /// Nobody that means anything outside, with the network of the host. In it, it is root.
+    /// A user without any rights, with the network of whoever starts it.
     Fetcher {
-        /// The uid outside.
+        /// Its uid.
         uid: u32,
-        /// The gid outside.
+        /// Its gid.
         gid: u32,
     },
 }
@@ -73,31 +76,35 @@ impl Sandbox {
             Who::Fetcher { .. } => "--ro-bind",
         };
         command.arg(root).arg(&self.root).arg("/");
-        command.args(["--tmpfs", "/run", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]);
+        command.args([
+            "--tmpfs", "/run", "--perms", "1777", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev",
+        ]);
         // Root can write to settings of the whole kernel there, without any capability.
-        command.args(["--remount-ro", "/proc"]);
+        command.args(["--remount-ro", "/proc", "--cap-drop", "ALL"]);
         for (how, from, to) in &self.mounts {
             command.arg(how).arg(from).arg(to);
         }
         command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
         // Keystrokes could be put into the terminal of whoever runs `--direct`.
         command.args(["--hostname", "localhost", "--die-with-parent", "--new-session", "--chdir", "/"]);
-        match self.who {
-            Who::Installer => {
-                command.args(["--unshare-net", "--cap-drop", "ALL"]);
-                CAPABILITIES.iter().for_each(|name| _ = command.args(["--cap-add", &format!("CAP_{name}")]));
-            }
-            Who::Fetcher { uid, gid } => {
-                command.args(["--unshare-user", "--uid", "0", "--gid", "0"]);
-                command.uid(uid).gid(gid);
-            }
-        }
+        let capabilities: &[&str] = match self.who {
+            Who::Installer => &CAPABILITIES,
+            Who::Fetcher { .. } => &TO_BECOME_ANOTHER,
+        };
+        capabilities.iter().for_each(|name| _ = command.args(["--cap-add", &format!("CAP_{name}")]));
         command.args(["--clearenv", "--setenv", "PATH", "/usr/sbin:/usr/bin:/sbin:/bin"]);
         let fixed = [("LC_ALL", "C.UTF-8"), ("TZ", "UTC"), ("HOME", "/tmp"), ("TERM", "dumb")];
         let own = self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         fixed.into_iter().chain(own).for_each(|(name, value)| _ = command.args(["--setenv", name, value]));
         // Whatever ours is.
-        command.args(["--", "/bin/sh", "-c", "umask 022; exec \"$@\"", "sh", program]);
+        command.args(["--", "/bin/sh", "-c", "umask 022; exec \"$@\"", "sh"]);
+        if let Who::Fetcher { uid, gid } = self.who {
+            // Not by a user namespace: where /proc has mounts on it, as in a service, none may mount another, and
+            // some kernels have none for users. setpriv(1) is where sh and mount are.
+            command.args(["setpriv", &format!("--reuid={uid}"), &format!("--regid={gid}")]);
+            command.args(["--clear-groups", "--no-new-privs", "--inh-caps=-all"]);
+        }
+        command.arg(program);
         command.args(arguments.into_iter().map(|a| OsString::from(a.as_ref())));
         command
     }

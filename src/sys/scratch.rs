@@ -41,6 +41,17 @@ impl Scratch {
     }
 }
 
+/// Removes those below `tmp` that nobody uses any more.
+pub fn tidy(tmp: &Path) -> Result<()> {
+    let doing = || format!("cleaning up {}", tmp.display());
+    let all = match File::open(tmp) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.doing_with(doing)?,
+    };
+    flock(&all, FlockOperation::LockExclusive).doing_with(doing)?;
+    sweep(tmp).doing_with(doing)
+}
+
 fn sweep(tmp: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(tmp)? {
         let entry = entry?;
@@ -75,6 +86,9 @@ mod tests {
         drop(second);
         assert!(first.path().join("layer").exists());
         drop(first);
+        std::fs::create_dir_all(left.join("work")).unwrap();
+        tidy(tmp.path()).unwrap();
+        tidy(&tmp.path().join("missing")).unwrap();
         let names: Vec<_> = std::fs::read_dir(tmp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["other"]);
     }

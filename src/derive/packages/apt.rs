@@ -28,7 +28,7 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(1800);
 /// Lines of output that an error shows.
 const SHOWN: usize = 25;
 
-/// What every call has in common. As root of the sandbox only: there is no other user in it.
+/// What every call has in common. It cannot become another user, and nobody else is at work here.
 const OPTIONS: [&str; 8] = [
     "-oAPT::Sandbox::User=root",
     "-oDebug::NoLocking=true",
@@ -42,8 +42,9 @@ const OPTIONS: [&str; 8] = [
 /// Where our repositories and keys are, in the target.
 const SOURCES: &str = "usr/etc/apt/sources.list.d";
 const KEYS: &str = "usr/etc/apt/keyrings";
-/// Where the package files are while they are installed.
-const FILES: &str = "/run/osctl/packages";
+/// Where the package files are while they are installed. Directly in a directory that is there: bwrap makes those on the
+/// way for root only.
+const FILES: &str = "/run/osctl-packages";
 /// dpkg's own directory, as its programs see it.
 const ADMIN: &str = "/var/lib/dpkg";
 /// Without it, scripts of System V would start services in the sandbox.
@@ -241,7 +242,8 @@ pub(super) fn solve(inside: &Inside, cache: &Cache, question: &Question) -> Resu
 
 /// Installs what is locked from files.
 pub(super) fn install(inside: &Inside, target: &Target, lock: &Lock, files: &Path, time: u64) -> Result<()> {
-    inside.make_var(&["lib/dpkg", "lib/apt/lists/partial", "cache/apt/archives/partial", "log/apt"], None)?;
+    inside.make_var(&["lib/apt/lists/partial", "cache/apt/archives/partial", "log/apt"], None)?;
+    inside.make_mount_point("lib/dpkg")?;
     inside.put(POLICY, b"#!/bin/sh\n# Nothing is started while a tree is made.\nexit 101\n")?;
     let tree = inside.tree()?;
     let executable = cap_std_ext::cap_std::fs::PermissionsExt::from_mode(0o755);

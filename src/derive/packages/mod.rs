@@ -53,7 +53,7 @@ pub async fn solve(cx: &Cx, room: &Room, cache: &cache::Cache, question: Questio
         Manager::Apt => apt::solve(inside, &cache, &question),
         Manager::Dnf => Err(no_dnf()),
     };
-    room.enter(cx, SOLVE, work).await
+    room.enter(cx, SOLVE, true, work).await
 }
 
 /// Fetches what is locked and not in the cache.
@@ -63,7 +63,7 @@ pub async fn fetch(cx: &Cx, room: &Room, cache: &cache::Cache, question: Questio
         Manager::Apt => apt::fetch(inside, &cache, &question, &lock),
         Manager::Dnf => Err(no_dnf()),
     };
-    room.enter(cx, SOLVE, work).await
+    room.enter(cx, SOLVE, true, work).await
 }
 
 /// Solves for another base with what a lock names and the cache has, without a network.
@@ -79,7 +79,7 @@ pub async fn resolve_from(
         Manager::Apt => apt::resolve_from(inside, &cache, &question, &lock, &files),
         Manager::Dnf => Err(no_dnf()),
     };
-    room.enter(cx, SOLVE, work).await
+    room.enter(cx, SOLVE, true, work).await
 }
 
 /// What installing made.
@@ -124,7 +124,7 @@ pub async fn install(
         }
         Ok(Installed { upper, lock, generated })
     };
-    room.enter(cx, INSTALL, work).await
+    room.enter(cx, INSTALL, false, work).await
 }
 
 /// The name that a package's file has while it is installed.

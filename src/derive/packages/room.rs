@@ -11,15 +11,15 @@
 use super::var::OPT;
 use crate::engine::cx::Cx;
 use crate::model::{Context, Error, ErrorKind, Result};
-use crate::sys::mounts;
 use crate::sys::process::{self, Output};
 use crate::sys::sandbox::{Sandbox, Who};
 use crate::sys::scratch::Scratch;
+use crate::sys::{mounts, network};
 use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
 use std::ffi::OsStr;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -30,7 +30,9 @@ pub(super) const MOUNT_POINTS: [&str; 7] = ["dev", "etc", "proc", "run", "sys", 
 /// A tree that is not written to, and room for changes of it.
 #[derive(Debug)]
 pub struct Room {
-    scratch: Scratch,
+    /// Without symbolic links: `/ostree` is one on a booted host.
+    path: PathBuf,
+    _scratch: Scratch,
 }
 
 impl Room {
@@ -41,17 +43,18 @@ impl Room {
         for dir in scratch.path().ancestors().take(3) {
             passable(dir)?;
         }
-        Ok(Room { scratch })
+        let path = scratch.path().canonicalize().doing("preparing a place for packages")?;
+        Ok(Room { path, _scratch: scratch })
     }
 
     /// Where the base is to be checked out.
     pub fn base(&self) -> PathBuf {
-        self.scratch.path().join("base")
+        self.path.join("base")
     }
 
     /// A directory for one purpose.
     pub fn dir(&self, name: &str) -> Result<PathBuf> {
-        let mut path = self.scratch.path().to_owned();
+        let mut path = self.path.clone();
         for part in name.split('/') {
             path.push(part);
             match std::fs::create_dir(&path) {
@@ -67,14 +70,15 @@ impl Room {
 
     /// The changes that were made in a layer.
     pub fn upper(&self, layer: &str) -> PathBuf {
-        self.scratch.path().join(layer).join("upper")
+        self.path.join(layer).join("upper")
     }
 
-    /// Works on the base with the layer of this name, which is made if it is missing.
+    /// Works on the base with the layer of this name, which is made if it is missing, with the network or without.
     pub async fn enter<T: Send + 'static>(
         &self,
         cx: &Cx,
         layer: &str,
+        network: bool,
         work: impl FnOnce(&Inside) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let dirs = ["upper", "work", "merged", "var"].map(|dir| self.dir(&format!("{layer}/{dir}")));
@@ -83,6 +87,10 @@ impl Room {
         let cx = cx.clone();
         let inside = move || -> Result<T> {
             mounts::unshare()?;
+            if !network {
+                // Not by bwrap, which wants to have the loopback up, and may not in a container.
+                network::leave()?;
+            }
             // This thread has one of its own now, and what is made must not depend on who started us.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
             mounts::overlay(&base, &upper, &workdir, &merged)?;
@@ -98,7 +106,7 @@ impl Room {
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.doing("starting a runtime")?;
-            let done = work(&Inside { cx, runtime, merged: merged.clone(), var });
+            let done = work(&Inside { cx, runtime, merged: merged.clone(), var, network });
             // Before the next one has the same layer; with the thread it would only go some time later.
             rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH)
                 .doing("unmounting the tree")?;
@@ -122,6 +130,7 @@ pub struct Inside {
     runtime: tokio::runtime::Runtime,
     merged: PathBuf,
     var: PathBuf,
+    network: bool,
 }
 
 impl Inside {
@@ -164,23 +173,39 @@ impl Inside {
         write().doing_with(|| format!("writing {path} for the package manager"))
     }
 
-    /// Makes directories below `/var`.
+    /// Makes directories below `/var`. The target may have made links there: none leads out of it.
     pub fn make_var(&self, dirs: &[&str], owner: Option<(u32, u32)>) -> Result<()> {
         let make = || -> std::io::Result<()> {
+            let var = Dir::open_ambient_dir(&self.var, ambient_authority())?;
             for dir in dirs {
-                std::fs::create_dir_all(self.var.join(dir))?;
+                var.create_dir_all(dir)?;
             }
             let Some((uid, gid)) = owner else { return Ok(()) };
             for entry in walk(&self.var)? {
-                chown(entry, Some(uid), Some(gid))?;
+                lchown(entry, Some(uid), Some(gid))?;
             }
-            chown(&self.var, Some(uid), Some(gid))
+            lchown(&self.var, Some(uid), Some(gid))
         };
         make().doing("preparing the package manager's /var")
     }
 
+    /// Makes a directory of `/var` to mount something upon; an image's link there stands for what is mounted.
+    pub fn make_mount_point(&self, dir: &str) -> Result<()> {
+        let make = || -> std::io::Result<()> {
+            let var = Dir::open_ambient_dir(&self.var, ambient_authority())?;
+            if var.symlink_metadata(dir).is_ok_and(|m| m.is_symlink()) {
+                var.remove_file(dir)?;
+            }
+            var.create_dir_all(dir)
+        };
+        make().doing_with(|| format!("preparing /var/{dir} for the package manager"))
+    }
+
     /// The sandbox that every program of the tree runs in.
     pub fn sandbox(&self, who: Who) -> Result<Sandbox> {
+        if who == Who::Installer && self.network {
+            return Err(Error::new(ErrorKind::Internal, "what installs must not have the network"));
+        }
         let etc = self.real("usr/etc")?;
         let sandbox = Sandbox::new(who, &self.merged);
         if who != Who::Installer {

@@ -23,8 +23,9 @@ pub async fn cleanup(job: &Job<'_>, mut result: JobResult) -> Result<JobResult> 
 /// The same where nothing else was done, if earlier jobs left anything. Nothing to do costs no more than a look.
 pub async fn leftovers(job: &Job<'_>, result: JobResult) -> Result<JobResult> {
     let any = job.store.run(job.cx, |s, _| prune::has_leftovers(s)).await?;
-    let spooled = std::fs::read_dir(job.env.layout.spool()).is_ok_and(|mut spool| spool.next().is_some());
-    if any || spooled { cleanup(job, result).await } else { Ok(result) }
+    let dirs = [job.env.layout.spool(), job.env.layout.work()];
+    let filled = dirs.iter().any(|dir| std::fs::read_dir(dir).is_ok_and(|mut dir| dir.next().is_some()));
+    if any || filled { cleanup(job, result).await } else { Ok(result) }
 }
 
 async fn run(job: &Job<'_>) -> Result<(), Error> {
@@ -34,6 +35,7 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
     }
     // Of an image that is not wanted any more: the one of this job is in the repository.
     crate::pull::forget_spool(&job.env.layout.spool())?;
+    crate::sys::scratch::tidy(&job.env.layout.work())?;
     let cache = Cache::at(job.env.layout.packages());
     let commits: Vec<String> =
         pruned.snapshot.entries.iter().map(|e| e.deployment.checksum.clone()).collect();

@@ -38,6 +38,9 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
         .await?;
     possible(job, &pulled, &manifest).await?;
     let Layered { layer, manifest, notes } = packages::layer(job, &pulled, manifest, resolve).await?;
+    if let (Some(layer), Some(merge)) = (&layer, job.before.merge()) {
+        possible::ids_free(&job.env.deployment_root(merge), &possible::packaged(&layer.lock))?;
+    }
     let (base, digest, wanted) = (pulled.base.commit.clone(), pulled.base.digest.clone(), manifest.clone());
     // A staged deployment of ours has the newest local arguments; another program's was replaced on purpose.
     let mine = job.before.staged().filter(|_| job.staged_is_ours);
@@ -138,7 +141,7 @@ async fn possible(job: &Job<'_>, pulled: &Pulled, manifest: &Manifest) -> Result
     let root = job.before.merge().map(|m| job.env.deployment_root(m));
     let check = move |s: &ostree::Sysroot, _: &_| {
         possible::not_sealed(&CommitTree::open(&s.repo(), &base)?)?;
-        root.map_or(Ok(()), |root| possible::ids_free(&root, &wanted))
+        root.map_or(Ok(()), |root| possible::ids_free(&root, &possible::declared(&wanted)))
     };
     job.store.run(job.cx, check).await
 }

@@ -162,7 +162,7 @@ async fn locked(
             Ok((lock, Some(note)))
         }
         Err(other) => {
-            tracing::info!(error = other.chain(), "the packages of before do not solve it");
+            job.cx.message(format!("the packages of before do not solve it either: {}", other.chain()));
             Err(error)
         }
     }
