@@ -239,6 +239,15 @@ check "the lock says what the base had" eval '[ "$(jq -r ".replaced[0].version, 
 forget 81-leftover
 check "what was removed comes back" eval 'osctl reconcile && has usr/share/leftover/version 1'
 
+mkdir -p "$R/files/usr/share/leftover"
+echo 2 >"$R/files/usr/share/leftover/version"
+deb "$R" leftover 1.5
+debs_index "$R"
+dropin 81-leftover 'packages: [leftover]'
+check "what the base has is redundant, and stays although there is a newer one" eval 'osctl reconcile && has usr/share/leftover/version 1 && [ "$(jq -r .packages.leftover.outcome "$(next)/usr/lib/osctl/derived.json")" = redundant ]'
+forget 81-leftover
+osctl reconcile
+
 # The repository gets a newer agent: a reconcile keeps what fits, an upgrade does not.
 mkdir -p "$R/files/usr/share/agent"
 echo 2 >"$R/files/usr/share/agent/common"

@@ -63,15 +63,19 @@ fn unneeded(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The digest of the lock that a commit was made with; `None` for one that has no packages of drop-ins, whatever its image
+/// ships.
+pub fn lock_of(repo: &ostree::Repo, commit: &str) -> Result<Option<String>> {
+    let (object, _) = repo.load_commit(commit).doing_with(|| format!("reading commit {commit}"))?;
+    let meta = glib::VariantDict::new(Some(&object.child_value(0)));
+    Ok(meta.lookup::<String>(META_LOCK_DIGEST).ok().flatten())
+}
+
 /// The refs of bases with packages that deployments were derived from.
 fn layers(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for deployment in snapshot.entries.iter().map(|e| &e.deployment) {
-        let (commit, _) = repo
-            .load_commit(&deployment.checksum)
-            .doing_with(|| format!("reading commit {}", deployment.checksum))?;
-        let meta = glib::VariantDict::new(Some(&commit.child_value(0)));
-        if let Ok(Some(lock)) = meta.lookup::<String>(META_LOCK_DIGEST) {
+        if let Some(lock) = lock_of(repo, &deployment.checksum)? {
             let digits = lock.rsplit(':').next().unwrap_or_default();
             names.insert(format!("{LAYERED}/{}/{digits}", deployment.base_checksum));
         }

@@ -180,7 +180,7 @@ async fn converse(cx: &Cx, mut group: Group, name: &str, input: &[u8]) -> Result
             }
         };
         let all = async {
-            let (out, err) = (stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
+            let (out, err) = (all_of(&mut stdout, &mut out), all_of(&mut stderr, &mut err));
             tokio::try_join!(feed, out, err, group.child.wait())
         };
         tokio::select! {
@@ -194,6 +194,16 @@ async fn converse(cx: &Cx, mut group: Group, name: &str, input: &[u8]) -> Result
     };
     let (_, _, _, status) = done.doing(format!("running {name}"))?;
     Ok(Output { success: status.success(), stdout: out, stderr: tail(&String::from_utf8_lossy(&err), 20) })
+}
+
+/// More than any program that we read has to say. One that goes on for ever must not fill our memory.
+const MAX_OUTPUT: u64 = 256 << 20;
+
+async fn all_of(from: &mut (impl tokio::io::AsyncRead + Unpin), to: &mut Vec<u8>) -> std::io::Result<()> {
+    if from.take(MAX_OUTPUT).read_to_end(to).await? as u64 == MAX_OUTPUT {
+        return Err(std::io::Error::other("it does not stop talking"));
+    }
+    Ok(())
 }
 
 /// The last lines of a text.

@@ -92,10 +92,11 @@ impl Sandbox {
             Who::Fetcher { .. } => &TO_BECOME_ANOTHER,
         };
         capabilities.iter().for_each(|name| _ = command.args(["--cap-add", &format!("CAP_{name}")]));
-        command.args(["--clearenv", "--setenv", "PATH", "/usr/sbin:/usr/bin:/sbin:/bin"]);
+        // Not by options of bwrap: everybody can read a command line, and a proxy may have a password.
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let fixed = [("LC_ALL", "C.UTF-8"), ("TZ", "UTC"), ("HOME", "/tmp"), ("TERM", "dumb")];
         let own = self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        fixed.into_iter().chain(own).for_each(|(name, value)| _ = command.args(["--setenv", name, value]));
+        command.envs(fixed.into_iter().chain(own));
         // Whatever ours is.
         command.args(["--", "/bin/sh", "-c", "umask 022; exec \"$@\"", "sh"]);
         if let Who::Fetcher { uid, gid } = self.who {

@@ -15,6 +15,8 @@ use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::{Output, tail};
 use crate::sys::sandbox::{Sandbox, Who};
 use crate::sys::user;
+use cap_std_ext::cap_std::ambient_authority;
+use cap_std_ext::cap_std::fs::Dir;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
@@ -74,6 +76,27 @@ impl Session<'_> {
         self.inside.run(&self.sandbox, "apt-get", OPTIONS.iter().chain(arguments), limit)
     }
 
+    /// Fetches the packages that the cache does not have.
+    fn fetch(&self, cache: &Cache, packages: &[LockedPackage]) -> Result<()> {
+        const PLACE: &str = "tmp";
+        for package in cache.missing(packages) {
+            self.inside.cx.message(format!("fetching {}", package.describe()));
+            let name = package.digest.hex();
+            let (path, digest) = (format!("/var/{PLACE}/{name}"), format!("SHA256:{name}"));
+            let arguments = ["-oAPT::Sandbox::User=root", "download-file", &package.source, &path, &digest];
+            let done = self.inside.run(&self.sandbox, "/usr/lib/apt/apt-helper", arguments, FETCH_LIMIT)?;
+            if !done.success {
+                return Err(unavailable(&done.stderr).detail("package", package.describe()));
+            }
+            let var = Dir::open_ambient_dir(self.inside.var(), ambient_authority()).doing("opening /var")?;
+            let place = var.open_dir(PLACE).doing("opening what was fetched")?;
+            cache.take(package, &place, name)?;
+            // Twice what is wanted need not fit.
+            place.remove_file(name).doing("removing what was fetched")?;
+        }
+        Ok(())
+    }
+
     /// What apt would do to have all this, if that leaves the base alone.
     fn simulate(&self, wanted: &[&str]) -> Result<(Changes, Vec<BasePackage>, Vec<BasePackage>)> {
         let done = self.apt(&[&["-s"], wanted].concat(), SOLVE_LIMIT)?;
@@ -93,8 +116,7 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
     inside.make_var(&var, owner)?;
     let database = &question.target.database;
     let status = format!("{database}/status");
-    let text =
-        inside.tree()?.read_to_string(status.trim_start_matches('/')).doing("reading dpkg's database")?;
+    let text = inside.text(&status)?;
     let base = installed(&text);
     let free = freed(&question.packages);
     inside.put(&status, hold(&text, &free).as_bytes())?;
@@ -129,18 +151,7 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
 /// Fetches what is locked and not here, from where it was found. No list is needed for that.
 pub(super) fn fetch(inside: &Inside, cache: &Cache, question: &Question, lock: &Lock) -> Result<()> {
     let session = session(inside, question)?;
-    for package in cache.missing(&lock.packages) {
-        inside.cx.message(format!("fetching {}", package.describe()));
-        let to = file_name(lock, package);
-        let (path, digest) = (format!("/var/tmp/{to}"), format!("SHA256:{}", package.digest.hex()));
-        let arguments = ["-oAPT::Sandbox::User=root", "download-file", &package.source, &path, &digest];
-        let done = inside.run(&session.sandbox, "/usr/lib/apt/apt-helper", arguments, FETCH_LIMIT)?;
-        if !done.success {
-            return Err(unavailable(&done.stderr).detail("package", package.describe()));
-        }
-        cache.take(package, &inside.var().join("tmp").join(to))?;
-    }
-    Ok(())
+    session.fetch(cache, &lock.packages)
 }
 
 /// Solves with what a lock of before names and the cache has, without a network: on another base some of it may not be
@@ -157,10 +168,10 @@ pub(super) fn resolve_from(
     let replaced = |p: &&LockedPackage| session.free.contains(&p.name);
     let known: Vec<&LockedPackage> = lock.packages.iter().filter(|p| !of_base(p) || replaced(p)).collect();
     for package in &known {
-        cache.link(package, &files.join(file_name(lock, package)))?;
+        cache.copy(package, &files.join(file_name(lock, package)))?;
     }
     session.sandbox = session.sandbox.show(files.to_owned(), FILES);
-    let mut wanted = arguments(&question.packages);
+    let mut wanted = arguments(&question.packages, &session.base);
     // What is replaced has its file.
     wanted.retain(|argument| !question.packages.replace.contains_key(argument));
     wanted.extend(known.iter().map(|package| format!("{FILES}/{}", file_name(lock, package))));
@@ -202,7 +213,7 @@ pub(super) fn solve(inside: &Inside, cache: &Cache, question: &Question) -> Resu
             return Err(unsolvable("", &format!("E: Unable to locate package {name}")));
         }
     }
-    let wanted = arguments(&question.packages);
+    let wanted = arguments(&question.packages, &session.base);
     let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
     let (changes, removed, replaced) = session.simulate(&wanted)?;
     let listed = apt(&[&["-qq", "--print-uris"], &wanted[..]].concat(), SOLVE_LIMIT)?;
@@ -211,28 +222,13 @@ pub(super) fn solve(inside: &Inside, cache: &Cache, question: &Question) -> Resu
     }
     let mut found = packages(&changes, &String::from_utf8_lossy(&listed.stdout))?;
     found.sort();
-    let missing = cache.missing(&found.iter().map(|f| f.0.clone()).collect::<Vec<_>>()).len();
-    if missing > 0 {
-        inside.cx.message(format!("fetching {missing} packages"));
-        // What is here already need not be fetched again: apt finds it under the name that it would give it.
-        let archives = inside.var().join("cache/apt/archives");
-        for (package, file) in found.iter().filter(|(package, _)| cache.has(package)) {
-            cache.link(package, &archives.join(file))?;
-        }
-        let fetched = apt(&[&["-qq", "--download-only"], &wanted[..]].concat(), FETCH_LIMIT)?;
-        if !fetched.success {
-            return Err(unavailable(&fetched.stderr));
-        }
-        for (package, file) in found.iter().filter(|(package, _)| !cache.has(package)) {
-            cache.take(package, &archives.join(file))?;
-        }
-    }
+    session.fetch(cache, &found)?;
     Ok(Lock {
         version: lock::VERSION,
         base_digest: question.base_digest.clone(),
         request_digest: Lock::request_digest(&question.packages),
         manager: Manager::Apt,
-        packages: found.into_iter().map(|(package, _)| package).collect(),
+        packages: found,
         removed,
         replaced,
         users: BTreeMap::new(),
@@ -259,7 +255,7 @@ pub(super) fn install(inside: &Inside, target: &Target, lock: &Lock, files: &Pat
             .variable("PYTHONHASHSEED", "0"))
     };
     let status = format!("{}/status", target.database);
-    let read = || tree.read_to_string(status.trim_start_matches('/')).doing("reading dpkg's database");
+    let read = || inside.text(&status);
     let before = installed(&read()?);
     let mut arguments: Vec<String> = OPTIONS.iter().map(|o| (*o).to_owned()).collect();
     // The base's are not upgraded, and nothing is found that was not locked.
@@ -330,9 +326,15 @@ fn hold(status: &str, free: &BTreeSet<String>) -> String {
 }
 
 /// The arguments of `apt-get` for what is asked.
-fn arguments(packages: &Packages) -> Vec<String> {
+///
+/// What the base has is not: apt would want to have the newest of it, and the base is on hold.
+fn arguments(packages: &Packages, base: &Installed) -> Vec<String> {
+    let here = |request: &String| {
+        let (name, arch) = request.split_once(':').map_or((request.as_str(), None), |(n, a)| (n, Some(a)));
+        base.keys().any(|(n, a)| n == name && arch.is_none_or(|arch| arch == a))
+    };
     let mut all = vec!["--allow-downgrades".to_owned(), "install".to_owned()];
-    all.extend(packages.install.keys().cloned());
+    all.extend(packages.install.keys().filter(|request| !here(request)).cloned());
     all.extend(packages.replace.keys().cloned());
     all.extend(packages.remove.keys().map(|name| format!("{name}-")));
     all
@@ -436,10 +438,10 @@ fn touches_base(names: &[&str]) -> Error {
         .hint("take a base image that fits, or name them in override-replace or override-remove")
 }
 
-/// The packages with the names that apt gives to their files.
+/// The packages, with their digests and where they are.
 ///
 /// `--print-uris` has lines of `'URI' FILE SIZE SHA256:DIGEST`, without names: the file's name has them.
-fn packages(changes: &Changes, uris: &str) -> Result<Vec<(LockedPackage, String)>> {
+fn packages(changes: &Changes, uris: &str) -> Result<Vec<LockedPackage>> {
     let mut left = changes.install.clone();
     let mut found = Vec::new();
     for line in uris.lines() {
@@ -470,7 +472,7 @@ fn packages(changes: &Changes, uris: &str) -> Result<Vec<(LockedPackage, String)
             size,
             source: without_login(uri),
         };
-        found.push((package, file.to_owned()));
+        found.push(package);
     }
     match left.keys().next() {
         None => Ok(found),
@@ -511,6 +513,7 @@ fn exactly(before: &Installed, after: &Installed, lock: &Lock) -> Result<()> {
 }
 
 fn unsolved(why: String) -> Error {
+    let why = crate::model::text::without_logins(&why);
     Error::new(ErrorKind::DepsolveFailed, format!("{why}; nothing was staged"))
 }
 
@@ -655,13 +658,10 @@ Conf tree (2.1.0-1 Debian:12.15/oldstable [amd64])
         let line = |file: &str, hash: &str| format!("'http://u:p@r.example/pool/x.deb' {file} 12 {hash}\n");
         let good = line("vim_2%3a9.0-2_amd64.deb", &format!("SHA256:{digest}"));
         let found = packages(&changes, &good).unwrap();
-        let (package, file) = &found[0];
+        let package = &found[0];
         assert_eq!(package.describe(), "vim 2:9.0-2 (amd64)");
         assert_eq!((package.size, package.digest.hex()), (12, digest.as_str()));
-        assert_eq!(
-            (package.source.as_str(), file.as_str()),
-            ("http://r.example/pool/x.deb", "vim_2%3a9.0-2_amd64.deb")
-        );
+        assert_eq!(package.source, "http://r.example/pool/x.deb");
         for bad in [
             line("vim_2%3a9.0-3_amd64.deb", &format!("SHA256:{digest}")),
             line("vim_2%3a9.0-2_amd64.deb", "MD5Sum:00"),

@@ -3,6 +3,7 @@
 use crate::model::image::Digest;
 use crate::model::lock::LockedPackage;
 use crate::model::{Context, Error, ErrorKind, Result};
+use cap_std_ext::cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use sha2::Digest as _;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -36,34 +37,45 @@ impl Cache {
         packages.iter().filter(|package| !self.has(package)).collect()
     }
 
-    /// Takes a file that somebody fetched, if it is the package.
-    pub fn take(&self, package: &LockedPackage, from: &Path) -> Result<()> {
+    /// Takes a file that somebody without rights fetched into `dir`, if it is the package.
+    pub fn take(&self, package: &LockedPackage, dir: &Dir, name: &str) -> Result<()> {
         let doing = || format!("keeping the package {}", package.describe());
         std::fs::create_dir_all(&self.dir).doing_with(doing)?;
-        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-        let file = rustix::fs::open(from, flags, rustix::fs::Mode::empty()).doing_with(doing)?;
+        // Whoever put it there may have put something else there: nothing is followed, and nothing waited for.
+        let mut options = OpenOptions::new();
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        options.read(true).custom_flags(flags.bits().cast_signed());
+        let file = dir.open_with(name, &options).doing_with(doing)?.into_std();
+        if !file.metadata().doing_with(doing)?.is_file() {
+            return Err(Error::new(ErrorKind::DigestMismatch, format!("{}: it is no file", doing())));
+        }
         let mut to = tempfile::NamedTempFile::new_in(&self.dir).doing_with(doing)?;
-        let found = copy(&mut File::from(file).take(package.size + 1), to.as_file_mut()).doing_with(doing)?;
+        let found = copy(&mut file.take(package.size + 1), to.as_file_mut()).doing_with(doing)?;
         check(package, &found)?;
-        // Whoever solves without rights reads it; there is nothing secret in a package.
-        to.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).doing_with(doing)?;
         to.as_file().sync_all().doing_with(doing)?;
         to.persist(self.path(&package.digest)).doing_with(doing)?;
         Ok(())
     }
 
-    /// Puts a package at a path, after looking once more whether it is what it should be.
-    pub fn link(&self, package: &LockedPackage, to: &Path) -> Result<()> {
+    /// Puts a copy of a package into a directory of ours, looking once more whether it is what it should be.
+    pub fn copy(&self, package: &LockedPackage, to: &Path) -> Result<()> {
         let doing = || format!("providing the package {}", package.describe());
         let from = self.path(&package.digest);
         let mut file = File::open(&from).doing_with(doing)?;
-        let found = copy(&mut file, &mut io::sink()).doing_with(doing)?;
+        match std::fs::remove_file(to) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).doing_with(doing),
+            _ => {}
+        }
+        let mut out = File::options().write(true).create_new(true).open(to).doing_with(doing)?;
+        // Whoever solves without rights reads it; there is nothing secret in a package.
+        out.set_permissions(std::fs::Permissions::from_mode(0o644)).doing_with(doing)?;
+        let found = copy(&mut file, &mut out).doing_with(doing)?;
         if let Err(error) = check(package, &found) {
             // The next job fetches it again.
             std::fs::remove_file(&from).doing_with(doing)?;
             return Err(error);
         }
-        std::fs::hard_link(&from, to).or_else(|_| std::fs::copy(&from, to).map(|_| ())).doing_with(doing)
+        Ok(())
     }
 
     /// Removes what is in no lock that counts.
@@ -133,22 +145,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path().join("cache"));
         let (file, wanted) = (dir.path().join("file"), package(b"content"));
+        let open = Dir::open_ambient_dir(dir.path(), cap_std_ext::cap_std::ambient_authority()).unwrap();
         for wrong in [&b"contenT"[..], b"conten", b"contentt", b""] {
             std::fs::write(&file, wrong).unwrap();
-            assert_eq!(cache.take(&wanted, &file).unwrap_err().kind, ErrorKind::DigestMismatch);
+            assert_eq!(cache.take(&wanted, &open, "file").unwrap_err().kind, ErrorKind::DigestMismatch);
             assert!(!cache.has(&wanted));
         }
         std::fs::write(&file, "content").unwrap();
         std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
-        assert!(cache.take(&wanted, &dir.path().join("link")).is_err());
-        cache.take(&wanted, &file).unwrap();
-        cache.link(&wanted, &dir.path().join("out")).unwrap();
-        assert_eq!(std::fs::read(dir.path().join("out")).unwrap(), b"content");
+        std::fs::create_dir(dir.path().join("dir")).unwrap();
+        for strange in ["link", "dir", "missing"] {
+            assert!(cache.take(&wanted, &open, strange).is_err(), "{strange}");
+        }
+        cache.take(&wanted, &open, "file").unwrap();
+        // Twice to the same place, as by a job that solves twice: what is kept stays what it is.
+        for _ in 0..2 {
+            cache.copy(&wanted, &dir.path().join("out")).unwrap();
+            assert_eq!(std::fs::read(dir.path().join("out")).unwrap(), b"content");
+            assert_eq!(std::fs::read(cache.path(&wanted.digest)).unwrap(), b"content");
+        }
         // Damaged since then, with the same length.
         std::fs::write(cache.path(&wanted.digest), "CONTENT").unwrap();
-        assert_eq!(cache.link(&wanted, &dir.path().join("2")).unwrap_err().kind, ErrorKind::DigestMismatch);
+        assert_eq!(cache.copy(&wanted, &dir.path().join("2")).unwrap_err().kind, ErrorKind::DigestMismatch);
         assert_eq!(cache.missing(std::slice::from_ref(&wanted)), [&wanted], "it is fetched again");
-        cache.take(&wanted, &file).unwrap();
+        cache.take(&wanted, &open, "file").unwrap();
         assert_eq!(cache.keep_only(&BTreeSet::from([wanted.digest.clone()])).unwrap(), 0);
         assert_eq!(cache.keep_only(&BTreeSet::new()).unwrap(), 1);
         assert!(!cache.has(&wanted));

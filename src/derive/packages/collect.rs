@@ -20,7 +20,9 @@ pub(super) fn apply(tree: &Tree<'_>, upper: &Path, target: &Target) -> Result<()
     let mut strange = Vec::new();
     for name in names(upper)? {
         match name.as_str() {
-            "usr" => directory(tree, upper, "/usr", target, &mut strange)?,
+            "usr" if upper.join("usr").symlink_metadata().is_ok_and(|m| m.is_dir()) => {
+                directory(tree, upper, "/usr", target, &mut strange)?
+            }
             name if MOUNT_POINTS.contains(&name) => {}
             name => strange.push(format!("/{name}")),
         }

@@ -104,7 +104,7 @@ pub async fn install(
 ) -> Result<Installed> {
     let files = room.dir("packages")?;
     for package in &lock.packages {
-        cache.link(package, &files.join(file_name(&lock, package)))?;
+        cache.copy(package, &files.join(file_name(&lock, package)))?;
     }
     let upper = room.upper(INSTALL);
     let work = move |inside: &room::Inside| {

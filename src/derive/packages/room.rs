@@ -16,8 +16,9 @@ use crate::sys::sandbox::{Sandbox, Who};
 use crate::sys::scratch::Scratch;
 use crate::sys::{mounts, network};
 use cap_std_ext::cap_std::ambient_authority;
-use cap_std_ext::cap_std::fs::Dir;
+use cap_std_ext::cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use std::ffi::OsStr;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ use tokio::sync::oneshot;
 
 /// Where something is mounted in a sandbox.
 pub(super) const MOUNT_POINTS: [&str; 7] = ["dev", "etc", "proc", "run", "sys", "tmp", "var"];
+
+/// dpkg's database of ten thousand packages is some 20 MB.
+const MAX_TEXT: u64 = 256 << 20;
 
 /// A tree that is not written to, and room for changes of it.
 #[derive(Debug)]
@@ -39,10 +43,9 @@ impl Room {
     /// Makes an empty one below `work`, which must be on the file system of the repository.
     pub fn below(work: &Path) -> Result<Room> {
         let scratch = Scratch::below(work)?;
-        // The user that fetches goes through them, whatever our umask is.
-        for dir in scratch.path().ancestors().take(3) {
-            passable(dir)?;
-        }
+        // What packages make is nobody's before it is in the repository: setuid files, and what all can write to.
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(scratch.path(), private).doing("preparing a place for packages")?;
         let path = scratch.path().canonicalize().doing("preparing a place for packages")?;
         Ok(Room { path, _scratch: scratch })
     }
@@ -157,6 +160,23 @@ impl Inside {
         Ok(real)
     }
 
+    /// Reads a text of the tree that its programs may have made: never through a link, and no more than a limit.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let doing = || format!("reading /{path} of the target");
+        let mut options = OpenOptions::new();
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        options.read(true).custom_flags(flags.bits().cast_signed());
+        let file = self.tree()?.open_with(path.trim_start_matches('/'), &options).doing_with(doing)?;
+        let meta = file.metadata().doing_with(doing)?;
+        if !meta.is_file() || meta.len() > MAX_TEXT {
+            let why = format!("/{path} of the target is no file of a sensible size");
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+        let mut text = String::new();
+        file.take(MAX_TEXT).read_to_string(&mut text).doing_with(doing)?;
+        Ok(text)
+    }
+
     /// Writes a file of the tree, which the programs shall find there.
     pub fn put(&self, path: &str, contents: &[u8]) -> Result<()> {
         let (tree, path) = (self.tree()?, path.trim_start_matches('/'));
@@ -240,7 +260,7 @@ impl Inside {
     }
 }
 
-/// Lets others go through a directory of ours.
+/// Makes a directory one that others may read where they see it, whatever our umask is.
 fn passable(dir: &Path) -> Result<()> {
     let change = || -> std::io::Result<()> {
         let mode = std::fs::metadata(dir)?.permissions().mode();

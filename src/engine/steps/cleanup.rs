@@ -6,7 +6,6 @@ use crate::engine::steps::packages;
 use crate::model::job::{JobResult, Step};
 use crate::model::{Error, Result};
 use crate::store::prune;
-use crate::store::tree::CommitTree;
 
 /// Prunes the repository and the bound store, and finishes the job's result.
 pub async fn cleanup(job: &Job<'_>, mut result: JobResult) -> Result<JobResult> {
@@ -39,11 +38,12 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
     let cache = Cache::at(job.env.layout.packages());
     let commits: Vec<String> =
         pruned.snapshot.entries.iter().map(|e| e.deployment.checksum.clone()).collect();
-    let needed = job.store.run(job.cx, move |s, _| {
-        let repo = s.repo();
-        packages::needed(commits.iter().map(|c| CommitTree::open(&repo, c)).collect::<Result<Vec<_>>>()?)
-    });
-    cache.keep_only(&needed.await?)?;
+    let needed = job.store.run(job.cx, move |s, _| packages::needed(&s.repo(), &commits)).await;
+    match needed {
+        Ok(needed) => _ = cache.keep_only(&needed)?,
+        // Rather too much than too little.
+        Err(error) => tracing::warn!(error = error.chain(), "no package is removed"),
+    }
     let journal = job.env.journal()?;
     if journal.pending()?.is_some() {
         // What the running system needs may still be needed if the staged one does not come up: after its boot.

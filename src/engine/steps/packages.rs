@@ -20,7 +20,9 @@ use crate::model::lock::{self, Lock, MAX_LOCK};
 use crate::model::manifest::{Manifest, Node};
 use crate::model::packages::{Key, OnUnavailable};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::store::prune;
 use crate::store::tree::CommitTree;
+use ostree_ext::ostree;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Keys are small.
@@ -135,12 +137,21 @@ async fn locked(
     }
     let anew = resolve || job.options.update_lock;
     let kept = prepared.before.clone().filter(|lock| !anew && misfit(lock).is_none());
-    if let Some(lock) = handed_in.filter(|_| why_not.is_none() && !job.options.update_lock).or(kept) {
-        if !cache.missing(&lock.packages).is_empty() {
-            let here = enter(job, pulled, room).await?;
-            packages::fetch(job.cx, here, cache, question, lock.clone()).await?;
+    let handed_in = handed_in.filter(|_| why_not.is_none() && !job.options.update_lock);
+    let is_handed_in = handed_in.is_some();
+    if let Some(lock) = handed_in.or(kept) {
+        if cache.missing(&lock.packages).is_empty() {
+            return Ok((lock, None));
         }
-        return Ok((lock, None));
+        let here = enter(job, pulled, room).await?;
+        match packages::fetch(job.cx, here, cache, question.clone(), lock.clone()).await {
+            Ok(()) => return Ok((lock, None)),
+            // Nobody has that version any more: what is asked for may still be had.
+            Err(error) if error.kind == ErrorKind::RepoUnavailable && !is_handed_in => {
+                job.cx.message(format!("solving anew: {}", error.chain()));
+            }
+            Err(error) => return Err(error),
+        }
     }
     let here = enter(job, pulled, room).await?;
     let error = match packages::solve(job.cx, here, cache, question.clone()).await {
@@ -198,7 +209,7 @@ async fn install(
     let target = prepared.target.clone();
     let installed = packages::install(job.cx, &room, cache, target.clone(), lock, prepared.time).await?;
     let base = pulled.base.commit.clone();
-    let commit = move |s: &ostree_ext::ostree::Sysroot, c: &ostree_ext::gio::Cancellable| {
+    let commit = move |s: &ostree::Sysroot, c: &ostree_ext::gio::Cancellable| {
         layer::commit(&s.repo(), &base, &target, &installed, Some(c))
     };
     let made = job.store.run(job.cx, commit).await;
@@ -216,12 +227,8 @@ async fn prepare(job: &Job<'_>, pulled: &Pulled, manifest: &Manifest) -> Result<
         .run(job.cx, move |s, _| {
             let repo = s.repo();
             let tree = CommitTree::open(&repo, &base)?;
-            let before = match next {
-                None => None,
-                Some(next) => CommitTree::open(&repo, &next)?.read(lock::PATH, MAX_LOCK)?,
-            };
             // One that cannot be read is solved anew.
-            let before = before.and_then(|bytes| Lock::parse(lock::PATH, &bytes).ok());
+            let before = next.and_then(|next| recorded(&repo, &next).ok().flatten());
             Ok(Prepared { target: detect::target(&tree)?, keys: keys(&tree, &manifest)?, before, time })
         })
         .await
@@ -261,13 +268,22 @@ fn proxies(job: &Job<'_>) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The digests of all packages that deployments were made of.
-pub fn needed(trees: impl IntoIterator<Item = CommitTree>) -> Result<BTreeSet<Digest>> {
+/// The digests of all packages that these commits were made of.
+pub fn needed(repo: &ostree::Repo, commits: &[String]) -> Result<BTreeSet<Digest>> {
     let mut needed = BTreeSet::new();
-    for tree in trees {
-        if let Some(bytes) = tree.read(lock::PATH, MAX_LOCK)? {
-            needed.extend(Lock::parse(lock::PATH, &bytes)?.packages.into_iter().map(|p| p.digest));
+    for commit in commits {
+        if let Some(lock) = recorded(repo, commit)? {
+            needed.extend(lock.packages.into_iter().map(|p| p.digest));
         }
     }
     Ok(needed)
+}
+
+/// The lock that a commit was made with.
+fn recorded(repo: &ostree::Repo, commit: &str) -> Result<Option<Lock>> {
+    if prune::lock_of(repo, commit)?.is_none() {
+        return Ok(None);
+    }
+    let text = CommitTree::open(repo, commit)?.read(lock::PATH, MAX_LOCK)?;
+    text.map(|text| Lock::parse(lock::PATH, &text)).transpose()
 }
