@@ -11,7 +11,7 @@ use std::fs::File;
 use std::path::Path;
 use tempfile::TempDir;
 
-const PREFIX: &str = "run-";
+const PREFIX: &str = "scratch-";
 
 /// A directory that is removed when this is dropped.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn what_a_killed_parent_left_is_swept_and_what_is_in_use_stays() {
         let tmp = tempfile::tempdir().unwrap();
-        let left = tmp.path().join("run-old");
+        let left = tmp.path().join("scratch-old");
         std::fs::create_dir_all(left.join("oci123")).unwrap();
         std::fs::create_dir(tmp.path().join("other")).unwrap();
         let first = Scratch::below(tmp.path()).unwrap();

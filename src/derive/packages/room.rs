@@ -1,7 +1,7 @@
 //! Where packages are solved and installed: the target's tree with a writable layer, in a mount namespace of one thread.
 //!
 //! ```text
-//! <state>/work/run-XXXX/base          the base, checked out by hard links
+//! <state>/work/scratch-XXXX/base          the base, checked out by hard links
 //!                      /<layer>/upper what changed: this is the product
 //!                      /<layer>/var   the /var that the programs see; nothing of it gets into the tree by itself
 //! ```

@@ -190,7 +190,7 @@ async fn an_archive_is_unpacked_where_we_say_and_nothing_is_left() {
     let archive = format!("oci-archive:{}", scratch.path("os.tar").display());
     run("skopeo", &["copy", "--quiet", &layout.image().to_string(), &archive]);
     let tmp = scratch.path("state/tmp");
-    std::fs::create_dir_all(tmp.join("run-left/oci1")).unwrap();
+    std::fs::create_dir_all(tmp.join("scratch-left/oci1")).unwrap();
     let opts = FetchOptions { tmp: Some(tmp.clone()), ..in_worker() };
     let resolved = resolve(&Cx::detached(), &archive.parse().unwrap(), &opts).await.unwrap();
     pull(&Cx::detached(), &scratch.path("repo"), &resolved, &opts).await.unwrap();
