@@ -5,7 +5,7 @@
 # lib/tree_equal.py compares every path after the mapping of docs/plain-images.md.
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 need_root test
-for part in registry product image foreign; do
+for part in registry product image foreign check; do
   # shellcheck source=/dev/null
   . "$REPO_DIR/integration/lib/$part.sh"
 done
@@ -14,21 +14,6 @@ IMAGES=$WORK/images
 SYSROOT=$IMAGES/sysroot
 STORE=$IMAGES/store
 EQUAL=$REPO_DIR/integration/lib/tree_equal.py
-PASSED=0 FAILED=0
-
-# verdict SENTENCE COMMAND...: what the command prints is added to the sentence.
-verdict() {
-  local sentence=$1 out
-  shift
-  if out=$("$@" 2>&1); then
-    PASSED=$((PASSED + 1))
-    echo "ok - $sentence${out:+: $out}"
-  else
-    FAILED=$((FAILED + 1))
-    echo "not ok - $sentence"
-    printf '# %s\n' "${out//$'\n'/$'\n# '}"
-  fi
-}
 
 fsck_is_clean() { ostree fsck --quiet --repo="$SYSROOT/ostree/repo" >/dev/null; }
 status_lists_it() { ostree admin status --sysroot="$SYSROOT" | grep -F " $STATEROOT $(basename "$DEPLOYMENT")" >/dev/null; }
@@ -110,7 +95,4 @@ compare 2 "podman built it on top of the first" "$WORK/oci/derived:1"
 compare 3 "another Debian release, in one layer" "$WORK/oci/other:1" --drop-var
 verdict "a mode that is altered in the deployment is seen" altered_mode_is_seen --drop-var
 close_store
-
-echo
-echo "$PASSED passed, $FAILED failed"
-[ "$FAILED" = 0 ]
+checked
