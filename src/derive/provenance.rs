@@ -290,24 +290,11 @@ pub(super) fn contributions(manifest: &Manifest) -> Vec<Contribution> {
         .chain(manifest.packages.owners())
         .collect();
     let digest = |owner: &str| {
-        let mine = Manifest {
-            sources: Vec::new(),
-            nodes: (manifest.nodes.iter().filter(|(_, n)| n.owner() == owner))
-                .map(|(path, node)| (path.clone(), without_secrets(node)))
-                .collect(),
-            units: keep(&manifest.units, |u| u.owner == owner),
-            users: keep(&manifest.users, |u| u.owner == owner),
-            packages: manifest.packages.of(owner),
-            kargs_append: manifest.kargs_append.iter().filter(|k| k.owner == owner).cloned().collect(),
-            kargs_delete: manifest.kargs_delete.iter().filter(|k| k.owner == owner).cloned().collect(),
-        };
+        let mut mine = manifest.only(|other| other == owner);
+        mine.nodes.values_mut().for_each(|node| *node = without_secrets(node));
         mine.input_digest()
     };
     owners.into_iter().map(|name| Contribution { name: name.to_owned(), digest: digest(name) }).collect()
-}
-
-fn keep<V: Clone>(map: &BTreeMap<String, V>, wanted: impl Fn(&V) -> bool) -> BTreeMap<String, V> {
-    map.iter().filter(|(_, v)| wanted(v)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
 fn without_secrets(node: &Node) -> Node {

@@ -5,7 +5,7 @@
 
 use super::image::Digest;
 use super::packages::Packages;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The name of the drop-in (`50-agent.yaml`) that an entry came from.
 pub type Owner = String;
@@ -172,20 +172,19 @@ impl Manifest {
             && self.kargs_delete.is_empty()
     }
 
-    /// Everything but what these drop-ins declare.
+    /// What the drop-ins declare that `keep` names.
     #[must_use]
-    pub fn without(&self, owners: &BTreeSet<String>) -> Manifest {
-        fn others<V: Clone>(map: &BTreeMap<String, V>, keep: impl Fn(&V) -> bool) -> BTreeMap<String, V> {
+    pub fn only(&self, keep: impl Fn(&str) -> bool) -> Manifest {
+        fn kept<V: Clone>(map: &BTreeMap<String, V>, keep: impl Fn(&V) -> bool) -> BTreeMap<String, V> {
             map.iter().filter(|(_, v)| keep(v)).map(|(k, v)| (k.clone(), v.clone())).collect()
         }
-        let keep = |owner: &str| !owners.contains(owner);
         let kargs = |all: &[Karg]| all.iter().filter(|k| keep(&k.owner)).cloned().collect();
         Manifest {
             sources: self.sources.iter().filter(|s| keep(&s.name)).cloned().collect(),
-            nodes: others(&self.nodes, |n| keep(n.owner())),
-            units: others(&self.units, |u| keep(&u.owner)),
-            users: others(&self.users, |u| keep(&u.owner)),
-            packages: self.packages.without(owners),
+            nodes: kept(&self.nodes, |n| keep(n.owner())),
+            units: kept(&self.units, |u| keep(&u.owner)),
+            users: kept(&self.users, |u| keep(&u.owner)),
+            packages: self.packages.only(&keep),
             kargs_append: kargs(&self.kargs_append),
             kargs_delete: kargs(&self.kargs_delete),
         }

@@ -74,19 +74,21 @@ impl Packages {
         owners.chain(self.repos.values().map(|r| r.owner.as_str())).collect()
     }
 
-    /// What others than these drop-ins ask for.
+    /// What the drop-ins ask for that `keep` names.
     #[must_use]
-    pub fn without(&self, owners: &BTreeSet<String>) -> Packages {
-        let others = |requests: &BTreeMap<String, BTreeSet<Owner>>| {
-            let left = requests.iter().map(|(name, by)| (name.clone(), by - owners));
-            left.filter(|(_, by)| !by.is_empty()).collect()
+    pub fn only(&self, keep: impl Fn(&str) -> bool) -> Packages {
+        let kept = |requests: &BTreeMap<String, BTreeSet<Owner>>| {
+            let kept = requests
+                .iter()
+                .map(|(name, by)| (name.clone(), by.iter().filter(|o| keep(o)).cloned().collect()));
+            kept.filter(|(_, by): &(_, BTreeSet<Owner>)| !by.is_empty()).collect()
         };
-        let repos = self.repos.iter().filter(|(_, r)| !owners.contains(&r.owner));
-        let policy = self.on_unavailable.iter().filter(|(o, _)| !owners.contains(*o));
+        let repos = self.repos.iter().filter(|(_, r)| keep(&r.owner));
+        let policy = self.on_unavailable.iter().filter(|(o, _)| keep(o));
         Packages {
-            install: others(&self.install),
-            remove: others(&self.remove),
-            replace: others(&self.replace),
+            install: kept(&self.install),
+            remove: kept(&self.remove),
+            replace: kept(&self.replace),
             repos: repos.map(|(id, r)| (id.clone(), r.clone())).collect(),
             on_unavailable: policy.map(|(o, p)| (o.clone(), *p)).collect(),
         }
@@ -96,23 +98,6 @@ impl Packages {
     pub fn with_policy(&self, policy: OnUnavailable) -> BTreeSet<Owner> {
         let has = |owner: &&str| self.on_unavailable.get(*owner).copied().unwrap_or_default() == policy;
         self.owners().into_iter().filter(has).map(str::to_owned).collect()
-    }
-
-    /// What this drop-in asks for.
-    pub fn of(&self, owner: &str) -> Packages {
-        let mine = |requests: &BTreeMap<String, BTreeSet<Owner>>| {
-            let mine = requests.iter().filter(|(_, owners)| owners.contains(owner));
-            mine.map(|(name, _)| (name.clone(), BTreeSet::from([owner.to_owned()]))).collect()
-        };
-        let repos = self.repos.iter().filter(|(_, r)| r.owner == owner);
-        let policy = self.on_unavailable.iter().filter(|(o, _)| *o == owner);
-        Packages {
-            install: mine(&self.install),
-            remove: mine(&self.remove),
-            replace: mine(&self.replace),
-            repos: repos.map(|(id, r)| (id.clone(), r.clone())).collect(),
-            on_unavailable: policy.map(|(o, p)| (o.clone(), *p)).collect(),
-        }
     }
 }
 

@@ -42,8 +42,8 @@ const OPTIONS: [&str; 8] = [
     "-oDpkg::Use-Pty=false",
 ];
 /// Where our repositories and keys are, in the target.
-const SOURCES: &str = "usr/etc/apt/sources.list.d";
-const KEYS: &str = "usr/etc/apt/keyrings";
+const SOURCES: &str = "/etc/apt/sources.list.d";
+const KEYS: &str = "/etc/apt/keyrings";
 /// Where the package files are while they are installed. Directly in a directory that is there: bwrap makes those on the
 /// way for root only.
 const FILES: &str = "/run/osctl-packages";
@@ -127,9 +127,9 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
             None => None,
         };
         let (list, keyring) = source(id, repo, key.map(Vec::as_slice))?;
-        inside.put(&format!("{SOURCES}/osctl-{id}.sources"), list.as_bytes())?;
+        inside.put(&format!("usr{SOURCES}/osctl-{id}.sources"), list.as_bytes())?;
         if let (Some(path), Some(key)) = (keyring, key) {
-            inside.put(path.trim_start_matches('/').replacen("etc/", "usr/etc/", 1).as_str(), key)?;
+            inside.put(&format!("usr{path}"), key)?;
         }
     }
     let (uid, gid) =
@@ -186,15 +186,7 @@ pub(super) fn resolve_from(
             package.ok_or_else(|| unsolved(format!("{name} is not among the packages that are kept")))?;
         packages.push((*package).clone());
     }
-    Ok(Lock {
-        base_digest: question.base_digest.clone(),
-        packages,
-        removed,
-        replaced,
-        users: BTreeMap::new(),
-        groups: BTreeMap::new(),
-        ..lock.clone()
-    })
+    Ok(locked(question, packages, removed, replaced))
 }
 
 /// Solves, and fetches what is missing.
@@ -223,17 +215,27 @@ pub(super) fn solve(inside: &Inside, cache: &Cache, question: &Question) -> Resu
     let mut found = packages(&changes, &String::from_utf8_lossy(&listed.stdout))?;
     found.sort();
     session.fetch(cache, &found)?;
-    Ok(Lock {
+    Ok(locked(question, found, removed, replaced))
+}
+
+/// The lock of an answer. Who the packages make is known when they were installed.
+fn locked(
+    question: &Question,
+    packages: Vec<LockedPackage>,
+    removed: Vec<BasePackage>,
+    replaced: Vec<BasePackage>,
+) -> Lock {
+    Lock {
         version: lock::VERSION,
         base_digest: question.base_digest.clone(),
         request_digest: Lock::request_digest(&question.packages),
         manager: Manager::Apt,
-        packages: found,
+        packages,
         removed,
         replaced,
         users: BTreeMap::new(),
         groups: BTreeMap::new(),
-    })
+    }
 }
 
 /// Installs what is locked from files.
@@ -244,33 +246,36 @@ pub(super) fn install(inside: &Inside, target: &Target, lock: &Lock, files: &Pat
     let tree = inside.tree()?;
     let executable = cap_std_ext::cap_std::fs::PermissionsExt::from_mode(0o755);
     tree.set_permissions(POLICY, executable).doing("preparing dpkg")?;
-    let sandbox = |inside: &Inside| -> Result<Sandbox> {
-        let sandbox = inside.sandbox(Who::Installer)?.bind(inside.real(&target.database)?, ADMIN);
-        Ok(sandbox
-            .show(files.to_owned(), FILES)
-            .variable("DEBIAN_FRONTEND", "noninteractive")
-            .variable("DEBCONF_NONINTERACTIVE_SEEN", "true")
-            // Compilers of byte code take it as a sign not to write times down.
-            .variable("SOURCE_DATE_EPOCH", time.to_string())
-            .variable("PYTHONHASHSEED", "0"))
-    };
+    let sandbox = inside
+        .sandbox(Who::Installer)?
+        .bind(inside.real(&target.database)?, ADMIN)
+        .show(files.to_owned(), FILES)
+        .variable("DEBIAN_FRONTEND", "noninteractive")
+        .variable("DEBCONF_NONINTERACTIVE_SEEN", "true")
+        // Compilers of byte code take it as a sign not to write times down.
+        .variable("SOURCE_DATE_EPOCH", time.to_string())
+        .variable("PYTHONHASHSEED", "0");
     let status = format!("{}/status", target.database);
     let read = || inside.text(&status);
     let before = installed(&read()?);
     let mut arguments: Vec<String> = OPTIONS.iter().map(|o| (*o).to_owned()).collect();
     // The base's are not upgraded, and nothing is found that was not locked.
-    let fixed = ["-q", "--no-install-recommends", "--allow-downgrades", "-oDpkg::Options::=--force-confdef"];
+    let fixed = [
+        "-q",
+        "--no-install-recommends",
+        "--allow-downgrades",
+        "-oDpkg::Options::=--force-confdef",
+        "-oDpkg::Options::=--force-confold",
+        "-oDpkg::Options::=--force-unsafe-io",
+        "install",
+    ];
     arguments.extend(fixed.map(str::to_owned));
-    arguments.push("-oDpkg::Options::=--force-confold".to_owned());
-    arguments.push("-oDpkg::Options::=--force-unsafe-io".to_owned());
-    arguments.push("install".to_owned());
     arguments.extend(lock.packages.iter().map(|package| format!("{FILES}/{}", file_name(lock, package))));
     arguments.extend(lock.removed.iter().map(|package| format!("{}-", package.name)));
     inside.cx.message(format!("installing {} packages", lock.packages.len()));
     // Both outputs in the order in which they came.
     let script = ["-c", "exec apt-get \"$@\" 2>&1", "apt-get"].map(str::to_owned);
-    let done =
-        inside.run(&sandbox(inside)?, "/bin/sh", script.into_iter().chain(arguments), INSTALL_LIMIT)?;
+    let done = inside.run(&sandbox, "/bin/sh", script.into_iter().chain(arguments), INSTALL_LIMIT)?;
     let said = String::from_utf8_lossy(&done.stdout);
     if !done.success {
         return Err(scriptlet_failed(&said));
@@ -366,7 +371,7 @@ fn source(id: &str, repo: &Repo, key: Option<&[u8]>) -> Result<(String, Option<S
         (Some(_), Some(key)) => {
             // apt goes by the ending.
             let ending = if key.starts_with(b"-----BEGIN PGP") { "asc" } else { "gpg" };
-            let path = format!("/etc/{}/osctl-{id}.{ending}", KEYS.trim_start_matches("usr/etc/"));
+            let path = format!("{KEYS}/osctl-{id}.{ending}");
             text.push_str(&format!("Signed-By: {path}\n"));
             Some(path)
         }

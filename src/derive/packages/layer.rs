@@ -32,9 +32,14 @@ pub fn find(repo: &ostree::Repo, base: &str, lock: &Digest) -> Result<Option<Lay
     let Some(commit) = repo.resolve_rev(&name, true).doing_with(|| format!("looking up {name}"))? else {
         return Ok(None);
     };
-    let tree = CommitTree::open(repo, &commit)?;
-    let Some(bytes) = tree.read(lock::PATH, MAX_LOCK)? else { return Ok(None) };
-    Ok(Some(Layer { commit: commit.into(), lock: Lock::parse(lock::PATH, &bytes)? }))
+    let lock = self::lock(repo, &commit)?;
+    Ok(lock.map(|lock| Layer { commit: commit.into(), lock }))
+}
+
+/// The lock that is in a commit's tree, whoever put it there.
+pub fn lock(repo: &ostree::Repo, commit: &str) -> Result<Option<Lock>> {
+    let text = CommitTree::open(repo, commit)?.read(lock::PATH, MAX_LOCK)?;
+    text.map(|text| Lock::parse(lock::PATH, &text)).transpose()
 }
 
 /// Checks the base out, with hard links where that is possible.

@@ -16,7 +16,7 @@ use crate::engine::pipeline::Job;
 use crate::engine::stages::Pulled;
 use crate::model::image::Digest;
 use crate::model::job::Step;
-use crate::model::lock::{self, Lock, MAX_LOCK};
+use crate::model::lock::Lock;
 use crate::model::manifest::{Manifest, Node};
 use crate::model::packages::{Key, OnUnavailable};
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -82,7 +82,7 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
         let note = format!("left out, because its packages cannot be had: {names} ({})", error.chain());
         job.cx.message(note.clone());
         layered.notes.push(note);
-        layered.manifest = layered.manifest.without(&skipped);
+        layered.manifest = layered.manifest.only(|owner| !skipped.contains(owner));
     };
     let (base, digest) = (pulled.base.commit.clone(), lock.digest());
     layered.layer = job.store.run(job.cx, move |s, _| layer::find(&s.repo(), &base, &digest)).await?;
@@ -125,7 +125,7 @@ async fn locked(
     let handed_in = handed_in(job)?;
     let why_not = handed_in.as_ref().and_then(misfit);
     if job.options.frozen && (handed_in.is_none() || why_not.is_some()) {
-        let why = why_not.map_or("it does not exist".to_owned(), |why| why);
+        let why = why_not.unwrap_or_else(|| "it does not exist".to_owned());
         return Err(Error::new(
             ErrorKind::LockMismatch,
             format!("{HANDED_IN} cannot be used: {why}; nothing was staged"),
@@ -165,9 +165,7 @@ async fn locked(
         return Err(error);
     };
     match packages::resolve_from(job.cx, here, cache, question, lock).await {
-        Ok(mut lock) => {
-            // Which packages were asked for is settled: all that is asked for now is met by them.
-            lock.request_digest = request;
+        Ok(lock) => {
             let note = format!("packages are those of before, because of: {}", error.chain());
             job.cx.message(note.clone());
             Ok((lock, Some(note)))
@@ -200,14 +198,11 @@ async fn install(
     prepared: &Prepared,
     cache: &Cache,
     lock: Lock,
-    room: Option<Room>,
+    mut room: Option<Room>,
 ) -> Result<Layer> {
-    let room = match room {
-        Some(room) => room,
-        None => checked_out(job, &pulled.base.commit).await?,
-    };
+    let here = enter(job, pulled, &mut room).await?;
     let target = prepared.target.clone();
-    let installed = packages::install(job.cx, &room, cache, target.clone(), lock, prepared.time).await?;
+    let installed = packages::install(job.cx, here, cache, target.clone(), lock, prepared.time).await?;
     let base = pulled.base.commit.clone();
     let commit = move |s: &ostree::Sysroot, c: &ostree_ext::gio::Cancellable| {
         layer::commit(&s.repo(), &base, &target, &installed, Some(c))
@@ -284,6 +279,5 @@ fn recorded(repo: &ostree::Repo, commit: &str) -> Result<Option<Lock>> {
     if prune::lock_of(repo, commit)?.is_none() {
         return Ok(None);
     }
-    let text = CommitTree::open(repo, commit)?.read(lock::PATH, MAX_LOCK)?;
-    text.map(|text| Lock::parse(lock::PATH, &text)).transpose()
+    layer::lock(repo, commit)
 }
