@@ -42,7 +42,7 @@ test:
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then $(CARGO) nextest run --locked; else $(CARGO) test --locked; fi
 	@PROFILE=$(TEST_PROFILE) integration/images-test.sh
 	@PROFILE=$(TEST_PROFILE) integration/durability-test.sh
-	@PROFILE=$(TEST_PROFILE) integration/packages-test.sh
+	@for kind in deb rpm; do PROFILE=$(TEST_PROFILE) integration/packages-test.sh $$kind || exit 1; done
 
 vm-test:
 	$(NEED_ROOT)

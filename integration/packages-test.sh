@@ -1,21 +1,23 @@
 #!/bin/bash
 # shellcheck disable=SC2016  # commands of claims are evaluated when they are checked
-# Part of make test: drop-ins that ask for packages, on a Debian base with its own apt, from a repository on loopback.
-# Every case is a job of `osctl --direct` on a scratch sysroot; what it says and what it left are looked at.
+# Part of make test: packages-test.sh deb|rpm: drop-ins that ask for packages, on a base with its own apt or dnf, from a repository on
+# loopback. Every case is a job of `osctl --direct` on a scratch sysroot; what it says and what it left are looked at.
+# `DNF=5 SUITE=forky packages-test.sh rpm` is for dnf 5, which the stable release does not have.
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 need_root test
-for part in rootfs debs check; do
+KIND=${1:-deb}
+case $KIND in deb | rpm) ;; *) die "usage: packages-test.sh deb|rpm" ;; esac
+for part in rootfs "${KIND}s" check; do
   # shellcheck source=/dev/null
   . "$REPO_DIR/integration/lib/$part.sh"
 done
 
-D=$WORK/packages
+D=$WORK/packages-$KIND${DNF:-}
 R=$D/repo
-BASE=(systemd systemd-sysv dbus)
 
 # What the repository has, and what the base has of it.
 make_packages() {
-  local s=$R/scripts f=$R/files
+  local s=$R/scripts f=$R/files name
   rm -rf "$R"
   mkdir -p "$R"
   # A service with a user, a configuration file, state, an alternative, and something in /opt.
@@ -25,7 +27,8 @@ make_packages() {
   printf '#!/bin/sh\necho agent\n' >"$f/usr/bin/agent"
   chmod 755 "$f/usr/bin/agent"
   echo content >"$f/opt/agent/data"
-  cat >"$s/postinst" <<'SCRIPT'
+  {
+    cat <<'SCRIPT'
 #!/bin/sh
 set -e
 # What an installer must not have: a network, the host, or anything else of root's than files.
@@ -33,58 +36,56 @@ if (exec 3<>"/dev/tcp/127.0.0.1/$(cat /usr/share/port 2>/dev/null || echo 80)") 
 [ ! -e /sysroot/ostree ] || { echo "the host is there"; exit 1; }
 (echo x >/proc/sys/kernel/hostname) 2>/dev/null && { echo "proc is writable"; exit 1; }
 mount -t tmpfs tmpfs /mnt 2>/dev/null && { echo "it can mount"; exit 1; }
-adduser --system --group --home /var/lib/agent --no-create-home --quiet agent
+SCRIPT
+    adds_user agent
+    adds_alternative thing /usr/bin/agent
+    cat <<'SCRIPT'
 install -d -o agent -g agent -m 750 /var/lib/agent
 install -m 2755 -g agent /dev/null /usr/bin/agent-helper
-update-alternatives --quiet --install /usr/bin/thing thing /usr/bin/agent 10
 mkdir -p /etc/systemd/system/multi-user.target.wants
 ln -s /usr/lib/systemd/system/agent.service /etc/systemd/system/multi-user.target.wants/
 echo "installed $(date)" >/var/log/agent.log
 SCRIPT
-  deb "$R" agent 1.0 "Depends: agent-common (>= 1), adduser"
+  } >"$s/after"
+  package "$R" agent 1.0 requires "$(at_least agent-common 1)"
   mkdir -p "$f/usr/share/agent"
   echo 1 >"$f/usr/share/agent/common"
-  deb "$R" agent-common 1.0
-  for name in hotfix leftover; do
+  package "$R" agent-common 1.0
+  for name in hotfix leftover libbase; do
     mkdir -p "$f/usr/share/$name"
     echo 1 >"$f/usr/share/$name/version"
-    deb "$R" "$name" 1.0
+    package "$R" "$name" 1.0 provides /bin/sh
   done
   mkdir -p "$R/base"
-  mv "$R"/hotfix_1.0.deb "$R"/leftover_1.0.deb "$R/base/"
+  for name in hotfix leftover libbase; do mv "$R/$(package_file "$name" 1.0)" "$R/base/"; done
   mkdir -p "$f/usr/share/hotfix"
   echo 2 >"$f/usr/share/hotfix/version"
-  deb "$R" hotfix 1.1
-  deb "$R" too-new 1.0 "Depends: libc6 (>= 99)"
-  deb "$R" rival 1.0 "Conflicts: leftover"
-  mkdir -p "$s" && printf '#!/bin/sh\necho "no licence was found"\nexit 3\n' >"$s/postinst"
-  deb "$R" unlicensed 1.0
+  package "$R" hotfix 1.1
+  package "$R" too-new 1.0 requires "$(at_least libbase 99)"
+  package "$R" rival 1.0 conflicts leftover
+  mkdir -p "$s" && printf '#!/bin/sh\necho "no licence was found"\nexit 3\n' >"$s/after"
+  package "$R" unlicensed 1.0
   mkdir -p "$f/var/lib/stateful" && echo data >"$f/var/lib/stateful/data"
-  deb "$R" stateful 1.0
+  package "$R" stateful 1.0
   mkdir -p "$f/foreign" && echo data >"$f/foreign/data"
-  deb "$R" strange 1.0
-  mkdir -p "$s" && printf '#!/bin/sh\nsleep 98765\n' >"$s/postinst"
-  deb "$R" hanging 1.0
+  package "$R" strange 1.0
+  mkdir -p "$s" && printf '#!/bin/sh\nsleep 98765\n' >"$s/after"
+  package "$R" hanging 1.0
   # What would make two hosts differ.
-  mkdir -p "$s" && printf '#!/bin/sh\ndate +%%s%%N >/usr/share/planted\n' >"$s/postinst"
-  deb "$R" clock 1.0
-  debs_index "$R"
+  mkdir -p "$s" && printf '#!/bin/sh\ndate +%%s%%N >/usr/share/planted\n' >"$s/after"
+  package "$R" clock 1.0
+  packages_index "$R"
 }
 
-# image TAG [DEB]...: LAYOUT:TAG of the base with these packages.
+# image TAG [PACKAGE]...: LAYOUT:TAG of the base with these packages.
 image() {
   local tag=$1 t=$D/tree
   shift
   rm -rf "$t"
   mkdir "$t"
   tar -xpf "$D/base.tar" -C "$t" --exclude='./dev/*'
-  cp "$@" "$t/tmp/"
-  chroot "$t" sh -c 'dpkg -i /tmp/*.deb' >/dev/null
-  rm -f "$t"/etc/apt/sources.list.d/* "$t"/etc/apt/sources.list
-  mkdir -p "$t/usr/lib/sysimage" "$t/usr/lib/modules/6.1.0"
-  mv "$t/var/lib/dpkg" "$t/usr/lib/sysimage/dpkg"
-  echo 'L /var/lib/dpkg - - - - ../../usr/lib/sysimage/dpkg' >"$t/usr/lib/tmpfiles.d/dpkg.conf"
-  rm -f "$t"/usr/lib/sysimage/dpkg/*-old "$t"/usr/lib/sysimage/dpkg/lock*
+  with_packages "$t" "$@"
+  mkdir -p "$t/usr/lib/modules/6.1.0"
   echo kernel >"$t/usr/lib/modules/6.1.0/vmlinuz"
   echo initramfs >"$t/usr/lib/modules/6.1.0/initramfs.img"
   for d in home srv opt mnt; do rm -rf "${t:?}/$d" && ln -s "var/$d" "$t/$d"; done
@@ -110,14 +111,19 @@ host() {
   H=$D/$1
   if [ -d "$H/root" ]; then return 0; fi
   mkdir -p "$H/config/etc/osctl/derive.d"
-  dropin 10-repo "repos: [{id: test, baseurl: 'http://127.0.0.1:$PORT/', gpgcheck: false}]"
+  dropin 10-repo "$(repository)"
   mkdir -p "$H/root" "$H/config/etc/osctl/derive.d" "$H/config/etc/containers"
   echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$H/config/etc/containers/policy.json"
   ostree admin init-fs --modern "$H/root" 2>/dev/null || ostree admin init-fs "$H/root"
   osctl rebase "oci:$D/layout:v1"
 }
 
-osctl() { "$OSCTL" --direct --sysroot "$H/root" --config-root "$H/config" "$@" >"$D/out" 2>"$D/err"; }
+osctl() {
+  "$OSCTL" --direct --sysroot "$H/root" --config-root "$H/config" "$@" >"$D/out" 2>"$D/err" && return 0
+  local status=$?
+  cat "$D/err"
+  return "$status"
+}
 
 interrupted() { OSCTL_FAILPOINTS=$1 setsid --wait "$OSCTL" --direct --sysroot "$H/root" --config-root "$H/config" "${@:2}" >"$D/out" 2>"$D/err"; }
 
@@ -168,24 +174,28 @@ said() {
   grep -qF -- "$words" "$D/out" "$D/err" || { cat "$D/out" "$D/err"; return 1; }
 }
 
-database_knows() { dpkg-query --admindir="$(next)/usr/lib/sysimage/dpkg" -W -f '${Status} ${Version}' "$1" | grep -qx "install ok installed $2"; }
+# What the drop-ins say of the repository.
+repository() { printf "repos: [{id: test, baseurl: 'http://127.0.0.1:%s/', %s}]\n" "$PORT" "$(repository_key)"; }
+
+database_knows() { database_has "$(next)" "$1" "$2"; }
 no_leftovers() { [ -z "$(ls -A "$H/root/ostree/osctl/work")" ] && ! grep -q "$D" /proc/mounts; }
 accounts_are_the_bases() { cmp "$(next)/usr/etc/passwd" "$H/passwd" && cmp "$(next)/usr/etc/group" "$H/group"; }
 fsck() { ostree fsck --repo="$H/root/ostree/repo"; }
 
-say "Packages in drop-ins: a Debian base, and a repository on loopback"
+say "Packages in drop-ins: a base with ${KIND}s, and a repository on loopback"
 profile=${PROFILE:-dev}
 (cd "$REPO_DIR" && "${CARGO:-cargo}" build --locked --quiet --profile "$profile" --bins)
 OSCTL=${CARGO_TARGET_DIR:-$REPO_DIR/target}/${profile/#dev/debug}/osctl
 mkdir -p "$D"
-bootstrap "$D" "${BASE[@]}"
+bootstrap "$D" "${PACKAGE_BASE[@]}"
 for dir in "$D"/host-*; do remove_tree "$dir"; done
 rm -rf "$D/layout"
 mkdir -p "$D/layout"
+packages_key "$D"
 make_packages
 serve
-image v1 "$R"/base/*.deb
-image v2 "$R/hotfix_1.1.deb" "$R/base/leftover_1.0.deb"
+image v1 "$R"/base/*
+image v2 "$R/$(package_file hotfix 1.1)" "$R/base/$(package_file leftover 1.0)" "$R/base/$(package_file libbase 1.0)"
 
 host host-a
 cp "$(next)/usr/etc/passwd" "$(next)/usr/etc/group" "$H"
@@ -199,12 +209,12 @@ check "its service is enabled" test -L "$(next)/usr/etc/systemd/system/multi-use
 check "what it has in /opt is below /usr" has usr/lib/opt/agent/data content
 check "and is linked to at boot" lists usr/lib/tmpfiles.d/osctl-packages.conf 'L /var/opt/agent - - - - ../../usr/lib/opt/agent'
 check "its state is made at boot" eval 'grep -q "^d /var/lib/agent 0750 [0-9]* [0-9]* -$" "$(next)/usr/lib/tmpfiles.d/osctl-packages.conf"'
-check "its user is made at boot" eval 'grep -q "^u agent [0-9]*:[0-9]* " "$(next)/usr/lib/sysusers.d/osctl-packages.conf"'
+check "its user is made at boot" eval 'grep -q "^u agent [0-9]*:[0-9]* " "$(next)/usr/lib/sysusers.d/00-osctl-packages.conf"'
 check "the accounts of the image are as they were" accounts_are_the_bases
 check "a file keeps its group and special mode" eval '[ "$(stat -c %a:%g "$(next)/usr/bin/agent-helper")" = "2755:$(jq ".groups.agent" "$(next)/usr/lib/osctl/derive.lock")" ]'
-check "nothing of installing is left in the tree" eval 'lacks usr/sbin/policy-rc.d && lacks usr/lib/sysimage/dpkg/status-old && lacks usr/lib/sysimage/dpkg/lock'
+check "nothing of installing is left in the tree" eval 'lacks usr/sbin/policy-rc.d && no_traces "$(next)"'
 check "nothing of installing is left on the host" no_leftovers
-check "the lock has the package's digest" eval '[ "$(jq -r ".packages[] | select(.name == \"agent\").digest" "$(next)/usr/lib/osctl/derive.lock")" = "sha256:$(sha256sum <"$R/agent_1.0.deb" | cut -d" " -f1)" ]'
+check "the lock has the package's digest" eval '[ "$(jq -r ".packages[] | select(.name == \"agent\").digest" "$(next)/usr/lib/osctl/derive.lock")" = "sha256:$(sha256sum <"$R/$(package_file agent 1.0)" | cut -d" " -f1)" ]'
 check "again, there is nothing to do" said 'No changes in input.' reconcile
 cp "$(next)/usr/lib/osctl/derive.lock" "$D/lock"
 
@@ -218,31 +228,32 @@ while IFS='|' read -r sentence text words; do
   dropin 70-bad "$text"
   check "$sentence" refused "$words" reconcile
   forget 70-bad
-done <<'TABLE'
+done < <(sed "s/@TOO_NEW@/$(at_least libbase 99)/; s/@HOTFIX_9@/$(pinned hotfix 9)/; s/@NO_HOTFIX_9@/$(no_version hotfix 9)/" <<'TABLE'
 a package that nobody has is named|packages: [nope]|no repository has nope
 a pattern is no name|packages: [hotfi.]|no repository has hotfi.
-a request that does not fit the base names the package in conflict|packages: [too-new]|libc6 (>= 99)
+a request that does not fit the base names the package in conflict|packages: [too-new]|@TOO_NEW@
 a request never removes a package of the base|packages: [rival]|leftover
 a script that fails is named with what it said|packages: [unlicensed]|no licence was found
 a file in /var is refused by its name|packages: [stateful]|/var/lib/stateful/data
 a file outside the tree is refused by its name|packages: [strange]|/foreign
-a version that nobody has is named|override-replace: [hotfix=9]|no repository has the version
+a version that nobody has is named|override-replace: [@HOTFIX_9@]|@NO_HOTFIX_9@
 TABLE
+)
 check "nothing of what was refused is left" no_leftovers
 
-dropin 80-hotfix 'override-replace: [hotfix=1.1]'
+dropin 80-hotfix "override-replace: [$(pinned hotfix 1.1)]"
 dropin 81-leftover 'override-remove: [leftover]'
 check "a package of the base is replaced, and one removed" osctl reconcile
 check "the new one is there" has usr/share/hotfix/version 2
 check "the other is gone" lacks usr/share/leftover
-check "the lock says what the base had" eval '[ "$(jq -r ".replaced[0].version, .removed[0].name" "$(next)/usr/lib/osctl/derive.lock" | xargs)" = "1.0 leftover" ]'
+check "the lock says what the base had" eval '[ "$(jq -r ".replaced[0].version, .removed[0].name" "$(next)/usr/lib/osctl/derive.lock" | xargs)" = "$(version 1.0) leftover" ]'
 forget 81-leftover
 check "what was removed comes back" eval 'osctl reconcile && has usr/share/leftover/version 1'
 
 mkdir -p "$R/files/usr/share/leftover"
 echo 2 >"$R/files/usr/share/leftover/version"
-deb "$R" leftover 1.5
-debs_index "$R"
+package "$R" leftover 1.5
+packages_index "$R"
 dropin 81-leftover 'packages: [leftover]'
 check "what the base has is redundant, and stays although there is a newer one" eval 'osctl reconcile && has usr/share/leftover/version 1 && [ "$(jq -r .packages.leftover.outcome "$(next)/usr/lib/osctl/derived.json")" = redundant ]'
 forget 81-leftover
@@ -251,8 +262,8 @@ osctl reconcile
 # The repository gets a newer agent: a reconcile keeps what fits, an upgrade does not.
 mkdir -p "$R/files/usr/share/agent"
 echo 2 >"$R/files/usr/share/agent/common"
-deb "$R" agent-common 2.0
-debs_index "$R"
+package "$R" agent-common 2.0
+packages_index "$R"
 check "a reconcile keeps the version that fits" eval 'osctl reconcile && has usr/share/agent/common 1'
 check "with --update-lock it is solved anew" eval 'osctl reconcile --update-lock && has usr/share/agent/common 2'
 cp "$D/lock" "$H/config/etc/osctl/derive.lock"
@@ -264,10 +275,10 @@ rm "$H/config/etc/osctl/derive.lock"
 check "--frozen without a lock is refused" refused 'it does not exist' reconcile --frozen
 
 # Another base, whose version of a package makes the hotfix redundant; then no repository at all.
-dropin 80-hotfix 'override-replace: [hotfix=1.1]'
+dropin 80-hotfix "override-replace: [$(pinned hotfix 1.1)]"
 osctl reconcile
 check "another base" osctl rebase "oci:$D/layout:v2"
-check "its own version is the one that was asked for" eval '[ "$(jq -r ".packages[\"hotfix=1.1\"].outcome" "$(next)/usr/lib/osctl/derived.json")" = redundant ]'
+check "its own version is the one that was asked for" eval '[ "$(jq -r ".packages[\"$(pinned hotfix 1.1)\"].outcome" "$(next)/usr/lib/osctl/derived.json")" = redundant ]'
 check "the packages are there, too" has usr/share/agent/common 2
 forget 80-hotfix
 osctl reconcile
@@ -284,11 +295,11 @@ forget 50-agent
 check "removing a drop-in needs no repository" eval 'osctl reconcile && lacks usr/share/agent'
 check "the repository of the host is sound" fsck
 before=$(checksum)
-check "packages that no deployment has are not kept" eval '! ls "$H/root/ostree/osctl/packages" | grep -q "$(sha256sum <"$R/rival_1.0.deb" | cut -d" " -f1)"'
+check "packages that no deployment has are not kept" eval '! ls "$H/root/ostree/osctl/packages" | grep -q "$(sha256sum <"$R/$(package_file rival 1.0)" | cut -d" " -f1)"'
 
 say "Cut at every point of the two steps"
 serve
-dropin 10-repo "repos: [{id: test, baseurl: 'http://127.0.0.1:$PORT/', gpgcheck: false}]"
+dropin 10-repo "$(repository)"
 dropin 50-agent 'packages: [agent]'
 for point in derive.solve derive.solve.done derive.install derive.install.done; do
   for action in error kill; do
@@ -306,11 +317,11 @@ say "The same on two hosts"
 # The same requests, of hosts that differ in what must not matter.
 host host-b
 dropin 50-agent 'packages: [agent]'
-dropin 60-hotfix 'override-replace: [hotfix=1.1]'
+dropin 60-hotfix "override-replace: [$(pinned hotfix 1.1)]"
 check "one host" osctl reconcile
 one=$(checksum)
 host host-c
-dropin 60-hotfix 'override-replace: [hotfix=1.1]'
+dropin 60-hotfix "override-replace: [$(pinned hotfix 1.1)]"
 dropin 50-agent 'packages: [agent]'
 sleep 1.1
 check "another host, with another umask, zone, language and name" unshare --uts bash -c '

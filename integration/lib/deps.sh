@@ -43,6 +43,9 @@ chattr|e2fsprogs|e2fsprogs
 mkfs.ext4|e2fsprogs|e2fsprogs
 mmdebstrap|mmdebstrap|-
 dpkg-scanpackages|dpkg-dev|dpkg-dev
+rpmbuild|rpm|rpm-build
+rpmsign|rpm|rpm-sign
+createrepo_c|createrepo-c|createrepo_c
 unshare|util-linux|util-linux
 '
 NEED_vm_test="$NEED_demo"'

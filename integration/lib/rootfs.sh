@@ -38,7 +38,8 @@ apt_keys() {
   done
 }
 
-# bootstrap DIR PACKAGE...: DIR/base.tar, kept as long as the packages and the release stay the same.
+# bootstrap DIR PACKAGE...: DIR/base.tar, kept as long as the packages and the release stay the same. With SUITE set, of another
+# release of the same archive.
 bootstrap() {
   command -v mmdebstrap >/dev/null || die "mmdebstrap is missing; run: integration/lib/deps.sh image"
   # shellcheck source=/dev/null
@@ -49,19 +50,25 @@ bootstrap() {
     die "the test OS image is built from the Debian release of this machine, and this is not Debian (${ID:-unknown})"
   fi
   mkdir -p "$dir"
-  stamp="$codename $(dpkg --print-architecture) $* ${EXCLUDE[*]}"
+  local suite=${SUITE:-$codename} options=()
+  stamp="$suite $(dpkg --print-architecture) $* ${EXCLUDE[*]}"
   if [ -s "$dir/base.tar" ] && [ "$(cat "$dir/stamp" 2>/dev/null)" = "$stamp" ]; then
     note "root file system: kept from an earlier run ($dir/base.tar)"
     return 0
   fi
   sources=$dir/sources.list
   apt_sources "$codename" >"$sources"
+  if [ "$suite" != "$codename" ]; then
+    sed -n "s/ $codename main$/ $suite main/p" -i "$sources"
+    # Mirrors of what is not released may be behind.
+    options=('--aptopt=Acquire::Check-Valid-Until "false"')
+  fi
   [ -s "$sources" ] || die "apt knows no repository for $codename here; run apt-get update and look at /etc/apt"
   apt_keys "$dir/keys"
   for e in "${EXCLUDE[@]}"; do excludes+=("--dpkgopt=path-exclude=$e"); done
-  say "Building a Debian $codename root file system of $# packages and what they need (a few minutes, once)"
+  say "Building a Debian $suite root file system of $# packages and what they need (a few minutes, once)"
   local IFS=,
-  mmdebstrap --quiet --variant=minbase --include="$*" "${excludes[@]}" --keyring="$dir/keys" --format=tar "$codename" "$dir/base.tar.new" "$sources"
+  mmdebstrap --quiet --variant=minbase --include="$*" "${excludes[@]}" "${options[@]}" --keyring="$dir/keys" --format=tar "$suite" "$dir/base.tar.new" "$sources"
   mv "$dir/base.tar.new" "$dir/base.tar"
   printf '%s\n' "$stamp" >"$dir/stamp"
 }

@@ -112,7 +112,7 @@ the_file_of_the_drop_in_is_there() { grep -x 'hello from a drop-in' /etc/agent.c
 the_unit_of_the_drop_in_runs() { systemctl is-active agent.service || { systemctl status --no-pager agent.service; false; }; }
 the_package_of_the_drop_in_is_installed() { dpkg-query -W rig-agent; [ "$(dpkg-query -W -f '${Status}' rig-agent)" = 'install ok installed' ]; }
 the_package_has_its_user_and_its_state() {
-  grep rig-agent /usr/lib/sysusers.d/osctl-packages.conf /usr/lib/tmpfiles.d/osctl-packages.conf
+  grep rig-agent /usr/lib/sysusers.d/00-osctl-packages.conf /usr/lib/tmpfiles.d/osctl-packages.conf
   getent passwd rig-agent
   [ "$(stat -c %U:%a /var/lib/rig-agent)" = rig-agent:750 ]
 }

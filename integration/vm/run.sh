@@ -20,15 +20,15 @@ serve_packages() {
   rm -rf "$r"
   mkdir -p "$r/files/usr/lib/systemd/system" "$r/scripts"
   printf '[Service]\nUser=rig-agent\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n' >"$r/files/usr/lib/systemd/system/rig-agent.service"
-  cat >"$r/scripts/postinst" <<'SCRIPT'
+  cat >"$r/scripts/after" <<'SCRIPT'
 #!/bin/sh
 set -e
 adduser --system --group --home /var/lib/rig-agent --no-create-home --quiet rig-agent
 install -d -o rig-agent -g rig-agent -m 750 /var/lib/rig-agent
 systemctl enable rig-agent.service
 SCRIPT
-  deb "$r" rig-agent 1.0 "Depends: adduser"
-  debs_index "$r"
+  package "$r" rig-agent 1.0 requires adduser
+  packages_index "$r"
   REPO_PORT=$(free_port)
   (cd "$r" && exec python3 -m http.server --bind 127.0.0.1 "$REPO_PORT") >"$VM/repo.log" 2>&1 &
   at_exit "stop_pid $!"

@@ -85,6 +85,9 @@ impl Sandbox {
             command.arg(how).arg(from).arg(to);
         }
         command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
+        // The first process of the namespace is the program itself: it has not ended before all others have, so nothing
+        // writes any more when it is waited for.
+        command.arg("--as-pid-1");
         // Keystrokes could be put into the terminal of whoever runs `--direct`.
         command.args(["--hostname", "localhost", "--die-with-parent", "--new-session", "--chdir", "/"]);
         let capabilities: &[&str] = match self.who {

@@ -11,6 +11,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+/// More than any package has.
+const MAX_PACKAGE: u64 = 16 << 30;
+
 /// A directory of package files.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -41,14 +44,7 @@ impl Cache {
     pub fn take(&self, package: &LockedPackage, dir: &Dir, name: &str) -> Result<()> {
         let doing = || format!("keeping the package {}", package.describe());
         std::fs::create_dir_all(&self.dir).doing_with(doing)?;
-        // Whoever put it there may have put something else there: nothing is followed, and nothing waited for.
-        let mut options = OpenOptions::new();
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        options.read(true).custom_flags(flags.bits().cast_signed());
-        let file = dir.open_with(name, &options).doing_with(doing)?.into_std();
-        if !file.metadata().doing_with(doing)?.is_file() {
-            return Err(Error::new(ErrorKind::DigestMismatch, format!("{}: it is no file", doing())));
-        }
+        let file = open(dir, name).doing_with(doing)?;
         let mut to = tempfile::NamedTempFile::new_in(&self.dir).doing_with(doing)?;
         let found = copy(&mut file.take(package.size + 1), to.as_file_mut()).doing_with(doing)?;
         check(package, &found)?;
@@ -96,6 +92,37 @@ impl Cache {
         }
         Ok(removed)
     }
+}
+
+/// Opens a file that somebody without rights put there: nothing is followed, nothing waited for, and it is a file.
+pub(super) fn open(dir: &Dir, name: &str) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    let file = dir.open_with(name, &options)?.into_std();
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file")) }
+}
+
+/// Reads a file that somebody without rights put there, if it is not larger than `limit`.
+pub(super) fn read(dir: &Dir, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let doing = || format!("reading {name}");
+    let mut bytes = Vec::new();
+    open(dir, name).doing_with(doing)?.take(limit + 1).read_to_end(&mut bytes).doing_with(doing)?;
+    match bytes.len() as u64 > limit {
+        true => {
+            Err(Error::new(ErrorKind::Unsupported, format!("{}: it is larger than {limit} bytes", doing())))
+        }
+        false => Ok(bytes),
+    }
+}
+
+/// The digest and the size of a file that somebody without rights put there.
+pub(super) fn digest(dir: &Dir, name: &str) -> Result<(Digest, u64)> {
+    let doing = || format!("reading {name}");
+    let mut file = open(dir, name).doing_with(doing)?.take(MAX_PACKAGE);
+    let (hex, size) = copy(&mut file, &mut io::sink()).doing_with(doing)?;
+    let digest = format!("sha256:{hex}").parse().map_err(|_| Error::new(ErrorKind::Internal, doing()))?;
+    Ok((digest, size))
 }
 
 fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<(String, u64)> {

@@ -6,7 +6,7 @@
 use super::detect::Target;
 use super::room::MOUNT_POINTS;
 use super::var::OPT;
-use super::{apt, etc};
+use super::{backend, etc};
 use crate::derive::mtree::{Attributes, Entry, Tree};
 use crate::model::manifest::Meta;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -68,7 +68,7 @@ fn directory(
     let here = upper.join(at.trim_start_matches('/'));
     for name in names(&here)? {
         let (path, full) = (format!("{at}/{name}"), here.join(&name));
-        if etc::is_dropped(&path) || apt::is_transient(&path, &target.database) {
+        if etc::is_dropped(&path) || backend(target.manager).is_transient(&path, &target.database) {
             continue;
         }
         let doing = || format!("looking at {path}, which packages changed");

@@ -41,8 +41,12 @@ pub fn target(tree: &CommitTree) -> Result<Target> {
     if apt && let Some(database) = database(DPKG, &["status"])? {
         return Ok(Target { manager: Manager::Apt, database });
     }
-    if dnf && let Some(database) = database(RPM, &["rpmdb.sqlite", "Packages", "Packages.db"])? {
+    if dnf && let Some(database) = database(RPM, &["rpmdb.sqlite", "Packages.db"])? {
         return Ok(Target { manager: Manager::Dnf, database });
+    }
+    if dnf && database(RPM, &["Packages"])?.is_some() {
+        // Berkeley DB writes down where and when a file was made.
+        return Err(unsupported("its package database is one of Berkeley DB, which is never twice the same"));
     }
     let places: Vec<&str> = DPKG.into_iter().filter(|_| apt).chain(RPM.into_iter().filter(|_| dnf)).collect();
     Err(unsupported(&format!("it has no package database in {}", places.join(" or "))))

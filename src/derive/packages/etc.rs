@@ -6,8 +6,9 @@ use crate::model::Result;
 use crate::model::lock::{Lock, LockedUser};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The file that makes them at boot.
-pub const CONF: &str = "/usr/lib/sysusers.d/osctl-packages.conf";
+/// The file that makes them at boot. Packages have such files, too, without the numbers: the first by name counts
+/// (sysusers.d(5)).
+pub const CONF: &str = "/usr/lib/sysusers.d/00-osctl-packages.conf";
 
 /// What of `/etc` is never taken over from installing: accounts, and what makes one machine differ from another.
 const DROPPED: [&str; 12] = [

@@ -8,9 +8,11 @@
 //! The second line alone is what makes the tree, so the same lock makes the same tree, with or without repositories.
 
 mod apt;
+mod base;
 pub mod cache;
 mod collect;
 pub mod detect;
+mod dnf;
 mod etc;
 pub mod layer;
 mod room;
@@ -21,15 +23,63 @@ pub use room::Room;
 use crate::engine::cx::Cx;
 use crate::model::image::Digest;
 use crate::model::lock::{Lock, Manager};
-use crate::model::packages::Packages;
+use crate::model::packages::{Key, Packages, Repo};
 use crate::model::{Error, ErrorKind, Result};
+use crate::sys::sandbox::{Sandbox, Who};
+use crate::sys::user;
 use detect::Target;
-use std::path::PathBuf;
+use room::Inside;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The layers of a [`Room`].
 pub const SOLVE: &str = "solve";
 /// The layer whose changes become a part of the tree.
 pub const INSTALL: &str = "install";
+
+const SOLVE_LIMIT: Duration = Duration::from_secs(300);
+const FETCH_LIMIT: Duration = Duration::from_secs(3600);
+/// Whatever scriptlets do, it ends. Initramfs and modules take minutes on slow machines.
+const INSTALL_LIMIT: Duration = Duration::from_secs(1800);
+/// Where the package files are while they are installed. Directly in a directory that is there: bwrap makes those on the
+/// way for root only.
+const FILES: &str = "/run/osctl-packages";
+
+/// What osctl needs of a package manager. All of it works on the tree that it is inside of.
+trait Backend: Sync {
+    /// How the names of its package files end.
+    fn ending(&self) -> &'static str;
+
+    /// Whether a file is only there while packages are installed, or says when and in which order that was.
+    fn is_transient(&self, path: &str, database: &str) -> bool;
+
+    /// Finds out which packages are needed, and brings those into the cache that it does not have.
+    fn solve(&self, inside: &Inside, cache: &cache::Cache, question: &Question) -> Result<Lock>;
+
+    /// Brings what is locked into the cache.
+    fn fetch(&self, inside: &Inside, cache: &cache::Cache, question: &Question, lock: &Lock) -> Result<()>;
+
+    /// Solves with what a lock of before names and the cache has, without a network: on another base some of it may not
+    /// be needed any more, and nothing else may be. `files` is an empty directory.
+    fn resolve_from(
+        &self,
+        inside: &Inside,
+        cache: &cache::Cache,
+        question: &Question,
+        lock: &Lock,
+        files: &Path,
+    ) -> Result<Lock>;
+
+    /// Installs what is locked from the directory `files`, at a `time` in seconds since 1970.
+    fn install(&self, inside: &Inside, target: &Target, lock: &Lock, files: &Path, time: u64) -> Result<()>;
+}
+
+fn backend(manager: Manager) -> &'static dyn Backend {
+    match manager {
+        Manager::Apt => &apt::Apt,
+        Manager::Dnf => &dnf::Dnf,
+    }
+}
 
 /// What solving needs beside the tree.
 #[derive(Debug, Clone)]
@@ -49,20 +99,15 @@ pub struct Question {
 /// Finds out which packages are needed, and fetches those that the cache does not have.
 pub async fn solve(cx: &Cx, room: &Room, cache: &cache::Cache, question: Question) -> Result<Lock> {
     let cache = cache.clone();
-    let work = move |inside: &room::Inside| match question.target.manager {
-        Manager::Apt => apt::solve(inside, &cache, &question),
-        Manager::Dnf => Err(no_dnf()),
-    };
+    let work = move |inside: &Inside| backend(question.target.manager).solve(inside, &cache, &question);
     room.enter(cx, SOLVE, true, work).await
 }
 
 /// Fetches what is locked and not in the cache.
 pub async fn fetch(cx: &Cx, room: &Room, cache: &cache::Cache, question: Question, lock: Lock) -> Result<()> {
     let cache = cache.clone();
-    let work = move |inside: &room::Inside| match question.target.manager {
-        Manager::Apt => apt::fetch(inside, &cache, &question, &lock),
-        Manager::Dnf => Err(no_dnf()),
-    };
+    let work =
+        move |inside: &Inside| backend(question.target.manager).fetch(inside, &cache, &question, &lock);
     room.enter(cx, SOLVE, true, work).await
 }
 
@@ -75,9 +120,8 @@ pub async fn resolve_from(
     lock: Lock,
 ) -> Result<Lock> {
     let (cache, files) = (cache.clone(), room.dir("kept")?);
-    let work = move |inside: &room::Inside| match question.target.manager {
-        Manager::Apt => apt::resolve_from(inside, &cache, &question, &lock, &files),
-        Manager::Dnf => Err(no_dnf()),
+    let work = move |inside: &Inside| {
+        backend(question.target.manager).resolve_from(inside, &cache, &question, &lock, &files)
     };
     room.enter(cx, SOLVE, true, work).await
 }
@@ -107,13 +151,10 @@ pub async fn install(
         cache.copy(package, &files.join(file_name(&lock, package)))?;
     }
     let upper = room.upper(INSTALL);
-    let work = move |inside: &room::Inside| {
+    let work = move |inside: &Inside| {
         let before = var::prepare(inside, &target)?;
         let accounts = etc::Accounts::read(inside)?;
-        match target.manager {
-            Manager::Apt => apt::install(inside, &target, &lock, &files, time)?,
-            Manager::Dnf => return Err(no_dnf()),
-        }
+        backend(target.manager).install(inside, &target, &lock, &files, time)?;
         let mut generated = Vec::new();
         if let Some(conf) = var::tmpfiles(inside, &before)? {
             generated.push((var::CONF.to_owned(), conf.into_bytes()));
@@ -129,18 +170,37 @@ pub async fn install(
 
 /// The name that a package's file has while it is installed.
 fn file_name(lock: &Lock, package: &crate::model::lock::LockedPackage) -> String {
-    let ending = match lock.manager {
-        Manager::Apt => "deb",
-        Manager::Dnf => "rpm",
-    };
     // Only the architecture tells two packages of one name apart.
+    let ending = backend(lock.manager).ending();
     format!("{}_{}.{ending}", package.name.replace(':', "_"), package.architecture)
 }
 
-fn no_dnf() -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        "packages of dnf are not supported by this version; nothing was staged",
-    )
-    .hint("build an image with the packages, and `osctl rebase` to it")
+/// The key of a repository, if it has one.
+fn key_of<'q>(repo: &'q Repo, question: &'q Question) -> Option<&'q [u8]> {
+    match repo.key.as_ref()? {
+        Key::Inline(bytes) => Some(bytes),
+        Key::File(path) => question.keys.get(path).map(Vec::as_slice),
+    }
+}
+
+/// Whoever solves and fetches.
+fn fetching_user() -> Result<(u32, u32)> {
+    user::fetcher().ok_or_else(|| Error::new(ErrorKind::NotAuthorized, "packages need a daemon that is root"))
+}
+
+/// The sandbox that has the network, which finds names as the host does.
+fn fetcher(inside: &Inside, question: &Question) -> Result<Sandbox> {
+    let (uid, gid) = fetching_user()?;
+    let mut sandbox = inside.sandbox(Who::Fetcher { uid, gid })?;
+    for file in ["/etc/resolv.conf", "/etc/hosts"] {
+        // Links into /run are followed.
+        if let Ok(real) = std::fs::canonicalize(file) {
+            inside.put(&format!("usr{file}"), b"")?;
+            sandbox = sandbox.show(real, file);
+        }
+    }
+    for (name, value) in &question.proxies {
+        sandbox = sandbox.variable(name, value);
+    }
+    Ok(sandbox)
 }

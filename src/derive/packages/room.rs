@@ -142,6 +142,44 @@ impl Inside {
         &self.var
     }
 
+    /// An empty directory beside the tree, for a user that fetches to work in.
+    pub fn own(&self, name: &str, owner: (u32, u32)) -> Result<PathBuf> {
+        let dir = self.merged.with_file_name(name);
+        self.clear(&dir, owner)?;
+        Ok(dir)
+    }
+
+    /// Empties one that [`Inside::own`] made. Nothing in it is followed.
+    pub fn clear(&self, dir: &Path, owner: (u32, u32)) -> Result<()> {
+        let clear = || -> std::io::Result<()> {
+            match std::fs::remove_dir_all(dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => std::fs::create_dir(dir)?,
+            }
+            lchown(dir, Some(owner.0), Some(owner.1))
+        };
+        clear().doing_with(|| format!("preparing {}", dir.display()))
+    }
+
+    /// A copy of the files in a directory of the tree, which belongs to `owner`.
+    pub fn own_copy(&self, path: &str, name: &str, owner: (u32, u32)) -> Result<PathBuf> {
+        let to = self.own(name, owner)?;
+        let from = self.real(path)?;
+        let copy = || -> std::io::Result<()> {
+            for entry in std::fs::read_dir(&from)? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    let copy = to.join(entry.file_name());
+                    std::fs::copy(entry.path(), &copy)?;
+                    lchown(&copy, Some(owner.0), Some(owner.1))?;
+                }
+            }
+            Ok(())
+        };
+        copy().doing_with(|| format!("copying {path} of the target"))?;
+        Ok(to)
+    }
+
     /// The tree with the changes. Paths are relative, and cannot leave it.
     pub fn tree(&self) -> Result<Dir> {
         Dir::open_ambient_dir(&self.merged, ambient_authority()).doing("opening the tree")

@@ -23,14 +23,20 @@ const SKELETON: [&str; 14] = [
     "tmp", "usrlocal",
 ];
 /// State of installing, which nothing at run time reads, and which would differ between hosts.
-const DROPPED: [&str; 12] = [
+const DROPPED: [&str; 18] = [
     "cache/apt/",
     "cache/debconf/",
+    "cache/dnf/",
     "cache/ldconfig/",
+    "cache/libdnf5/",
+    "lib/alternatives/",
     "lib/apt/",
     "lib/dpkg/",
     "lib/dbus/machine-id",
+    "lib/dnf/",
     "lib/python/",
+    "lib/rpm-state/",
+    "lib/rpm/",
     "lib/shells.state",
     "lib/systemd/deb-systemd-",
     "lib/ucf/",
