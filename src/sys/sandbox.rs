@@ -18,6 +18,9 @@ const CAPABILITIES: [&str; 9] =
 /// What becoming another user needs, and what is gone with that.
 const TO_BECOME_ANOTHER: [&str; 2] = ["SETGID", "SETUID"];
 
+/// What of `/proc` root can write to without any capability, and is about the whole kernel.
+const KERNEL: [&str; 6] = ["acpi", "bus", "fs", "irq", "sys", "sysrq-trigger"];
+
 /// Who runs in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
@@ -39,12 +42,19 @@ pub struct Sandbox {
     root: PathBuf,
     mounts: Vec<(&'static str, PathBuf, String)>,
     environment: Vec<(String, String)>,
+    has_user_namespaces: bool,
 }
 
 impl Sandbox {
     /// Around the tree at `root`, which an installer can write to.
     pub fn new(who: Who, root: &Path) -> Sandbox {
-        Sandbox { who, root: root.to_owned(), mounts: Vec::new(), environment: Vec::new() }
+        Sandbox {
+            who,
+            root: root.to_owned(),
+            mounts: Vec::new(),
+            environment: Vec::new(),
+            has_user_namespaces: false,
+        }
     }
 
     /// Shows something of the host, writable. `from` must have no symbolic link in it that somebody else made.
@@ -68,6 +78,13 @@ impl Sandbox {
         self
     }
 
+    /// Lets whoever fetches be root of a user namespace, over nothing: that is written to a file in `/proc`.
+    #[must_use]
+    pub fn with_user_namespaces(mut self) -> Sandbox {
+        self.has_user_namespaces = true;
+        self
+    }
+
     /// A command in the sandbox.
     pub fn command<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new("bwrap");
@@ -79,8 +96,14 @@ impl Sandbox {
         command.args([
             "--tmpfs", "/run", "--perms", "1777", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev",
         ]);
-        // Root can write to settings of the whole kernel there, without any capability.
-        command.args(["--remount-ro", "/proc", "--cap-drop", "ALL"]);
+        if self.has_user_namespaces {
+            for path in KERNEL.map(|name| format!("/proc/{name}")) {
+                command.args(["--ro-bind-try", &path, &path]);
+            }
+        } else {
+            command.args(["--remount-ro", "/proc"]);
+        }
+        command.args(["--cap-drop", "ALL"]);
         for (how, from, to) in &self.mounts {
             command.arg(how).arg(from).arg(to);
         }

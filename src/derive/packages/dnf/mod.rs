@@ -180,7 +180,8 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
     let store = inside.own("store", owner)?;
     let sandbox = fetcher(inside, question)?
         .bind(database, question.target.database.clone())
-        .bind(store.clone(), STORE);
+        .bind(store.clone(), STORE)
+        .with_user_namespaces();
     let base = installed(inside, &sandbox)?;
     let free = read::freed(&question.packages, &base);
     Ok(Session { inside, sandbox, version, store, base, free, offline: false })
