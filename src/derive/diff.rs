@@ -37,6 +37,8 @@ pub enum Subject {
     Unit,
     /// A system user.
     User,
+    /// A system group.
+    Group,
     /// An appended kernel argument.
     KernelArgument,
     /// A deleted kernel argument.
@@ -55,6 +57,7 @@ impl Subject {
             Subject::Path => "",
             Subject::Unit => "unit ",
             Subject::User => "user ",
+            Subject::Group => "group ",
             Subject::KernelArgument => "kernel argument ",
             Subject::DeletedKernelArgument => "deletion of kernel argument ",
             Subject::Package => "package ",
@@ -160,6 +163,12 @@ pub fn compare(deployed: &CommitTree, manifest: &Manifest) -> Result<Differences
         Subject::User,
         before.iter().flat_map(|b| &b.users).map(|(n, u)| (n.as_str(), u.drop_in.as_str(), &u.digest)),
         provenance::users(manifest).iter().map(|(n, u)| (n.as_str(), u.drop_in.as_str(), &u.digest)),
+    );
+    keyed(
+        &mut all,
+        Subject::Group,
+        before.iter().flat_map(|b| &b.groups).map(|(n, g)| (n.as_str(), g.drop_in.as_str(), &g.digest)),
+        provenance::groups(manifest).iter().map(|(n, g)| (n.as_str(), g.drop_in.as_str(), &g.digest)),
     );
     let now = provenance::kargs(manifest);
     let none = provenance::KargRecords::default();
@@ -273,6 +282,9 @@ mod tests {
         before.units = units([("old.service", unit(false)), ("agent.service", unit(true))]).units;
         before.users.insert("agent".into(), user());
         before.users.insert("other".into(), user());
+        let group = |gid| crate::model::manifest::Group { owner: owner(), gid };
+        before.groups.insert("agents".into(), group(None));
+        before.groups.insert("gone".into(), group(None));
         before.kargs_append = vec![karg("nosmt"), karg("twice"), karg("twice")];
         before.kargs_delete = vec![karg("quiet")];
         let derived = scratch.derive(&before).unwrap();
@@ -289,6 +301,7 @@ mod tests {
         ]);
         now.units = units([("old.service", unit(true)), ("tty@a.service", unit(true))]).units;
         now.users.insert("agent".into(), crate::model::manifest::User { uid: Some(77), ..user() });
+        now.groups.insert("agents".into(), group(Some(78)));
         now.kargs_append = vec![karg("twice"), karg("mitigations=auto")];
         assert_eq!(
             compare(&tree, &now).unwrap().lines(),
@@ -303,6 +316,8 @@ mod tests {
                 "add unit tty@a.service (50-agent.yaml)",
                 "change user agent (50-agent.yaml)",
                 "remove user other (50-agent.yaml)",
+                "change group agents (50-agent.yaml)",
+                "remove group gone (50-agent.yaml)",
                 "add kernel argument mitigations=auto (50-agent.yaml)",
                 "remove kernel argument nosmt (50-agent.yaml)",
                 "remove kernel argument twice (50-agent.yaml)",

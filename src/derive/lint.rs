@@ -1,7 +1,7 @@
 //! Checking drop-ins and bound files offline, without root: all files, all errors, nothing printed.
 
 use super::read::is_dropin;
-use crate::model::dropin::{self, Local, MAX_CONTENTS, Merger, Text};
+use crate::model::dropin::{self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_LEAVES, Merger, Text};
 use crate::model::manifest::Node;
 use crate::model::{Context, Error, ErrorKind, Result};
 use std::collections::BTreeMap;
@@ -162,13 +162,6 @@ fn drop_in(path: &Path, merger: &mut Merger) -> LintFile {
     if path.extension().is_some_and(|e| e == "yml") {
         file.warnings.push(LintError::plain("is ignored: drop-ins end in .yaml", "rename it to .yaml"));
     }
-    if path.extension().is_some_and(|e| e == "bu") {
-        file.errors.push(LintError::plain(
-            "Butane files are not supported by this version",
-            "write it as a .yaml drop-in",
-        ));
-        return file;
-    }
     match check(path, merger, &mut file.warnings) {
         Ok(()) => {}
         Err(e) => file.errors.push(LintError::from(&e)),
@@ -183,12 +176,7 @@ fn check(path: &Path, merger: &mut Merger, warnings: &mut Vec<LintError>) -> Res
         path: shown(path),
         bytes: read_file(path, dropin::MAX_DROPIN)?,
     };
-    let declared = dropin::decode(&text, &mut |name| {
-        let path = dir.join(name);
-        let bytes = read_file(&path, MAX_CONTENTS)?;
-        let private = std::fs::metadata(&path).is_ok_and(|m| m.mode() & 0o077 == 0);
-        Ok(Local { bytes, private })
-    })?;
+    let declared = dropin::decode(&text, &Directory(dir))?;
     for (name, at, key, node) in declared.nodes() {
         if let Node::File(f) = node
             && f.meta.mode & 0o022 != 0
@@ -203,6 +191,62 @@ fn check(path: &Path, merger: &mut Merger, warnings: &mut Vec<LintError>) -> Res
         }
     }
     merger.add(declared)
+}
+
+/// The directory of a drop-in. Who owns what in it is decided where it is installed.
+struct Directory<'d>(&'d Path);
+
+impl Beside for Directory<'_> {
+    fn file(&self, name: &str) -> Result<Local> {
+        let path = self.0.join(name);
+        let bytes = read_file(&path, MAX_CONTENTS)?;
+        let private = std::fs::metadata(&path).is_ok_and(|m| m.mode() & 0o077 == 0);
+        Ok(Local { bytes, private })
+    }
+
+    fn tree(&self, name: &str) -> Result<Vec<Leaf>> {
+        let mut leaves = Vec::new();
+        self.gather(Path::new(name), Path::new(""), &mut leaves)?;
+        leaves.sort_by(|a: &Leaf, b| a.path.cmp(&b.path));
+        Ok(leaves)
+    }
+}
+
+impl Directory<'_> {
+    fn gather(&self, tree: &Path, below: &Path, leaves: &mut Vec<Leaf>) -> Result<()> {
+        let dir = self.0.join(tree).join(below);
+        let refuse = |message: &str| {
+            Error::new(ErrorKind::InvalidDropIn, format!("{}: {message}", dir.display()))
+                .detail("file", dir.display())
+        };
+        if below.components().count() > MAX_DEPTH {
+            return Err(refuse("is nested too deeply"));
+        }
+        for entry in std::fs::read_dir(&dir).map_err(|e| refuse("cannot be listed").source(e))? {
+            let entry = entry.map_err(|e| refuse("cannot be listed").source(e))?;
+            let below = below.join(entry.file_name());
+            let path = below.to_str().ok_or_else(|| refuse("has a name that is not UTF-8"))?.to_owned();
+            let file_type = entry.file_type().map_err(|e| refuse("cannot be read").source(e))?;
+            let kind = if file_type.is_dir() {
+                self.gather(tree, &below, leaves)?;
+                LeafKind::Directory
+            } else if file_type.is_symlink() {
+                let target =
+                    std::fs::read_link(entry.path()).map_err(|e| refuse("cannot be read").source(e))?;
+                LeafKind::Link(target.to_string_lossy().into_owned())
+            } else {
+                let name = tree.join(&below);
+                let contents = self.file(name.to_str().unwrap_or_default())?;
+                let executable = entry.metadata().is_ok_and(|m| m.mode() & 0o111 != 0);
+                LeafKind::File { contents, executable }
+            };
+            leaves.push(Leaf { path, kind });
+            if leaves.len() > MAX_LEAVES {
+                return Err(refuse(&format!("the tree has more than {MAX_LEAVES} entries")));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {

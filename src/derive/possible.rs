@@ -1,7 +1,7 @@
 //! What makes deriving impossible, whatever the drop-ins say.
 
 use crate::model::lock::Lock;
-use crate::model::manifest::{Manifest, User};
+use crate::model::manifest::{Group, Manifest, User};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
 use std::path::Path;
@@ -65,12 +65,15 @@ pub struct Claim {
 const PASSWD: &str = "etc/passwd";
 const GROUP: &str = "etc/group";
 
-/// What the users of drop-ins claim: systemd-sysusers makes a group with the number of each, too.
+/// What the users and groups of drop-ins claim: systemd-sysusers makes a group with the number of each user, too.
 pub fn declared(manifest: &Manifest) -> Vec<Claim> {
-    let claim = |(name, user): (&String, &User)| {
+    let user = |(name, user): (&String, &User)| {
         Some(Claim { name: name.clone(), id: user.uid?, by: user.owner.clone(), files: &[PASSWD, GROUP] })
     };
-    manifest.users.iter().filter_map(claim).collect()
+    let group = |(name, group): (&String, &Group)| {
+        Some(Claim { name: name.clone(), id: group.gid?, by: group.owner.clone(), files: &[GROUP] })
+    };
+    manifest.users.iter().filter_map(user).chain(manifest.groups.iter().filter_map(group)).collect()
 }
 
 /// What the users and groups of packages claim.
@@ -128,6 +131,24 @@ mod tests {
         ] {
             assert_eq!(composefs_is_signed(text), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_declared_user_claims_a_user_and_a_group_and_a_group_only_a_group() {
+        let mut manifest = Manifest::default();
+        let user = |uid| User { owner: "a.yaml".into(), uid, gecos: None, home: None, shell: None };
+        manifest.users.insert("pinned".into(), user(Some(480)));
+        manifest.users.insert("free".into(), user(None));
+        manifest.groups.insert("group".into(), Group { owner: "b.bu".into(), gid: Some(481) });
+        let claims: Vec<_> = declared(&manifest).into_iter().map(|c| (c.name, c.id, c.by, c.files)).collect();
+        let both: &[&str] = &["etc/passwd", "etc/group"];
+        assert_eq!(
+            claims,
+            [
+                ("pinned".to_owned(), 480, "a.yaml".to_owned(), both),
+                ("group".to_owned(), 481, "b.bu".to_owned(), &both[1..]),
+            ]
+        );
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub struct Provenance {
     pub units: BTreeMap<String, UnitRecord>,
     /// Users by name.
     pub users: BTreeMap<String, UserRecord>,
+    /// Groups by name, beside those of the users.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<String, UserRecord>,
     /// Kernel arguments, in merge order.
     pub kernel_arguments: KargRecords,
     /// Requests to the package manager, as they were made.
@@ -199,6 +202,7 @@ impl Provenance {
             paths: BTreeMap::new(),
             units: BTreeMap::new(),
             users: users(manifest),
+            groups: groups(manifest),
             kernel_arguments: kargs(manifest),
             packages: BTreeMap::new(),
             lock_digest: None,
@@ -271,6 +275,15 @@ pub(super) fn users(manifest: &Manifest) -> BTreeMap<String, UserRecord> {
     manifest.users.iter().map(|(name, user)| (name.clone(), record(user))).collect()
 }
 
+/// The groups of a manifest, with their owners.
+pub(super) fn groups(manifest: &Manifest) -> BTreeMap<String, UserRecord> {
+    let record = |group: &crate::model::manifest::Group| UserRecord {
+        drop_in: group.owner.clone(),
+        digest: Digest::of(&serde_json::to_vec(group).expect("a record of strings always serialises")),
+    };
+    manifest.groups.iter().map(|(name, group)| (name.clone(), record(group))).collect()
+}
+
 /// The kernel arguments of a manifest, with their owners.
 pub(super) fn kargs(manifest: &Manifest) -> KargRecords {
     let record =
@@ -286,6 +299,7 @@ pub(super) fn contributions(manifest: &Manifest) -> Vec<Contribution> {
     let owners: BTreeSet<&str> = (manifest.nodes.values().map(Node::owner))
         .chain(manifest.units.values().map(|u| u.owner.as_str()))
         .chain(manifest.users.values().map(|u| u.owner.as_str()))
+        .chain(manifest.groups.values().map(|g| g.owner.as_str()))
         .chain(manifest.kargs_append.iter().chain(&manifest.kargs_delete).map(|k| k.owner.as_str()))
         .chain(manifest.packages.owners())
         .collect();

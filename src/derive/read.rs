@@ -1,14 +1,16 @@
 //! Reading drop-ins: which files count, which one wins, and whether to trust them.
 //!
 //! ```text
-//! target tree  /usr/lib/osctl/derive.d/*.yaml ┐ same name: /etc wins; a link to /dev/null masks
-//! config root  /etc/osctl/derive.d/*.yaml     ┘ ──► in name order ──► model::dropin ──► Manifest
+//! target tree  /usr/lib/osctl/derive.d/*.{yaml,bu} ┐ same name: /etc wins; a link to /dev/null masks
+//! config root  /etc/osctl/derive.d/*.{yaml,bu}     ┘ ──► in name order ──► model::dropin ──► Manifest
 //! ```
 //!
 //! Each file is opened once, without following links, and everything that is decided about it (type, owner,
 //! mode, size) comes from that descriptor: there is no second look that could see something else.
 
-use crate::model::dropin::{self, Local, MAX_CONTENTS, MAX_DROPIN, Text};
+use crate::model::dropin::{
+    self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_DROPIN, MAX_LEAVES, MAX_TREE, Text,
+};
 use crate::model::manifest::Manifest;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::{CommitTree, Kind};
@@ -27,6 +29,8 @@ pub const VENDOR_DIR: &str = "/usr/lib/osctl/derive.d";
 const ORIGIN_DIR: &str = "/etc/rpm-ostree/origin.d";
 /// More are a mistake (a wrong directory, a runaway generator), and reading them would take long.
 pub const MAX_DROPINS: usize = 1000;
+/// Deeper trees are a mistake.
+const MAX_DEPTH: usize = 32;
 
 /// The winning file of a name.
 enum Found {
@@ -55,34 +59,19 @@ pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> 
             found.insert(name, entry);
         }
     }
-    let mut texts = Vec::new();
-    let mut from_host = Vec::new();
+    let image = target.map(VendorDir);
+    let mut dropins: Vec<(Text, &dyn Beside)> = Vec::new();
     for entry in found.into_values() {
-        let (text, is_host) = match entry {
-            Found::Masked => continue,
-            Found::Host(text) => (text, true),
-            Found::Vendor(text) => (text, false),
-        };
-        if text.name.ends_with(".bu") {
-            return Err(unsupported(&text.path, "Butane files are not supported by this version")
-                .hint("write it as a .yaml drop-in, or move it away"));
+        match (entry, &host, &image) {
+            (Found::Host(text), Some(dir), _) => dropins.push((text, dir)),
+            (Found::Vendor(text), _, Some(tree)) => dropins.push((text, tree)),
+            (Found::Masked | Found::Host(_) | Found::Vendor(_), ..) => {}
         }
-        texts.push(text);
-        from_host.push(is_host);
     }
-    if texts.len() > MAX_DROPINS {
-        return Err(too_many("the host and the image together"));
+    if dropins.len() > MAX_DROPINS {
+        return Err(too_many("the host and the image together", MAX_DROPINS));
     }
-    dropin::compile(&texts, &mut |index, name| match (
-        from_host.get(index).copied().unwrap_or_default(),
-        &host,
-        target,
-    ) {
-        (true, Some(dir), _) => dir.local(name),
-        // Everything in an image is everybody's.
-        (_, _, Some(tree)) => vendor_local(tree, name).map(|bytes| Local { bytes, private: false }),
-        (_, _, None) => Err(refuse(name, "has no directory to be read from")),
-    })
+    dropin::compile(&dropins)
 }
 
 /// Whether a file name in a `derive.d` counts. READMEs, `.disabled`, editor backups and hidden files do not.
@@ -98,8 +87,9 @@ fn unsupported(path: &str, message: &str) -> Error {
     Error::new(ErrorKind::Unsupported, format!("{path}: {message}")).detail("file", path)
 }
 
-fn too_many(dir: &str) -> Error {
-    refuse(dir, &format!("more than {MAX_DROPINS} drop-ins"))
+fn too_many(dir: &str, limit: usize) -> Error {
+    let what = if limit == MAX_DROPINS { "drop-ins" } else { "entries" };
+    refuse(dir, &format!("more than {limit} {what}"))
         .hint("merge them, or move away what does not belong there")
 }
 
@@ -164,7 +154,7 @@ fn unreadable(path: &str, cause: std::io::Error) -> Error {
 }
 
 /// The names in a directory that `wanted` selects, sorted; stops early when there are too many.
-fn list(fd: &OwnedFd, path: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+fn list(fd: &OwnedFd, path: &str, wanted: impl Fn(&str) -> bool, limit: usize) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(fd).map_err(|e| unreadable(path, e.into()))? {
         let entry = entry.map_err(|e| unreadable(path, e.into()))?;
@@ -177,8 +167,8 @@ fn list(fd: &OwnedFd, path: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<S
         }
         check_name(path, &name)?;
         names.push(name.into_owned());
-        if names.len() > MAX_DROPINS {
-            return Err(too_many(path));
+        if names.len() > limit {
+            return Err(too_many(path, limit));
         }
     }
     names.sort();
@@ -187,7 +177,7 @@ fn list(fd: &OwnedFd, path: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<S
 
 fn refuse_treefiles(root: &Dir) -> Result<()> {
     let Some(fd) = open_dir(root, ORIGIN_DIR)? else { return Ok(()) };
-    match list(&fd, ORIGIN_DIR, |n| !n.starts_with('.') && n.ends_with(".yaml"))?.first() {
+    match list(&fd, ORIGIN_DIR, |n| !n.starts_with('.') && n.ends_with(".yaml"), MAX_DROPINS)?.first() {
         None => Ok(()),
         Some(name) => Err(unsupported(
             &format!("{ORIGIN_DIR}/{name}"),
@@ -209,7 +199,7 @@ impl HostDir {
     }
 
     fn names(&self) -> Result<Vec<String>> {
-        list(&self.0, HOST_DIR, is_dropin)
+        list(&self.0, HOST_DIR, is_dropin, MAX_DROPINS)
     }
 
     /// The drop-in as it is now; `None` if it is masked.
@@ -225,42 +215,130 @@ impl HostDir {
                 Err(refuse(&path, "is a symbolic link")
                     .hint("copy the file; only a link to /dev/null has a meaning here: it masks"))
             }
+            Err(Unread::Directory) => Err(no_file(&path)),
             Err(Unread::Because(e)) => Err(*e),
-            Ok(file) => Ok(Some(Text { name: name.to_owned(), path, bytes: file.bytes })),
+            Ok((file, _)) => Ok(Some(Text { name: name.to_owned(), path, bytes: file.bytes })),
         }
     }
 
-    /// Reads a `local:` file, component by component, so that no link can lead out.
-    fn local(&self, name: &str) -> Result<Local> {
-        let shown = format!("{HOST_DIR}/{name}");
-        let mut dir = self.0.try_clone().map_err(|e| unreadable(&shown, e))?;
+    /// Opens a directory below this one, component by component, so that no link can lead out.
+    fn below(&self, name: &str) -> Result<(OwnedFd, String)> {
+        let mut dir = self.0.try_clone().map_err(|e| unreadable(HOST_DIR, e))?;
         let mut path = HOST_DIR.to_owned();
-        let (parents, file) = name.rsplit_once('/').unwrap_or(("", name));
-        for part in parents.split('/').filter(|p| !p.is_empty()) {
-            if part == ".." {
-                return Err(refuse(&shown, "leaves the directory of the drop-ins"));
-            }
+        for part in name.split('/').filter(|p| !p.is_empty()) {
             path = format!("{path}/{part}");
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            dir = rustix::fs::openat(&dir, part, flags, Mode::empty()).map_err(|e| match e {
-                Errno::NOTDIR | Errno::LOOP => refuse(&path, "is not a directory"),
-                Errno::NOENT => refuse(&path, "does not exist"),
-                e => unreadable(&path, e.into()),
-            })?;
-            let stat = rustix::fs::fstat(&dir).map_err(|e| unreadable(&path, e.into()))?;
-            check_trust(&path, stat.st_uid, stat.st_mode)?;
+            if part == ".." {
+                return Err(refuse(&path, "leaves the directory of the drop-ins"));
+            }
+            dir = open_below(&dir, part, &path)?;
         }
-        match read_regular(&dir, file, &shown, MAX_CONTENTS) {
-            Ok(file) => Ok(file),
-            Err(Unread::Link) => Err(refuse(&shown, "is a symbolic link")),
+        Ok((dir, path))
+    }
+}
+
+/// Opens a directory in a directory, never through a link, if only root can have written it.
+fn open_below(dir: &OwnedFd, name: &str, path: &str) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| match e {
+        Errno::NOTDIR | Errno::LOOP => refuse(path, "is not a directory"),
+        Errno::NOENT => refuse(path, "does not exist"),
+        e => unreadable(path, e.into()),
+    })?;
+    let stat = rustix::fs::fstat(&dir).map_err(|e| unreadable(path, e.into()))?;
+    check_trust(path, stat.st_uid, stat.st_mode)?;
+    Ok(dir)
+}
+
+impl Beside for HostDir {
+    fn file(&self, name: &str) -> Result<Local> {
+        let (parents, file) = name.rsplit_once('/').unwrap_or(("", name));
+        let (dir, path) = self.below(parents)?;
+        let path = format!("{path}/{file}");
+        match read_regular(&dir, file, &path, MAX_CONTENTS) {
+            Ok((file, _)) => Ok(file),
+            Err(Unread::Link) => Err(refuse(&path, "is a symbolic link")),
+            Err(Unread::Directory) => Err(no_file(&path)),
             Err(Unread::Because(e)) => Err(*e),
         }
+    }
+
+    fn tree(&self, name: &str) -> Result<Vec<Leaf>> {
+        let (dir, path) = self.below(name)?;
+        let mut leaves = Leaves::default();
+        self.gather(&dir, &path, "", &mut leaves)?;
+        Ok(leaves.sorted())
+    }
+}
+
+impl HostDir {
+    fn gather(&self, dir: &OwnedFd, path: &str, top: &str, leaves: &mut Leaves) -> Result<()> {
+        leaves.check_depth(path, top)?;
+        for name in list(dir, path, |n| n != "." && n != "..", MAX_LEAVES)? {
+            let (path, top) = (format!("{path}/{name}"), below(top, &name));
+            let kind = match read_regular(dir, &name, &path, MAX_CONTENTS) {
+                Ok((contents, mode)) => LeafKind::File { contents, executable: mode & 0o111 != 0 },
+                Err(Unread::Link) => {
+                    let target = rustix::fs::readlinkat(dir, &name, Vec::new())
+                        .map_err(|e| unreadable(&path, e.into()))?;
+                    let target =
+                        target.into_string().map_err(|_| refuse(&path, "leads to what is not UTF-8"))?;
+                    LeafKind::Link(target)
+                }
+                Err(Unread::Directory) => {
+                    self.gather(&open_below(dir, &name, &path)?, &path, &top, leaves)?;
+                    LeafKind::Directory
+                }
+                Err(Unread::Because(e)) => return Err(*e),
+            };
+            leaves.add(&path, top, kind)?;
+        }
+        Ok(())
+    }
+}
+
+fn below(top: &str, name: &str) -> String {
+    if top.is_empty() { name.to_owned() } else { format!("{top}/{name}") }
+}
+
+/// What was found in a directory tree so far.
+#[derive(Default)]
+struct Leaves {
+    all: Vec<Leaf>,
+    bytes: u64,
+}
+
+impl Leaves {
+    fn add(&mut self, shown: &str, path: String, kind: LeafKind) -> Result<()> {
+        if let LeafKind::File { contents, .. } = &kind {
+            self.bytes += contents.bytes.len() as u64;
+        }
+        if self.bytes > MAX_TREE {
+            return Err(refuse(shown, &format!("the tree has more than {MAX_TREE} bytes")));
+        }
+        self.all.push(Leaf { path, kind });
+        if self.all.len() > MAX_LEAVES {
+            return Err(refuse(shown, &format!("the tree has more than {MAX_LEAVES} entries")));
+        }
+        Ok(())
+    }
+
+    fn check_depth(&self, shown: &str, top: &str) -> Result<()> {
+        match top.matches('/').count() {
+            MAX_DEPTH.. => Err(refuse(shown, "is nested too deeply")),
+            _ => Ok(()),
+        }
+    }
+
+    fn sorted(mut self) -> Vec<Leaf> {
+        self.all.sort_by(|a, b| a.path.cmp(&b.path));
+        self.all
     }
 }
 
 /// Why a file was not read.
 enum Unread {
     Link,
+    Directory,
     Because(Box<Error>),
 }
 
@@ -270,20 +348,26 @@ impl From<Error> for Unread {
     }
 }
 
-/// Reads a regular file that only root can have written. Non-blocking: a FIFO must not hold us up.
-fn read_regular(dir: impl AsFd, name: &str, path: &str, limit: u64) -> Result<Local, Unread> {
+fn no_file(path: &str) -> Error {
+    refuse(path, "is not a regular file")
+}
+
+/// Reads a regular file that only root can have written, and its mode. Non-blocking: a FIFO must not hold us up.
+fn read_regular(dir: impl AsFd, name: &str, path: &str, limit: u64) -> Result<(Local, u32), Unread> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
         Ok(fd) => fd,
         Err(Errno::LOOP) => return Err(Unread::Link),
         Err(Errno::NOENT) => return Err(refuse(path, "does not exist").into()),
         // A socket, or a device without driver.
-        Err(Errno::NXIO) => return Err(refuse(path, "is not a regular file").into()),
+        Err(Errno::NXIO) => return Err(no_file(path).into()),
         Err(e) => return Err(unreadable(path, e.into()).into()),
     };
     let stat = rustix::fs::fstat(&fd).map_err(|e| unreadable(path, e.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(refuse(path, "is not a regular file").into());
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(Unread::Directory),
+        _ => return Err(no_file(path).into()),
     }
     check_trust(path, stat.st_uid, stat.st_mode)?;
     check_size(path, u64::try_from(stat.st_size).unwrap_or(u64::MAX), limit)?;
@@ -291,7 +375,7 @@ fn read_regular(dir: impl AsFd, name: &str, path: &str, limit: u64) -> Result<Lo
     // It may grow while we read.
     std::fs::File::from(fd).take(limit + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, e))?;
     check_size(path, bytes.len() as u64, limit)?;
-    Ok(Local { bytes, private: stat.st_mode & 0o077 == 0 })
+    Ok((Local { bytes, private: stat.st_mode & 0o077 == 0 }, stat.st_mode))
 }
 
 fn vendor(tree: &CommitTree, found: &mut BTreeMap<String, Found>) -> Result<()> {
@@ -310,23 +394,74 @@ fn vendor(tree: &CommitTree, found: &mut BTreeMap<String, Found>) -> Result<()> 
         let bytes = vendor_file(tree, &path, MAX_DROPIN)?;
         found.insert(name.clone(), Found::Vendor(Text { name, path, bytes }));
         if found.len() > MAX_DROPINS {
-            return Err(too_many(VENDOR_DIR));
+            return Err(too_many(VENDOR_DIR, MAX_DROPINS));
         }
     }
     Ok(())
 }
 
-fn vendor_local(tree: &CommitTree, name: &str) -> Result<Vec<u8>> {
-    let path = format!("{VENDOR_DIR}/{name}");
-    let base = tree.resolve(VENDOR_DIR, true)?;
-    let real = tree.resolve(&path, false)?;
-    match (base, real) {
-        (Some(base), Some(real)) if real.starts_with(&format!("{base}/")) => {
-            vendor_file(tree, &path, MAX_CONTENTS)
+/// The image's directory.
+struct VendorDir<'t>(&'t CommitTree);
+
+impl VendorDir<'_> {
+    /// The path of what has this name, if it is inside the directory.
+    fn inside(&self, name: &str) -> Result<String> {
+        let path = format!("{VENDOR_DIR}/{name}");
+        let base = self.0.resolve(VENDOR_DIR, true)?;
+        match (base, self.0.resolve(path.trim_end_matches('/'), false)?) {
+            (Some(base), Some(real)) if real == base || real.starts_with(&format!("{base}/")) => Ok(path),
+            (_, None) => Err(refuse(&path, "does not exist")),
+            (_, Some(_)) => Err(refuse(&path, "leaves the directory of the drop-ins")),
         }
-        (_, None) => Err(refuse(&path, "does not exist")),
-        (_, Some(_)) => Err(refuse(&path, "leaves the directory of the drop-ins")),
     }
+
+    fn gather(&self, path: &str, top: &str, leaves: &mut Leaves) -> Result<()> {
+        leaves.check_depth(path, top)?;
+        for name in self.0.list(path)? {
+            check_name(path, &name)?;
+            let (path, top) = (format!("{path}/{name}"), below(top, &name));
+            let Some(info) = self.0.lookup(&path)? else { return Err(refuse(&path, "does not exist")) };
+            let kind = match crate::store::tree::kind_of(&info) {
+                Kind::File => {
+                    let bytes = vendor_file(self.0, &path, MAX_CONTENTS)?;
+                    let executable = info.attribute_uint32("unix::mode") & 0o111 != 0;
+                    LeafKind::File { contents: everybodys(bytes), executable }
+                }
+                Kind::Link => {
+                    let target = info.symlink_target().and_then(|t| t.into_os_string().into_string().ok());
+                    LeafKind::Link(target.ok_or_else(|| refuse(&path, "leads to what is not UTF-8"))?)
+                }
+                Kind::Directory => {
+                    self.gather(&path, &top, leaves)?;
+                    LeafKind::Directory
+                }
+            };
+            leaves.add(&path, top, kind)?;
+        }
+        Ok(())
+    }
+}
+
+impl Beside for VendorDir<'_> {
+    fn file(&self, name: &str) -> Result<Local> {
+        vendor_file(self.0, &self.inside(name)?, MAX_CONTENTS).map(everybodys)
+    }
+
+    fn tree(&self, name: &str) -> Result<Vec<Leaf>> {
+        let path = self.inside(name)?;
+        let path = path.trim_end_matches('/');
+        if self.0.kind(path)? != Some(Kind::Directory) {
+            return Err(refuse(path, "is not a directory"));
+        }
+        let mut leaves = Leaves::default();
+        self.gather(path, "", &mut leaves)?;
+        Ok(leaves.sorted())
+    }
+}
+
+/// Everything in an image is.
+fn everybodys(bytes: Vec<u8>) -> Local {
+    Local { bytes, private: false }
 }
 
 fn vendor_file(tree: &CommitTree, path: &str, limit: u64) -> Result<Vec<u8>> {

@@ -106,7 +106,7 @@ pub struct Unit {
     pub mask: bool,
 }
 
-/// A system user or group that becomes a sysusers.d(5) entry.
+/// A system user that becomes a sysusers.d(5) entry.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct User {
     /// The drop-in that declares it.
@@ -119,6 +119,15 @@ pub struct User {
     pub home: Option<String>,
     /// The login shell.
     pub shell: Option<String>,
+}
+
+/// A system group that becomes a sysusers.d(5) entry.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Group {
+    /// The drop-in that declares it.
+    pub owner: Owner,
+    /// The gid, if the drop-in pins one.
+    pub gid: Option<u32>,
 }
 
 /// A kernel argument that a drop-in appends or deletes.
@@ -153,6 +162,8 @@ pub struct Manifest {
     pub units: BTreeMap<String, Unit>,
     /// System users by name.
     pub users: BTreeMap<String, User>,
+    /// System groups by name, beside those of the users.
+    pub groups: BTreeMap<String, Group>,
     /// What is asked of the package manager.
     pub packages: Packages,
     /// Appended kernel arguments, in merge order.
@@ -167,6 +178,7 @@ impl Manifest {
         self.nodes.is_empty()
             && self.units.is_empty()
             && self.users.is_empty()
+            && self.groups.is_empty()
             && self.packages.is_empty()
             && self.kargs_append.is_empty()
             && self.kargs_delete.is_empty()
@@ -184,6 +196,7 @@ impl Manifest {
             nodes: kept(&self.nodes, |n| keep(n.owner())),
             units: kept(&self.units, |u| keep(&u.owner)),
             users: kept(&self.users, |u| keep(&u.owner)),
+            groups: kept(&self.groups, |g| keep(&g.owner)),
             packages: self.packages.only(&keep),
             kargs_append: kargs(&self.kargs_append),
             kargs_delete: kargs(&self.kargs_delete),
@@ -200,6 +213,9 @@ impl Manifest {
             nodes: &'a BTreeMap<String, Node>,
             units: &'a BTreeMap<String, Unit>,
             users: &'a BTreeMap<String, User>,
+            // Without groups the digest is what it was before they could be declared.
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            groups: &'a BTreeMap<String, Group>,
             #[serde(skip_serializing_if = "Packages::is_empty")]
             packages: &'a Packages,
             kargs_append: &'a [Karg],
@@ -209,6 +225,7 @@ impl Manifest {
             nodes: &self.nodes,
             units: &self.units,
             users: &self.users,
+            groups: &self.groups,
             packages: &self.packages,
             kargs_append: &self.kargs_append,
             kargs_delete: &self.kargs_delete,

@@ -32,6 +32,8 @@ fn every_file_is_checked_and_the_report_has_exactly_this_shape() {
     );
     write(dir, "a/derive.d/30-c.yaml", "links: [{path: /etc/x, target: y}]");
     write(dir, "a/derive.d/40-d.bu", "variant: fcos");
+    let butane = "variant: fcos\nversion: 1.7.0\nstorage: {trees: [{local: data, path: /usr/t}]}";
+    write(dir, "a/derive.d/45-d.bu", butane);
     write(dir, "a/derive.d/50-e.yml", "packges: []");
     write(dir, "a/derive.d/README", "x");
     std::os::unix::fs::symlink("/dev/null", dir.join("a/derive.d/60-f.yaml")).unwrap();
@@ -53,7 +55,8 @@ fn every_file_is_checked_and_the_report_has_exactly_this_shape() {
             entry("a/derive.d/10-a.yaml", vec![], vec![error(1, 16, "files[0].path", "/etc/x can be written by group or others (mode 0666)", "leave out the write bits of group and others".into())]),
             entry("a/derive.d/20-b.yaml", vec![error(3, 11, "files[0].mode", "`644` is not an octal mode with a leading zero", "write 0644".into())], vec![]),
             entry("a/derive.d/30-c.yaml", vec![error(1, 16, "links[0].path", &format!("/etc/x is already declared by {} line 1", "a/derive.d/10-a.yaml"), "declare it once; a drop-in in /etc replaces the vendor's of the same name".into())], vec![]),
-            entry("a/derive.d/40-d.bu", vec![serde_json::json!({"line": null, "column": null, "key": null, "message": "Butane files are not supported by this version", "hint": "write it as a .yaml drop-in"})], vec![]),
+            entry("a/derive.d/40-d.bu", vec![serde_json::json!({"line": 1, "column": 1, "key": null, "message": "`version` is missing", "hint": "a .bu file begins with its variant: and its version:"})], vec![]),
+            entry("a/derive.d/45-d.bu", vec![], vec![]),
             entry("a/derive.d/50-e.yml", vec![error(1, 1, "packges", "unknown key", "did you mean `packages`?".into())], vec![serde_json::json!({"line": null, "column": null, "key": null, "message": "is ignored: drop-ins end in .yaml", "hint": "rename it to .yaml"})]),
             {"path": "b/bound-images.d/bad.container", "kind": "bound", "images": [], "errors": [error(3, 1, "Image", "uses %i", null)], "warnings": []},
             {"path": "b/bound-images.d/good.toml", "kind": "bound", "images": ["quay.io/a:1"], "errors": [], "warnings": []},

@@ -171,15 +171,66 @@ fn ten_thousand_drop_ins_are_refused_before_any_is_read() {
 #[test]
 fn formats_of_later_versions_are_named() {
     let host = Host::new();
-    host.write("a.bu", "variant: fcos");
-    let message = "/etc/osctl/derive.d/a.bu: Butane files are not supported by this version";
-    assert_eq!(host.refusal(), (ErrorKind::Unsupported, message.to_owned()));
-    let host = Host::new();
     std::fs::create_dir_all(host.path(ORIGIN_DIR)).unwrap();
     std::fs::write(host.path("/etc/rpm-ostree/origin.d/x.yaml"), "").unwrap();
     let message =
         "/etc/rpm-ostree/origin.d/x.yaml: client treefiles of rpm-ostree are not supported by this version";
     assert_eq!(host.refusal(), (ErrorKind::Unsupported, message.to_owned()));
+}
+
+const BUTANE: &str = "variant: fcos\nversion: 1.7.0\n";
+
+#[test]
+fn a_butane_tree_is_read_below_the_directory_only() {
+    let host = Host::new();
+    let tree = |local: &str| format!("{BUTANE}storage: {{trees: [{{local: {local}, path: /usr/t}}]}}");
+    host.write("a.bu", &tree("data"))
+        .write("data/x", "x")
+        .write("data/sub/run", "#!")
+        .write("data/sub/.hidden", "h");
+    for (path, mode) in [("data", 0o755), ("data/sub", 0o755), ("data/sub/run", 0o755)] {
+        host.mode(&format!("{HOST_DIR}/{path}"), mode);
+    }
+    symlink("../sub", host.dropins().join("data/link")).unwrap();
+    std::fs::create_dir(host.dropins().join("data/empty")).unwrap();
+    host.mode("/etc/osctl/derive.d/data/empty", 0o755);
+    let m = host.read().unwrap();
+    let found: Vec<_> = m
+        .nodes
+        .iter()
+        .map(|(path, node)| match node {
+            Node::File(f) => format!("{path} {:o}", f.meta.mode),
+            Node::Link(l) => format!("{path} -> {}", l.target),
+            Node::Directory(_) => format!("{path}/"),
+        })
+        .collect();
+    assert_eq!(
+        found,
+        ["/usr/t/link -> ../sub", "/usr/t/sub/.hidden 644", "/usr/t/sub/run 755", "/usr/t/x 644"]
+    );
+
+    let place = "/etc/osctl/derive.d/a.bu:3:27: storage.trees[0].local: ";
+    for (local, message) in [
+        ("gone", "/etc/osctl/derive.d/gone: does not exist"),
+        ("data/x", "/etc/osctl/derive.d/data/x: is not a directory"),
+        ("data/link", "/etc/osctl/derive.d/data/link: is not a directory"),
+    ] {
+        host.write("a.bu", &tree(local));
+        host.invalid(&format!("{place}{message}"));
+    }
+    host.write("a.bu", &tree("data")).mode("/etc/osctl/derive.d/data/sub/run", 0o777);
+    host.invalid(&format!(
+        "{place}/etc/osctl/derive.d/data/sub/run: can be written by group or others (mode 0777)"
+    ));
+    host.mode("/etc/osctl/derive.d/data/sub/run", 0o755);
+    host.mode("/etc/osctl/derive.d/data/sub", 0o775);
+    host.invalid(&format!(
+        "{place}/etc/osctl/derive.d/data/sub: can be written by group or others (mode 0775)"
+    ));
+    host.mode("/etc/osctl/derive.d/data/sub", 0o755);
+    let mode = Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, host.dropins().join("data/fifo"), FileType::Fifo, mode, 0).unwrap();
+    host.invalid(&format!("{place}/etc/osctl/derive.d/data/fifo: is not a regular file"));
 }
 
 /// A commit with these vendor files; `->` at the start of the text makes a link.
@@ -224,10 +275,12 @@ fn the_hosts_file_replaces_or_masks_the_vendors() {
             ("10-a.yaml", &karg("vendor-a")),
             ("20-b.yaml", &karg("vendor-b")),
             ("30-c.yaml", &karg("vendor-c")),
-            ("40-d.bu", "variant: fcos"),
+            ("40-d.bu", "not: [valid"),
+            ("45-d.bu", &format!("{BUTANE}storage: {{trees: [{{local: data, path: /usr/t}}]}}")),
             ("50-e.yaml", "->/dev/null"),
             ("60-f.yaml", "files: [{path: /etc/x, contents: {local: data/x}}]"),
             ("data/x", "vendor bytes"),
+            ("data/l", "->x"),
             ("README", "x"),
         ],
     );
@@ -247,11 +300,28 @@ fn the_hosts_file_replaces_or_masks_the_vendors() {
             "/usr/lib/osctl/derive.d/10-a.yaml",
             "/etc/osctl/derive.d/20-b.yaml",
             "/etc/osctl/derive.d/25-n.yaml",
+            "/usr/lib/osctl/derive.d/45-d.bu",
             "/usr/lib/osctl/derive.d/60-f.yaml",
         ]
     );
     let Node::File(file) = &m.nodes["/etc/x"] else { panic!() };
     assert_eq!(file.contents, b"vendor bytes");
+    let Node::File(file) = &m.nodes["/usr/t/x"] else { panic!() };
+    assert_eq!(file.contents, b"vendor bytes");
+    assert!(matches!(&m.nodes["/usr/t/l"], Node::Link(l) if l.target == "x"));
+}
+
+#[test]
+fn a_vendor_tree_cannot_lead_out() {
+    for target in ["->/usr/lib/osctl/secret", "->../secret"] {
+        let tmp = tempfile::tempdir().unwrap();
+        let dropin = format!("{BUTANE}storage: {{trees: [{{local: out, path: /usr/t}}]}}");
+        let tree = tree(&tmp, &[("a.bu", &dropin), ("../secret/x", "secret"), ("out", target)]);
+        let host = Host::new();
+        let root = Dir::open_ambient_dir(host.tmp.path(), ambient_authority()).unwrap();
+        let error = read(&root, Some(&tree)).unwrap_err().to_string();
+        assert!(error.starts_with("/usr/lib/osctl/derive.d/a.bu:3:27: storage.trees[0].local: "), "{error}");
+    }
 }
 
 #[test]

@@ -114,6 +114,14 @@ impl<'a> Cursor<'a> {
         self.list()?.into_iter().map(|c| c.text().map(|t| (c, t))).collect()
     }
 
+    /// A map with whatever keys.
+    pub fn map(&self) -> Result<Fields<'a>> {
+        match &self.node.value {
+            Value::Map(entries) => Ok(Fields { cursor: self.clone(), entries }),
+            Value::Scalar { .. } | Value::List(_) => Err(self.wrong_type("a map")),
+        }
+    }
+
     /// A map with these keys and no others.
     pub fn fields(&self, known: &[&str]) -> Result<Fields<'a>> {
         self.fields_or(known, |_, _| None)
@@ -125,10 +133,8 @@ impl<'a> Cursor<'a> {
         known: &[&str],
         foreign: impl Fn(&Cursor<'a>, &str) -> Option<Error>,
     ) -> Result<Fields<'a>> {
-        let Value::Map(entries) = &self.node.value else {
-            return Err(self.wrong_type("a map"));
-        };
-        for (key, node) in entries {
+        let fields = self.map()?;
+        for (key, node) in fields.entries {
             if known.contains(&&*key.text) {
                 continue;
             }
@@ -150,7 +156,12 @@ impl<'a> Cursor<'a> {
             };
             return Err(error);
         }
-        Ok(Fields { cursor: self.clone(), entries })
+        Ok(fields)
+    }
+
+    /// Whether nothing was written, or `null`.
+    pub fn is_null(&self) -> bool {
+        self.node.is_null()
     }
 
     fn child(&self, key: &str) -> String {

@@ -2,7 +2,8 @@
 
 use super::cursor::{Cursor, Fields, printable};
 use super::path::{self, Refused};
-use super::{Declarations, Declared, Local, MAX_CONTENTS, ReadLocal, kargs, packages, stanza, units};
+use super::source::Expected;
+use super::{Beside, Declarations, Declared, Local, MAX_CONTENTS, kargs, packages, source, stanza, units};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::manifest::{Directory, File, Link, Meta, Node, OnConflict, User};
 
@@ -23,8 +24,8 @@ const KNOWN: [&str; 14] = [
     "on-conflict",
 ];
 
-/// What systemd calls a system user (SYSTEM_UID_MAX).
-const SYSTEM_UIDS: std::ops::RangeInclusive<u32> = 1..=999;
+/// What systemd calls a system user or group (SYSTEM_UID_MAX, SYSTEM_GID_MAX).
+const SYSTEM_IDS: std::ops::RangeInclusive<u32> = 1..=999;
 
 /// What holds for every entry of one drop-in.
 pub(super) struct Common {
@@ -32,15 +33,15 @@ pub(super) struct Common {
     pub on_conflict: OnConflict,
 }
 
-pub(super) fn document(root: Cursor<'_>, out: &mut Declarations, local: ReadLocal<'_>) -> Result<()> {
+pub(super) fn document(root: Cursor<'_>, out: &mut Declarations, beside: &dyn Beside) -> Result<()> {
     let top = root.fields_or(&KNOWN, stanza::foreign)?;
     let common = Common {
         owner: out.source.name.clone(),
         on_conflict: top.get("on-conflict").map(|c| on_conflict(&c)).transpose()?.unwrap_or_default(),
     };
-    packages::stanzas(&top, &common, out, local)?;
+    packages::stanzas(&top, &common, out, beside)?;
     for place in top.list("files")? {
-        out.nodes.push(file(&place, &common, local)?);
+        out.nodes.push(file(&place, &common, beside)?);
     }
     for place in top.list("directories")? {
         out.nodes.push(directory(&place, &common)?);
@@ -60,15 +61,13 @@ pub(super) fn document(root: Cursor<'_>, out: &mut Declarations, local: ReadLoca
     Ok(())
 }
 
-fn file(place: &Cursor<'_>, common: &Common, local: ReadLocal<'_>) -> Result<Declared<Node>> {
+fn file(place: &Cursor<'_>, common: &Common, beside: &dyn Beside) -> Result<Declared<Node>> {
     let fields = place.fields(&["path", "contents", "mode", "user", "group", "overwrite", "on-conflict"])?;
     let (at, name) = declared_path(&fields, false)?;
     let from = fields.need("contents")?;
-    let contents = contents(&from, local)?;
+    let contents = contents(&from, beside)?;
     if contents.private && fields.get("mode").is_none() {
-        let error =
-            from.error("the local file is its owner's only, and what it becomes would be everybody's");
-        return Err(error.hint("state the mode: 0600 to keep it, 0644 if it is no secret"));
+        return Err(exposed(&from));
     }
     let file = File {
         owner: common.owner.clone(),
@@ -102,7 +101,7 @@ fn link(place: &Cursor<'_>, common: &Common) -> Result<Declared<Node>> {
     Ok(Declared { name, value: Node::Link(link), at: at.at(), key: at.key })
 }
 
-fn declared_path<'a>(fields: &Fields<'a>, tree: bool) -> Result<(Cursor<'a>, String)> {
+pub(super) fn declared_path<'a>(fields: &Fields<'a>, tree: bool) -> Result<(Cursor<'a>, String)> {
     let place = fields.need("path")?;
     let normal = path::declared(place.text()?, tree).map_err(|r| refuse(&place, r))?;
     Ok((place, normal))
@@ -116,43 +115,70 @@ pub(super) fn refuse(place: &Cursor<'_>, refused: Refused) -> Error {
     }
 }
 
-pub(super) fn contents(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Local> {
+/// The error for a secret that would become everybody's.
+pub(super) fn exposed(place: &Cursor<'_>) -> Error {
+    place
+        .error("the local file is its owner's only, and what it becomes would be everybody's")
+        .hint("state the mode: 0600 to keep it, 0644 if it is no secret")
+}
+
+pub(super) fn contents(place: &Cursor<'_>, beside: &dyn Beside) -> Result<Local> {
     let fields = place.fields(&["inline", "local", "source", "sha256"]).map_err(|e| {
         if e.hint.is_none() { e.hint("write contents: {inline: ...} or contents: {local: FILE}") } else { e }
     })?;
-    if let Some(source) = fields.get("source") {
-        source.text()?;
-        return Err(source
-            .error_of(ErrorKind::Unsupported, "downloaded contents are not supported by this version")
-            .hint("put the file next to the drop-in and name it with local:"));
-    }
-    if let Some(sha256) = fields.get("sha256") {
+    let sha256 = fields.get("sha256");
+    if let (Some(sha256), None) = (&sha256, fields.get("source")) {
         return Err(sha256.error("only goes with `source`"));
     }
-    match (fields.get("inline"), fields.get("local")) {
-        (Some(inline), None) => Ok(Local { bytes: inline.text()?.as_bytes().to_vec(), private: false }),
-        (None, Some(place)) => {
-            let name = place.text()?;
-            path::local(name).map_err(|r| refuse(&place, r))?;
-            let found = local(name).map_err(|e| {
-                let (kind, hint, cause) = (e.kind, e.hint.clone(), e.chain());
-                // What the reader knows comes after where it was asked for.
-                let error = place.error_of(kind, cause);
-                match hint {
-                    Some(hint) => error.hint(hint),
-                    None => error,
-                }
-            })?;
-            if found.bytes.len() as u64 > MAX_CONTENTS {
-                return Err(place.error(format!(
-                    "{} bytes are more than the {MAX_CONTENTS} that a file may have",
-                    found.bytes.len()
-                )));
+    match one_of(place, &fields, ["inline", "local", "source"])? {
+        ("inline", inline) => Ok(Local { bytes: inline.text()?.as_bytes().to_vec(), private: false }),
+        ("local", place) => local(&place, beside),
+        (_, place) => {
+            let bytes = source::read(&place)?;
+            if let Some(sha256) = sha256 {
+                Expected::sha256(&sha256)?.check(&sha256, &bytes)?;
             }
-            Ok(found)
+            Ok(Local { bytes, private: false })
         }
-        (Some(_), Some(local)) => Err(local.error("give either `inline` or `local`, not both")),
-        (None, None) => Err(place.error("give `inline` or `local`")),
+    }
+}
+
+/// The only one of these keys that is given.
+pub(super) fn one_of<'a, 'k>(
+    place: &Cursor<'a>,
+    fields: &Fields<'a>,
+    keys: [&'k str; 3],
+) -> Result<(&'k str, Cursor<'a>)> {
+    let mut given = keys.into_iter().filter_map(|key| Some((key, fields.get(key)?)));
+    match (given.next(), given.next()) {
+        (Some(one), None) => Ok(one),
+        (Some((first, _)), Some((second, place))) => {
+            Err(place.error(format!("give either `{first}` or `{second}`, not both")))
+        }
+        (None, _) => Err(place.error(format!("give `{}`, `{}` or `{}`", keys[0], keys[1], keys[2]))),
+    }
+}
+
+/// The file beside the drop-in that this names.
+pub(super) fn local(place: &Cursor<'_>, beside: &dyn Beside) -> Result<Local> {
+    let name = place.text()?;
+    path::local(name).map_err(|r| refuse(place, r))?;
+    let found = beside.file(name).map_err(|e| located(place, &e))?;
+    if found.bytes.len() as u64 > MAX_CONTENTS {
+        return Err(place.error(format!(
+            "{} bytes are more than the {MAX_CONTENTS} that a file may have",
+            found.bytes.len()
+        )));
+    }
+    Ok(found)
+}
+
+/// What the reader of files knows comes after where it was asked for.
+pub(super) fn located(place: &Cursor<'_>, error: &Error) -> Error {
+    let found = place.error_of(error.kind, error.chain());
+    match &error.hint {
+        Some(hint) => found.hint(hint.clone()),
+        None => found,
     }
 }
 
@@ -186,7 +212,7 @@ fn mode(place: &Cursor<'_>) -> Result<u32> {
 }
 
 /// A numeric owner, or root. Other names mean different numbers in different images.
-fn id(place: &Cursor<'_>) -> Result<u32> {
+pub(super) fn id(place: &Cursor<'_>) -> Result<u32> {
     let fields = place
         .fields(&["id", "name"])
         .map_err(|e| if e.hint.is_none() { e.hint("write {id: N} or {name: root}") } else { e })?;
@@ -222,6 +248,11 @@ pub(super) fn conflict(fields: &Fields<'_>, common: &Common) -> Result<OnConflic
 
 fn user(place: &Cursor<'_>, common: &Common) -> Result<Declared<User>> {
     let fields = place.fields_or(&["name", "system", "uid", "gecos", "home", "shell"], stanza::person)?;
+    system_user(place, &fields, "home", common)
+}
+
+/// The name of a user or a group.
+pub(super) fn account<'a>(fields: &Fields<'a>, what: &str) -> Result<(Cursor<'a>, &'a str)> {
     let at = fields.need("name")?;
     let name = at.text()?;
     let mut chars = name.bytes();
@@ -231,12 +262,23 @@ fn user(place: &Cursor<'_>, common: &Common) -> Result<Declared<User>> {
         && name.len() <= 31;
     if !good {
         return Err(at
-            .error(format!("`{}` is not a user name", printable(name)))
+            .error(format!("`{}` is not a {what} name", printable(name)))
             .hint("up to 31 of a-z, 0-9, _ and -, starting with a letter or _"));
     }
     if name == "root" {
         return Err(at.error_of(ErrorKind::UnsupportedStanza, "root cannot be declared"));
     }
+    Ok((at, name))
+}
+
+/// A system user; `home` is how this format calls the home directory.
+pub(super) fn system_user(
+    place: &Cursor<'_>,
+    fields: &Fields<'_>,
+    home: &str,
+    common: &Common,
+) -> Result<Declared<User>> {
+    let (at, name) = account(fields, "user")?;
     if fields.boolean("system")? != Some(true) {
         return Err(fields
             .get("system")
@@ -244,16 +286,7 @@ fn user(place: &Cursor<'_>, common: &Common) -> Result<Declared<User>> {
             .error_of(ErrorKind::UnsupportedStanza, "only system users can be declared")
             .hint("add `system: true`; people belong into the Butane or Ignition configuration that installs the host"));
     }
-    let uid = match fields.get("uid") {
-        None => None,
-        Some(c) => {
-            let uid = c.number()?;
-            if !SYSTEM_UIDS.contains(&uid) {
-                return Err(c.error(format!("{uid} is not the uid of a system user (1 to 999)")));
-            }
-            Some(uid)
-        }
-    };
+    let uid = system_id(fields, "uid", "user")?;
     let absolute = |key: &str| -> Result<Option<String>> {
         let Some(c) = fields.get(key) else { return Ok(None) };
         let text = c.text()?;
@@ -270,6 +303,16 @@ fn user(place: &Cursor<'_>, common: &Common) -> Result<Declared<User>> {
         Some(c) => Some(c.text()?.to_owned()),
     };
     let user =
-        User { owner: common.owner.clone(), uid, gecos, home: absolute("home")?, shell: absolute("shell")? };
+        User { owner: common.owner.clone(), uid, gecos, home: absolute(home)?, shell: absolute("shell")? };
     Ok(Declared { name: name.to_owned(), value: user, at: at.at(), key: at.key })
+}
+
+/// The number of a system user or group, if one is given.
+pub(super) fn system_id(fields: &Fields<'_>, key: &str, what: &str) -> Result<Option<u32>> {
+    let Some(place) = fields.get(key) else { return Ok(None) };
+    let id = place.number()?;
+    if !SYSTEM_IDS.contains(&id) {
+        return Err(place.error(format!("{id} is not the {key} of a system {what} (1 to 999)")));
+    }
+    Ok(Some(id))
 }

@@ -9,8 +9,18 @@ use crate::model::manifest::Karg;
 
 pub(super) fn arguments(place: &Cursor<'_>, common: &Common, out: &mut Declarations) -> Result<()> {
     let fields = place.fields(&["append", "delete"])?;
-    let read = |key: &str| -> Result<Vec<(Cursor<'_>, Karg)>> {
-        let Some(list) = fields.get(key) else { return Ok(Vec::new()) };
+    declare(fields.get("append"), fields.get("delete"), common, out)
+}
+
+/// Adds the arguments of two lists.
+pub(super) fn declare<'a>(
+    append: Option<Cursor<'a>>,
+    delete: Option<Cursor<'a>>,
+    common: &Common,
+    out: &mut Declarations,
+) -> Result<()> {
+    let read = |list: Option<Cursor<'a>>| -> Result<Vec<(Cursor<'a>, Karg)>> {
+        let Some(list) = list else { return Ok(Vec::new()) };
         let mut found: Vec<(Cursor, Karg)> = Vec::new();
         for (at, arg) in list.texts()? {
             if let Err(refused) = check(arg) {
@@ -27,8 +37,8 @@ pub(super) fn arguments(place: &Cursor<'_>, common: &Common, out: &mut Declarati
         }
         Ok(found)
     };
-    let append = read("append")?;
-    for (at, karg) in read("delete")? {
+    let append = read(append)?;
+    for (at, karg) in read(delete)? {
         if append.iter().any(|(_, k)| k.arg == karg.arg) {
             return Err(at.error(format!("`{}` is both appended and deleted", karg.arg)));
         }

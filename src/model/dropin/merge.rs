@@ -37,6 +37,13 @@ impl Merger {
             }
             self.manifest.users.insert(user.name, user.value);
         }
+        for group in dropin.groups {
+            self.claim(&path, &format!("group {}", group.name), &format!("group {}", group.name), &group)?;
+            if let Some(gid) = group.value.gid {
+                self.claim(&path, &format!("gid {gid}"), &format!("gid {gid}"), &group)?;
+            }
+            self.manifest.groups.insert(group.name, group.value);
+        }
         for repo in dropin.repos {
             self.claim(
                 &path,

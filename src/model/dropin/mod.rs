@@ -1,13 +1,15 @@
-//! Drop-ins: from the text of `*.yaml` files to one merged [`Manifest`].
+//! Drop-ins: from the text of `*.yaml` and `*.bu` files to one merged [`Manifest`].
 //!
 //! ```text
-//! text ── yaml ──► located tree ── decode ──► Declarations ── Merger ──► Manifest
-//!         position of every value   one file, all rules      duplicates, order
+//!                                   decode, our own format
+//! text ── yaml ──► located tree ──┤                        ├──► Declarations ── Merger ──► Manifest
+//!         position of every value   butane                      one file, all rules   duplicates, order
 //! ```
 //!
 //! Everything is refused that cannot be done exactly as written, with file, line, column and key. Reading
 //! files (who owns them, which one masks which) is `derive::read`.
 
+mod butane;
 mod cursor;
 mod decode;
 pub mod install;
@@ -15,6 +17,7 @@ mod kargs;
 mod merge;
 mod packages;
 pub(crate) mod path;
+mod source;
 mod stanza;
 mod sysusers;
 mod units;
@@ -25,7 +28,7 @@ mod tests;
 
 use super::error::{Error, ErrorKind, Result};
 use super::image::Digest;
-use super::manifest::{Karg, Manifest, Node, Source, Unit, User};
+use super::manifest::{Group, Karg, Manifest, Node, Source, Unit, User};
 use super::packages::{Packages, Repo};
 pub use merge::Merger;
 pub use sysusers::sysusers_conf;
@@ -35,6 +38,10 @@ pub use yaml::Location;
 pub const MAX_DROPIN: u64 = 1 << 20;
 /// A `local:` file of more than 16 MiB is refused: it is held in memory, and in the image it would be a layer.
 pub const MAX_CONTENTS: u64 = 16 << 20;
+/// A directory tree of more bytes is refused, for the same reason.
+pub const MAX_TREE: u64 = 64 << 20;
+/// More entries in a directory tree are a mistake: a wrong directory.
+pub const MAX_LEAVES: usize = 10_000;
 
 /// One drop-in as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +71,7 @@ pub struct Declarations {
     pub(crate) nodes: Vec<Declared<Node>>,
     pub(crate) units: Vec<Declared<Unit>>,
     pub(crate) users: Vec<Declared<User>>,
+    pub(crate) groups: Vec<Declared<Group>>,
     pub(crate) append: Vec<Karg>,
     pub(crate) delete: Vec<Karg>,
     /// Without the repositories.
@@ -92,14 +100,46 @@ pub struct Local {
     pub private: bool,
 }
 
-/// Reads a `local:` file, named relative to the drop-in's directory.
-pub type ReadLocal<'r> = &'r mut dyn FnMut(&str) -> Result<Local>;
+/// What lies in a directory tree beside a drop-in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// Its path below the top of the tree, `etc/agent.conf`.
+    pub path: String,
+    /// What it is.
+    pub kind: LeafKind,
+}
+
+/// What lies at a path of such a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeafKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File {
+        /// Its content.
+        contents: Local,
+        /// Whether anybody may execute it.
+        executable: bool,
+    },
+    /// A symbolic link, with what it says.
+    Link(String),
+}
+
+/// The directory of a drop-in, read as carefully as the drop-in itself. Names are relative to it.
+pub trait Beside {
+    /// Reads a file.
+    fn file(&self, name: &str) -> Result<Local>;
+
+    /// Reads everything below a directory, in path order; the directory itself is not among it. An empty name is the
+    /// drop-in's own directory.
+    fn tree(&self, name: &str) -> Result<Vec<Leaf>>;
+}
 
 /// Decodes one drop-in.
 ///
 /// Fails with `InvalidDropIn`, with `UnsupportedStanza` for what only works at first boot, and with
 /// `Unsupported` for what this version cannot do; the details name file, line, column and key.
-pub fn decode(text: &Text, local: ReadLocal<'_>) -> Result<Declarations> {
+pub fn decode(text: &Text, beside: &dyn Beside) -> Result<Declarations> {
     let size = text.bytes.len() as u64;
     if size > MAX_DROPIN {
         return Err(yaml::located(
@@ -118,22 +158,28 @@ pub fn decode(text: &Text, local: ReadLocal<'_>) -> Result<Declarations> {
         nodes: Vec::new(),
         units: Vec::new(),
         users: Vec::new(),
+        groups: Vec::new(),
         append: Vec::new(),
         delete: Vec::new(),
         packages: Packages::default(),
         repos: Vec::new(),
     };
     if let Some(root) = yaml::parse(&text.path, utf8)? {
-        decode::document(cursor::Cursor::root(&text.path, &root), &mut declarations, local)?;
+        let root = cursor::Cursor::root(&text.path, &root);
+        if text.name.ends_with(".bu") {
+            butane::document(root, &mut declarations, beside)?;
+        } else {
+            decode::document(root, &mut declarations, beside)?;
+        }
     }
     Ok(declarations)
 }
 
-/// Decodes and merges drop-ins in the given order. `local` is called with the index of the drop-in.
-pub fn compile(texts: &[Text], local: &mut dyn FnMut(usize, &str) -> Result<Local>) -> Result<Manifest> {
+/// Decodes and merges drop-ins in the given order, each with the directory that it lies in.
+pub fn compile(dropins: &[(Text, &dyn Beside)]) -> Result<Manifest> {
     let mut merger = Merger::default();
-    for (index, text) in texts.iter().enumerate() {
-        merger.add(decode(text, &mut |name| local(index, name))?)?;
+    for (text, beside) in dropins {
+        merger.add(decode(text, *beside)?)?;
     }
     Ok(merger.finish())
 }

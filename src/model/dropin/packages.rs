@@ -2,7 +2,7 @@
 
 use super::cursor::{Cursor, Fields, printable};
 use super::decode::{Common, refuse};
-use super::{Declarations, Declared, ReadLocal, path};
+use super::{Beside, Declarations, Declared, path};
 use crate::model::error::{ErrorKind, Result};
 use crate::model::packages::{Key, OnUnavailable, Repo, is_name, is_versioned};
 
@@ -14,7 +14,7 @@ pub(super) fn stanzas(
     top: &Fields<'_>,
     common: &Common,
     out: &mut Declarations,
-    local: ReadLocal<'_>,
+    beside: &dyn Beside,
 ) -> Result<()> {
     for key in ["extensions", "layers"] {
         if let Some(place) = top.get(key) {
@@ -46,7 +46,7 @@ pub(super) fn stanzas(
         out.packages.replace.entry(spec.to_owned()).or_default().insert(common.owner.clone());
     }
     for place in top.list("repos")? {
-        out.repos.push(repo(&place, common, local)?);
+        out.repos.push(repo(&place, common, beside)?);
     }
     let policy = top.get("on-unavailable").map(|c| on_unavailable(&c)).transpose()?.unwrap_or_default();
     out.packages.on_unavailable.insert(common.owner.clone(), policy);
@@ -65,7 +65,7 @@ fn on_unavailable(place: &Cursor<'_>) -> Result<OnUnavailable> {
     ])
 }
 
-fn repo(place: &Cursor<'_>, common: &Common, local: ReadLocal<'_>) -> Result<Declared<Repo>> {
+fn repo(place: &Cursor<'_>, common: &Common, beside: &dyn Beside) -> Result<Declared<Repo>> {
     let known =
         ["id", "name", "baseurl", "suites", "components", "metalink", "mirrorlist", "gpgkey", "gpgcheck"];
     let fields = place.fields(&known)?;
@@ -103,7 +103,7 @@ fn repo(place: &Cursor<'_>, common: &Common, local: ReadLocal<'_>) -> Result<Dec
     let unsigned = fields.boolean("gpgcheck")? == Some(false);
     let key = match fields.get("gpgkey") {
         Some(key) if unsigned => return Err(key.error("`gpgcheck: false` says that nothing is signed")),
-        Some(place) => Some(self::key(&place, local)?),
+        Some(place) => Some(self::key(&place, beside)?),
         None if unsigned => None,
         None => {
             return Err(place
@@ -148,13 +148,13 @@ fn url((place, text): &(Cursor<'_>, &str)) -> Result<String> {
 }
 
 /// A path of the target, or the keys themselves.
-fn key(place: &Cursor<'_>, local: ReadLocal<'_>) -> Result<Key> {
+fn key(place: &Cursor<'_>, beside: &dyn Beside) -> Result<Key> {
     if let Ok(text) = place.text() {
         let text = text.strip_prefix("file://").unwrap_or(text);
         let normal = path::declared(text, false).map_err(|r| refuse(place, r))?;
         return Ok(Key::File(normal));
     }
-    let contents = super::decode::contents(place, local)?;
+    let contents = super::decode::contents(place, beside)?;
     if contents.bytes.len() > MAX_KEY {
         return Err(place.error("is larger than any key"));
     }

@@ -8,19 +8,56 @@ fn text(name: &str, yaml: &str) -> Text {
     Text { name: name.into(), path: name.into(), bytes: yaml.as_bytes().to_vec() }
 }
 
-fn no_local(name: &str) -> Result<Local> {
-    let local = |bytes: &[u8], private| Ok(Local { bytes: bytes.to_vec(), private });
-    match name {
-        "conf/a" => local(b"local", false),
-        "key" => local(b"secret", true),
-        "big" => local(&vec![0; MAX_CONTENTS as usize + 1], false),
-        _ => Err(Error::new(ErrorKind::InvalidDropIn, format!("{name} does not exist"))),
+/// What lies beside every drop-in of these tests.
+pub(super) struct Files;
+
+impl Beside for Files {
+    fn file(&self, name: &str) -> Result<Local> {
+        let local = |bytes: &[u8], private| Ok(Local { bytes: bytes.to_vec(), private });
+        match name {
+            "conf/a" => local(b"local", false),
+            "a.service" => local(b"[Install]\nWantedBy=x.target\n", false),
+            "a.gz" => {
+                local(b"\x1f\x8b\x08\0\0\0\0\0\x02\xff\xcb\xc9ON\xcc\x01\0\xe8\x88\xd6\x8b\x05\0\0\0", false)
+            }
+            "binary" => local(b"\xff", false),
+            "key" => local(b"secret", true),
+            "bomb.gz" => {
+                use std::io::Write;
+                let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                gzip.write_all(&vec![0; MAX_CONTENTS as usize + 1]).unwrap();
+                local(&gzip.finish().unwrap(), false)
+            }
+            "big" => local(&vec![0; MAX_CONTENTS as usize + 1], false),
+            _ => Err(Error::new(ErrorKind::InvalidDropIn, format!("{name} does not exist"))),
+        }
+    }
+
+    fn tree(&self, name: &str) -> Result<Vec<Leaf>> {
+        let leaf = |path: &str, kind| Leaf { path: path.to_owned(), kind };
+        let file = |text: &str, private, executable| LeafKind::File {
+            contents: Local { bytes: text.into(), private },
+            executable,
+        };
+        match name {
+            "tree" => Ok(vec![
+                leaf("agent.conf", file("conf", false, false)),
+                leaf("bin", LeafKind::Directory),
+                leaf("bin/agent", file("#!", false, true)),
+                leaf("link", LeafKind::Link("agent.conf".into())),
+            ]),
+            "secret" => Ok(vec![leaf("key", file("k", true, false))]),
+            "passwd" => Ok(vec![leaf("passwd", file("root", false, false))]),
+            "away" => Ok(vec![leaf("l", LeafKind::Link("../../../x".into()))]),
+            "" => Ok(vec![leaf("etc/all", file("all", false, false))]),
+            _ => Err(Error::new(ErrorKind::InvalidDropIn, format!("{name} does not exist"))),
+        }
     }
 }
 
 fn compile_all(files: &[(&str, &str)]) -> Result<Manifest> {
-    let texts: Vec<Text> = files.iter().map(|(n, y)| text(n, y)).collect();
-    compile(&texts, &mut |_, name| no_local(name))
+    let dropins: Vec<(Text, &dyn Beside)> = files.iter().map(|(n, y)| (text(n, y), &Files as _)).collect();
+    compile(&dropins)
 }
 
 fn one(yaml: &str) -> Result<Manifest> {
@@ -34,13 +71,18 @@ fn manifest(yaml: &str) -> Manifest {
 /// Every row: drop-in => kind, message, hint.
 #[test]
 fn bad_input_is_refused_with_its_place() {
-    let rows = include_str!("bad.txt");
+    let count = check_refusals(include_str!("bad.txt"), "a.yaml");
+    assert!(count >= 50, "{count} rows");
+}
+
+/// Compares the rows of a table of refusals with what is said of each, and returns how many they are.
+pub(super) fn check_refusals(rows: &str, name: &str) -> usize {
     let mut count = 0;
     let mut wrong = String::new();
     for row in rows.split("\n====\n").filter(|r| !r.trim().is_empty()) {
         let (yaml, expected) = row.split_once("\n--\n").unwrap_or_else(|| panic!("no result: {row}"));
         let yaml = yaml.trim_start_matches('\n');
-        let found = match one(yaml) {
+        let found = match compile_all(&[(name, yaml)]) {
             Ok(_) => "accepted".to_owned(),
             Err(e) => {
                 let hint = e.hint.as_deref().map(|h| format!("\nhint: {h}")).unwrap_or_default();
@@ -55,7 +97,7 @@ fn bad_input_is_refused_with_its_place() {
         }
     }
     assert!(wrong.is_empty(), "these differ:\n{wrong}");
-    assert!(count >= 50, "{count} rows");
+    count
 }
 
 #[test]
@@ -73,7 +115,7 @@ fn what_was_wrong_is_in_the_details() {
 fn bytes_that_are_not_text_and_too_many_bytes_are_refused() {
     let refuse = |bytes: Vec<u8>| {
         let text = Text { name: "a.yaml".into(), path: "/etc/osctl/derive.d/a.yaml".into(), bytes };
-        decode(&text, &mut no_local).unwrap_err().to_string()
+        decode(&text, &Files).unwrap_err().to_string()
     };
     assert_eq!(refuse(b"files: []\n# \xc3\xa4\xff\n".to_vec()), "/etc/osctl/derive.d/a.yaml:2:4: not UTF-8");
     assert_eq!(
