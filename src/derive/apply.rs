@@ -289,11 +289,12 @@ impl Builder<'_> {
         let real = self.place(owner, path)?;
         let (kind, effect) = match node {
             Node::File(f) => {
+                let contents = f.contents.bytes().ok_or_else(|| not_fetched(owner, path))?;
                 let effect = match self.tree.at(&real)? {
                     None => Effect::Added,
                     Some(Entry::Directory(_)) => return Err(over_directory(owner, path, "file")),
                     Some(Entry::File { checksum, info })
-                        if self.tree.is_same_file(&checksum, &info, &f.meta, &f.contents)? =>
+                        if self.tree.is_same_file(&checksum, &info, &f.meta, contents)? =>
                     {
                         Effect::Unchanged
                     }
@@ -303,7 +304,7 @@ impl Builder<'_> {
                 };
                 if effect != Effect::Unchanged {
                     self.may_write(owner, path, &real)?;
-                    self.tree.put_file(&real, &f.meta, &f.contents)?;
+                    self.tree.put_file(&real, &f.meta, contents)?;
                 }
                 (PathKind::File, effect)
             }
@@ -449,6 +450,13 @@ impl Builder<'_> {
 
 fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, "the job was cancelled; the running system is unchanged")
+}
+
+fn not_fetched(owner: &str, path: &str) -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        format!("{owner}: the content of {path} was not fetched; nothing was staged"),
+    )
 }
 
 fn needs_overwrite(owner: &str, path: &str, what: &str) -> Error {

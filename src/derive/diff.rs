@@ -247,11 +247,11 @@ fn is_there(tree: &CommitTree, path: &str, node: &Node) -> Result<bool> {
     Ok(match (node, kind_of(&info)) {
         (Node::File(f), Kind::File) => {
             meta == f.meta
-                && u64::try_from(info.size()).is_ok_and(|size| size == f.contents.len() as u64)
+                && f.contents.bytes().is_none_or(|bytes| u64::try_from(info.size()) == Ok(bytes.len() as u64))
                 && tree
                     .read(path, COMPARE_LIMIT)
                     .doing_with(|| format!("comparing {path}"))?
-                    .is_some_and(|has| has == f.contents)
+                    .is_some_and(|has| f.contents.is(&has))
         }
         (Node::Directory(d), Kind::Directory) => meta == d.meta,
         (Node::Link(l), Kind::Link) => {

@@ -314,7 +314,7 @@ pub(super) fn contributions(manifest: &Manifest) -> Vec<Contribution> {
 fn without_secrets(node: &Node) -> Node {
     match node {
         Node::File(f) if f.meta.mode & 0o077 == 0 => {
-            Node::File(crate::model::manifest::File { contents: Vec::new(), ..f.clone() })
+            Node::File(crate::model::manifest::File { contents: Vec::new().into(), ..f.clone() })
         }
         Node::File(_) | Node::Directory(_) | Node::Link(_) => node.clone(),
     }

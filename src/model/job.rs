@@ -37,6 +37,7 @@ steps! {
     PullLayers = Pull "pull.layers",
     PullRecord = Pull "pull.record",
     DeriveRead = Derive "derive.read",
+    DeriveFetch = Derive "derive.fetch",
     DeriveSolve = Derive "derive.solve",
     DeriveInstall = Derive "derive.install",
     DeriveCommit = Derive "derive.commit",

@@ -3,6 +3,7 @@
 //! A [`Manifest`] is the merged, validated desired state: what decoding produces and what deriving
 //! consumes. Every entry knows the drop-in it came from.
 
+use super::contents::Contents;
 use super::image::Digest;
 use super::packages::Packages;
 use std::collections::BTreeMap;
@@ -42,8 +43,7 @@ pub struct File {
     /// Mode and owner.
     pub meta: Meta,
     /// The whole content. `local:` contents are already read in.
-    #[serde(with = "hex")]
-    pub contents: Vec<u8>,
+    pub contents: Contents,
     /// Whether it may replace a file of the base.
     pub overwrite: bool,
     /// What to do on local changes of an `/etc` path.

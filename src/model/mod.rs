@@ -3,6 +3,7 @@
 pub mod bound;
 pub mod bytes;
 pub mod config;
+pub mod contents;
 pub mod dropin;
 pub mod error;
 pub mod image;

@@ -24,6 +24,7 @@ mod caller;
 mod chunk;
 mod commit;
 mod counts;
+mod download;
 mod encapsulated;
 mod estimate;
 mod fetch;
@@ -52,6 +53,7 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use download::download;
 pub use estimate::{layer_commits, layers};
 pub use fetch::{Patience, forget_spool};
 pub use import::import_in_process;

@@ -7,6 +7,7 @@
 //! which every import is made for. As long as it gets on it says `alive` from time to time ([`super::pulse`]): a registry
 //! that neither answers nor hangs up would otherwise hold the job for ever.
 
+use super::download;
 use super::fetch::{self, Fetcher, Order};
 use super::import::{self, Supply, Todo, import_in_process};
 use super::pulse::{self, Local};
@@ -41,6 +42,7 @@ const STDERR_LINES: usize = 20;
 pub(super) enum Request<O = Order> {
     Pull { repo: PathBuf, resolved: Box<Resolved>, opts: Box<FetchOptions> },
     Fetch(O),
+    Download(download::Order),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -209,6 +211,7 @@ pub fn worker_main() -> ExitCode {
     };
     match request {
         Request::Fetch(order) => fetch::main(order),
+        Request::Download(order) => download::main(&order),
         Request::Pull { repo, resolved, opts } => {
             let report: Reporter = Arc::new(|report| say(&Message::Report(report)));
             let (told, path, image, told_opts) =

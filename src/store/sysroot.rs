@@ -33,6 +33,11 @@ impl Layout {
         self.state.join("packages")
     }
 
+    /// What drop-ins named by URL, by digest.
+    pub fn contents(&self) -> PathBuf {
+        self.state.join("contents")
+    }
+
     /// Where packages are installed: on the file system of the repository, for hard links.
     pub fn work(&self) -> PathBuf {
         self.state.join("work")

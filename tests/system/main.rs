@@ -6,6 +6,7 @@
 mod bad_input;
 mod bound;
 mod daemon;
+mod download;
 mod failpoints;
 mod host;
 mod image;

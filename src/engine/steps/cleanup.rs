@@ -2,7 +2,7 @@
 
 use crate::derive::packages::cache::Cache;
 use crate::engine::pipeline::Job;
-use crate::engine::steps::packages;
+use crate::engine::steps::{fetch, packages};
 use crate::model::job::{JobResult, Step};
 use crate::model::{Error, Result};
 use crate::store::prune;
@@ -44,6 +44,7 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
         // Rather too much than too little.
         Err(error) => tracing::warn!(error = error.chain(), "no package is removed"),
     }
+    fetch::forget(job, &pruned.snapshot).await?;
     let journal = job.env.journal()?;
     if journal.pending()?.is_some() {
         // What the running system needs may still be needed if the staged one does not come up: after its boot.

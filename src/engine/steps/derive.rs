@@ -4,6 +4,7 @@ use crate::derive::{apply, diff, possible, read};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
 use crate::engine::steps::bind::Wanted;
+use crate::engine::steps::fetch;
 use crate::engine::steps::packages::{self, Layered};
 use crate::model::dropin::{install::install_links, sysusers_conf};
 use crate::model::job::{JobResult, Step};
@@ -37,6 +38,7 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
         )
         .await?;
     possible(job, &pulled, &manifest).await?;
+    let manifest = fetch::contents(job, manifest).await?;
     let Layered { layer, manifest, notes } = packages::layer(job, &pulled, manifest, resolve).await?;
     if let (Some(layer), Some(merge)) = (&layer, job.before.merge()) {
         possible::ids_free(&job.env.deployment_root(merge), &possible::packaged(&layer.lock))?;

@@ -235,7 +235,7 @@ fn keys(tree: &CommitTree, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u
     for (id, repo) in &manifest.packages.repos {
         let Some(Key::File(path)) = &repo.key else { continue };
         let bytes = match manifest.nodes.get(path) {
-            Some(Node::File(file)) => Some(file.contents.clone()),
+            Some(Node::File(file)) => file.contents.bytes().map(<[u8]>::to_vec),
             _ => tree.read(path, MAX_KEY)?,
         };
         let missing = || {

@@ -2,8 +2,8 @@
 
 use super::cursor::{Cursor, Fields, printable};
 use super::path::{self, Refused};
-use super::source::Expected;
 use super::{Beside, Declarations, Declared, Local, MAX_CONTENTS, kargs, packages, source, stanza, units};
+use crate::model::contents::Contents;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::manifest::{Directory, File, Link, Meta, Node, OnConflict, User};
 
@@ -65,14 +65,14 @@ fn file(place: &Cursor<'_>, common: &Common, beside: &dyn Beside) -> Result<Decl
     let fields = place.fields(&["path", "contents", "mode", "user", "group", "overwrite", "on-conflict"])?;
     let (at, name) = declared_path(&fields, false)?;
     let from = fields.need("contents")?;
-    let contents = contents(&from, beside)?;
-    if contents.private && fields.get("mode").is_none() {
+    let (contents, private) = contents(&from, beside)?;
+    if private && fields.get("mode").is_none() {
         return Err(exposed(&from));
     }
     let file = File {
         owner: common.owner.clone(),
         meta: meta(&fields, 0o644)?,
-        contents: contents.bytes,
+        contents,
         overwrite: fields.boolean("overwrite")?.unwrap_or_default(),
         on_conflict: conflict(&fields, common)?,
     };
@@ -122,7 +122,8 @@ pub(super) fn exposed(place: &Cursor<'_>) -> Error {
         .hint("state the mode: 0600 to keep it, 0644 if it is no secret")
 }
 
-pub(super) fn contents(place: &Cursor<'_>, beside: &dyn Beside) -> Result<Local> {
+/// The contents, and whether they are their owner's only.
+pub(super) fn contents(place: &Cursor<'_>, beside: &dyn Beside) -> Result<(Contents, bool)> {
     let fields = place.fields(&["inline", "local", "source", "sha256"]).map_err(|e| {
         if e.hint.is_none() { e.hint("write contents: {inline: ...} or contents: {local: FILE}") } else { e }
     })?;
@@ -131,14 +132,12 @@ pub(super) fn contents(place: &Cursor<'_>, beside: &dyn Beside) -> Result<Local>
         return Err(sha256.error("only goes with `source`"));
     }
     match one_of(place, &fields, ["inline", "local", "source"])? {
-        ("inline", inline) => Ok(Local { bytes: inline.text()?.as_bytes().to_vec(), private: false }),
-        ("local", place) => local(&place, beside),
+        ("inline", inline) => Ok((inline.text()?.into(), false)),
+        ("local", place) => local(&place, beside).map(|found| (found.bytes.into(), found.private)),
         (_, place) => {
-            let bytes = source::read(&place)?;
-            if let Some(sha256) = sha256 {
-                Expected::sha256(&sha256)?.check(&sha256, &bytes)?;
-            }
-            Ok(Local { bytes, private: false })
+            let digest = sha256.map(|at| source::sha256(&at).map(|digest| (at, digest))).transpose()?;
+            let says = source::Says { digest, gzip: None, give: "add sha256: and its 64 digits" };
+            Ok((source::read(&place, says)?, false))
         }
     }
 }

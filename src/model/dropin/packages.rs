@@ -3,6 +3,7 @@
 use super::cursor::{Cursor, Fields, printable};
 use super::decode::{Common, refuse};
 use super::{Beside, Declarations, Declared, path};
+use crate::model::contents::Contents;
 use crate::model::error::{ErrorKind, Result};
 use crate::model::packages::{Key, OnUnavailable, Repo, is_name, is_versioned};
 
@@ -154,9 +155,13 @@ fn key(place: &Cursor<'_>, beside: &dyn Beside) -> Result<Key> {
         let normal = path::declared(text, false).map_err(|r| refuse(place, r))?;
         return Ok(Key::File(normal));
     }
-    let contents = super::decode::contents(place, beside)?;
-    if contents.bytes.len() > MAX_KEY {
+    let (Contents::Here(key), _) = super::decode::contents(place, beside)? else {
+        return Err(place
+            .error_of(ErrorKind::Unsupported, "a key cannot be downloaded")
+            .hint("declare it as a file with the same source:, and name its path here"));
+    };
+    if key.len() > MAX_KEY {
         return Err(place.error("is larger than any key"));
     }
-    Ok(Key::Inline(contents.bytes))
+    Ok(Key::Inline(key))
 }

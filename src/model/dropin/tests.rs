@@ -253,11 +253,11 @@ kernel-arguments: {append: [nosmt, 'a="b c"'], delete: [quiet]}
         (plain.meta.mode, plain.meta.uid, plain.on_conflict, plain.overwrite),
         (0o644, 0, OnConflict::KeepLocal, false)
     );
-    assert_eq!(plain.contents, b"x y\n");
+    assert_eq!(plain.contents.bytes(), Some(&b"x y\n"[..]));
     let Node::File(tool) = &m.nodes["/usr/bin/tool"] else { panic!() };
     assert_eq!((tool.meta.mode, tool.meta.uid, tool.meta.gid), (0o755, 7, 0));
     assert_eq!(
-        (tool.contents.as_slice(), tool.on_conflict, tool.overwrite),
+        (tool.contents.bytes().unwrap(), tool.on_conflict, tool.overwrite),
         (&b"local"[..], OnConflict::Take, true)
     );
     let Node::Directory(dir) = &m.nodes["/etc/dir"] else { panic!() };
@@ -395,7 +395,7 @@ proptest! {
         );
         let m = one(&yaml).unwrap();
         let Node::File(file) = &m.nodes[&path] else { panic!() };
-        prop_assert_eq!(&file.contents, contents.as_bytes());
+        prop_assert_eq!(file.contents.bytes(), Some(contents.as_bytes()));
         prop_assert_eq!(file.meta.mode, mode);
     }
 

@@ -94,7 +94,7 @@ pub(super) fn declare(
         if text.contains('\0') {
             return Err(at.error("holds a NUL character"));
         }
-        let contents = text.as_bytes().to_vec();
+        let contents = text.as_bytes().into();
         let file = File { owner: owner.clone(), meta: PLAIN, contents, overwrite, on_conflict };
         Ok(Declared { name: path, value: Node::File(file), at: at.at(), key: at.key.clone() })
     };

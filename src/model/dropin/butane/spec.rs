@@ -423,6 +423,11 @@ impl Spec {
         place.fields_or(&known, |at, name| self.refusal(&parent, at, name))
     }
 
+    /// Whether contents may be downloaded: the Machine Config Operator has no network.
+    pub fn downloads(&self) -> bool {
+        VARIANTS[self.variant].0 != "openshift"
+    }
+
     /// Whether this specification has the key with this path.
     pub fn knows(&self, path: &str) -> bool {
         KEYS.iter().any(|key| key.0 == path && self.has(key))

@@ -1,10 +1,11 @@
 //! The `storage` section: files, directories and links. Everything else of it is for the first boot.
 
 use super::super::cursor::{Cursor, Fields, printable};
-use super::super::{Declarations, Declared, decode, path};
+use super::super::{Declarations, Declared, MAX_CONTENTS, decode, path};
 use super::trees::{self, Trees};
 use super::{Context, contents, never};
-use crate::model::error::Result;
+use crate::model::contents::Contents;
+use crate::model::error::{ErrorKind, Result};
 use crate::model::manifest::{Directory, File, Link, Meta, Node};
 
 pub(super) fn stanza(place: &Cursor<'_>, context: &Context<'_>, out: &mut Declarations) -> Result<()> {
@@ -32,13 +33,13 @@ fn file(place: &Cursor<'_>, context: &Context<'_>, trees: &mut Trees) -> Result<
     let overwrite = fields.boolean("overwrite")?.unwrap_or_default();
     let appended = fields.list("append")?;
     let mode = fields.get("mode").map(|c| mode(&c)).transpose()?;
-    let (mut bytes, default) = match fields.get("contents") {
+    let (mut contents, default) = match fields.get("contents") {
         Some(from) => {
-            let contents = contents::resource(&from, context)?;
-            if contents.private && mode.is_none() {
+            let (contents, private) = contents::resource(&from, context)?;
+            if private && mode.is_none() {
                 return Err(decode::exposed(&from));
             }
-            (contents.bytes, 0o644)
+            (contents, 0o644)
         }
         None => {
             let Some(file) = trees.take_file(&name) else {
@@ -58,23 +59,33 @@ fn file(place: &Cursor<'_>, context: &Context<'_>, trees: &mut Trees) -> Result<
         }
     };
     for place in &appended {
-        let more = contents::resource(place, context)?;
-        if more.private && mode.is_none() {
+        let (more, private) = contents::resource(place, context)?;
+        if private && mode.is_none() {
             return Err(decode::exposed(place));
         }
-        bytes.extend(more.bytes);
-        if bytes.len() as u64 > super::super::MAX_CONTENTS {
-            return Err(place.error("the file becomes larger than a file may be"));
-        }
+        append(place, &mut contents, &more)?;
     }
     let file = File {
         owner: context.common.owner.clone(),
         meta: meta(&fields, context, mode.unwrap_or(default))?,
-        contents: bytes,
+        contents,
         overwrite,
         on_conflict: context.common.on_conflict,
     };
     Ok(Declared { name, value: Node::File(file), at: at.at(), key: at.key })
+}
+
+fn append(place: &Cursor<'_>, to: &mut Contents, more: &Contents) -> Result<()> {
+    let (Contents::Here(bytes), Some(more)) = (to, more.bytes()) else {
+        return Err(place
+            .error_of(ErrorKind::Unsupported, "downloads cannot be joined")
+            .hint("put what is downloaded into a file of its own in a .d directory"));
+    };
+    bytes.extend_from_slice(more);
+    if bytes.len() as u64 > MAX_CONTENTS {
+        return Err(place.error("the file becomes larger than a file may be"));
+    }
+    Ok(())
 }
 
 fn directory(place: &Cursor<'_>, context: &Context<'_>) -> Result<Declared<Node>> {

@@ -1,5 +1,6 @@
 use super::super::tests::{Files, check_refusals};
 use super::super::{Text, compile, decode, sysusers_conf};
+use crate::model::contents::{Contents, Expected, Remote};
 use crate::model::error::Result;
 use crate::model::manifest::{Manifest, Meta, Node};
 use proptest::prelude::*;
@@ -59,7 +60,9 @@ kernel_arguments: {should_exist: [nosmt], should_not_exist: [quiet]}
 "#,
     );
     let contents = |path: &str| match &m.nodes[path] {
-        Node::File(file) => (file.meta.mode, String::from_utf8_lossy(&file.contents).into_owned()),
+        Node::File(file) => {
+            (file.meta.mode, String::from_utf8_lossy(file.contents.bytes().unwrap()).into_owned())
+        }
         node => panic!("{node:?}"),
     };
     for (path, mode, text) in [
@@ -112,6 +115,31 @@ fn every_variant_declares_the_same() {
     assert!(decode(&ours, &Files).unwrap().source().name == "a.bu");
     let m = one(b"variant: openshift\nversion: 4.14.0\nopenshift: {kernel_arguments: [nosmt]}").unwrap();
     assert_eq!(m.kargs_append[0].arg, "nosmt");
+}
+
+#[test]
+fn a_download_is_known_by_its_digest() {
+    let digits = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+    let butane = |head: &str| {
+        format!(
+            "{head}\nstorage: {{files: [{{path: /etc/a, contents: {{source: 'https://h/x.gz?k', compression: gzip, \
+             verification: {{hash: sha256-{digits}}}}}}}]}}"
+        )
+    };
+    let m = one(butane("variant: fcos\nversion: 1.7.0").as_bytes()).unwrap();
+    let Node::File(file) = &m.nodes["/etc/a"] else { panic!() };
+    let digest = Expected::Sha256(digits.into());
+    let remote = Remote { url: "https://h/x.gz?k".into(), digest: digest.clone(), gzip: true };
+    assert_eq!(file.contents, Contents::Remote(remote));
+    let ours = Text {
+        name: "a.yaml".into(),
+        path: "a.yaml".into(),
+        bytes: format!("files: [{{path: /etc/a, contents: {{source: 'HTTP://h:80/x', sha256: {digits}}}}}]")
+            .into(),
+    };
+    let m = compile(&[(ours, &Files)]).unwrap();
+    let Node::File(file) = &m.nodes["/etc/a"] else { panic!() };
+    assert_eq!(file.contents, Contents::Remote(Remote { url: "HTTP://h:80/x".into(), digest, gzip: false }));
 }
 
 #[test]
@@ -208,7 +236,7 @@ proptest! {
         for url in [format!("data:,{escaped}"), format!("data:x/y;a=b;base64,{base64}")] {
             let m = fcos(&format!("storage: {{files: [{{path: /etc/a, contents: {{source: '{url}'}}}}]}}"));
             let Node::File(file) = &m.nodes["/etc/a"] else { panic!() };
-            prop_assert_eq!(&file.contents, &bytes);
+            prop_assert_eq!(file.contents.bytes(), Some(&bytes[..]));
         }
     }
 }

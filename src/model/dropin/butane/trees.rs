@@ -4,6 +4,7 @@ use super::super::cursor::{Cursor, printable};
 use super::super::{Declared, Leaf, LeafKind, Local, decode, path};
 use super::storage::{meta, mode};
 use super::{Context, unsupported};
+use crate::model::contents::Contents;
 use crate::model::error::{Error, Result};
 use crate::model::manifest::{Directory, File, Link, Meta, Node};
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ struct Taken {
 
 /// A file of a tree, for an entry that gives it other attributes.
 pub(super) struct TreeFile {
-    pub contents: Vec<u8>,
+    pub contents: Contents,
     pub mode: u32,
     /// Why the mode has to be stated.
     pub exposed: Option<Error>,
@@ -143,7 +144,7 @@ impl Rules<'_> {
         let file = File {
             owner: self.owner.to_owned(),
             meta: Meta { mode, ..self.meta.clone() },
-            contents: contents.bytes.clone(),
+            contents: contents.bytes.clone().into(),
             overwrite: false,
             on_conflict: Default::default(),
         };
