@@ -79,6 +79,8 @@ install:
 	install -m 644 systemd/*.service systemd/*.timer $(ROOT)/lib/systemd/system/
 	install -d $(ROOT)/lib/systemd/system/basic.target.wants
 	ln -sfn ../osctl-boot.service $(ROOT)/lib/systemd/system/basic.target.wants/osctl-boot.service
+	install -d $(ROOT)/lib/systemd/system/timers.target.wants
+	ln -sfn ../osctl-retry.timer $(ROOT)/lib/systemd/system/timers.target.wants/osctl-retry.timer
 	install -D -m 644 systemd/osctl.sysusers $(ROOT)/lib/sysusers.d/osctl.conf
 	install -D -m 644 systemd/osctl.tmpfiles $(ROOT)/lib/tmpfiles.d/osctl.conf
 	sed -i 's|/usr/libexec/osctld|$(PREFIX)/libexec/osctld|; s|/usr/bin/osctl|$(PREFIX)/bin/osctl|' \

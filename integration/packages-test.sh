@@ -109,6 +109,7 @@ serve() {
 # host DIR: from now on osctl works on this sysroot, which is made if it is missing.
 host() {
   H=$D/$1
+  STATE=$H/root/ostree/osctl/unavailable.json
   if [ -d "$H/root" ]; then return 0; fi
   mkdir -p "$H/config/etc/osctl/derive.d"
   dropin 10-repo "$(repository)"
@@ -165,6 +166,10 @@ refused() {
   grep -qF -- "$words" "$D/err" || { cat "$D/err"; return 1; }
   [ "$(checksum)" = "$before" ] || { echo "something was deployed"; return 1; }
 }
+
+# since SECONDS, due: changes what is remembered of packages that cannot be had.
+since() { jq ".since = $1" "$STATE" >"$D/state" && cp "$D/state" "$STATE"; }
+due() { jq ".next = 0" "$STATE" >"$D/state" && cp "$D/state" "$STATE"; }
 
 # said WORDS COMMAND...: it succeeds and says this.
 said() {
@@ -285,14 +290,26 @@ osctl reconcile
 stop_pid "$HTTP"
 check "without the repository a base is derived from what is kept" said 'packages are those of before' rebase "oci:$D/layout:v1"
 check "with all its packages" eval 'has usr/share/agent/common 2 && database_knows agent 1.0'
+check "the host is degraded, and says why and until when" said 'those of before are used; next attempt' status
+check "it is not tried again before that" said 'Nothing is to be tried again now.' reconcile --retry
+due
+check "then it is" said 'packages are those of before' reconcile --retry
+check "and the next attempt is further away" eval '[ "$(jq "[.attempts, (.next - .since) > 1800] | @text" "$STATE")" = "\"[2,true]\"" ]'
 dropin 70-more 'packages: [clock]'
 check "what is not kept is not to be had" refused 'the package repositories cannot be used' reconcile
 echo 'on-unavailable: skip' >>"$H/config/etc/osctl/derive.d/70-more.yaml"
 check "a drop-in that may be left out is" said 'left out, because its packages cannot be had: 70-more.yaml' reconcile
 check "and the others are not" has usr/share/agent/common 2
+check "one that says nothing is not left out" eval 'sed -i "/on-unavailable/d" "$H/config/etc/osctl/derive.d/70-more.yaml" && refused "cannot be used" reconcile'
+printf '[derive]\ngrace = "1h"\ndegraded-policy = "skip"\n' >"$H/config/etc/osctl/osctld.toml"
+check "nor is it before the grace is over" refused 'cannot be used' reconcile
+since 0
+check "afterwards it is, where the host is configured so" said 'left out, because its packages cannot be had' reconcile
+rm "$H/config/etc/osctl/osctld.toml"
 forget 70-more
 forget 50-agent
 check "removing a drop-in needs no repository" eval 'osctl reconcile && lacks usr/share/agent'
+check "and the host is degraded no more" eval 'osctl status --fail-if-degraded && [ ! -e "$STATE" ]'
 check "the repository of the host is sound" fsck
 before=$(checksum)
 check "packages that no deployment has are not kept" eval '! ls "$H/root/ostree/osctl/packages" | grep -q "$(sha256sum <"$R/$(package_file rival 1.0)" | cut -d" " -f1)"'

@@ -54,6 +54,7 @@ const RECONCILE: &[&str] = &[
     "drop-var",
     "frozen",
     "update-lock",
+    "retry",
 ];
 /// What rollback understands.
 const ROLLBACK: &[&str] = &["reject"];
@@ -147,6 +148,7 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
             "drop-var" => o.drop_var = boolean(key, value)?,
             "frozen" => o.frozen = boolean(key, value)?,
             "update-lock" => o.update_lock = boolean(key, value)?,
+            "retry" => o.retry = boolean(key, value)?,
             "kargs" => o.kargs = kernel_arguments(key, value)?,
             "stateroot" => o.stateroot = Some(stateroot(&string(key, value)?)?),
             "client-id" => out.client_id = label(key, value)?,
@@ -226,7 +228,7 @@ pub fn encode(options: &Options) -> Out {
     out
 }
 
-fn flags(options: &Options) -> [(&'static str, bool); 9] {
+fn flags(options: &Options) -> [(&'static str, bool); 10] {
     [
         ("download-only", options.download_only),
         ("dry-run", options.dry_run),
@@ -237,6 +239,7 @@ fn flags(options: &Options) -> [(&'static str, bool); 9] {
         ("drop-var", options.drop_var),
         ("frozen", options.frozen),
         ("update-lock", options.update_lock),
+        ("retry", options.retry),
     ]
 }
 

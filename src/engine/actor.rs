@@ -6,6 +6,7 @@ use super::failpoint::Failpoints;
 use super::handle::Handle;
 use super::journal::{History, Journal};
 use super::pipeline;
+use super::unavailable::now;
 use crate::model::job::{Event, Failure, Initiator, Job, State};
 use crate::model::request::Request;
 use crate::model::status::Status;
@@ -14,7 +15,7 @@ use crate::store::sysroot::Layout;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -497,9 +498,4 @@ fn error_of(failure: &Failure) -> Error {
     let mut error = Error::new(failure.kind, failure.message.clone());
     error.details = failure.details.clone();
     if failure.hint.is_empty() { error } else { error.hint(failure.hint.clone()) }
-}
-
-/// Seconds since the epoch.
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -229,6 +229,8 @@ fn assemble(snapshot: &Snapshot, journal: Option<&Journal>) -> Result<Status> {
     if let Some(journal) = journal {
         status.rejected = journal.rejected()?;
         status.last_outcome = journal.outcome()?;
+        let unavailable = journal.unavailable()?;
+        status.reasons.extend(unavailable.map(|state| state.describe()));
     }
     for entry in &snapshot.entries {
         let mut deployment = entry.deployment.clone();

@@ -5,6 +5,7 @@
 //! <state>/pending.json    what the next boot should come up with, and the boot in which it was staged
 //! <state>/outcome.json    what the last such boot came to
 //! <state>/rejected.json   inputs that automatic jobs do not go back to
+//! <state>/unavailable.json  packages that cannot be had, and when that is tried again
 //! <state>/jobs/<id>.json  finished jobs, the last 50 or 30 days
 //! <state>/bound/          the bound set of each deployment
 //! ```
@@ -14,6 +15,7 @@ use crate::derive::take::Take;
 use crate::model::image::Digest;
 use crate::model::job::{Event, Failure, Job};
 use crate::model::status::{Outcome, Rejected};
+use crate::model::unavailable::Unavailable;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::fs::{read_optional, remove_durably, write_atomic};
 use cap_std_ext::cap_std::fs::Dir;
@@ -25,6 +27,7 @@ const INTENT: &str = "intent.json";
 const PENDING: &str = "pending.json";
 const OUTCOME: &str = "outcome.json";
 const REJECTED: &str = "rejected.json";
+const UNAVAILABLE: &str = "unavailable.json";
 
 /// What is about to become visible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,6 +221,21 @@ impl Journal {
     ) -> Result<()> {
         let failure = if pending.deployment == booted { None } else { finalize_failure() };
         self.save(OUTCOME, judge(pending, booted, shadowed, failure))
+    }
+
+    /// Packages that cannot be had, if there are such.
+    pub fn unavailable(&self) -> Result<Option<Unavailable>> {
+        self.load(UNAVAILABLE)
+    }
+
+    /// Notes that packages cannot be had.
+    pub fn note_unavailable(&self, state: &Unavailable) -> Result<()> {
+        self.save(UNAVAILABLE, state)
+    }
+
+    /// All packages can be had again.
+    pub fn forget_unavailable(&self) -> Result<()> {
+        remove_durably(&self.dir, UNAVAILABLE)
     }
 
     /// What automatic jobs refuse.

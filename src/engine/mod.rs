@@ -11,6 +11,7 @@ mod pipeline;
 mod settle;
 mod stages;
 mod steps;
+mod unavailable;
 
 pub use actor::{Engine, Setup};
 pub use handle::Handle;

@@ -5,6 +5,7 @@ use super::env::Env;
 use super::settle;
 use super::stages::Ready;
 use super::steps::{bind, cleanup, derive, permit, plan, pull, resolve, rollback, stage};
+use super::unavailable;
 use crate::model::job::JobResult;
 use crate::model::request::{Goal, Options, Request};
 use crate::model::{Error, ErrorKind, Result};
@@ -73,6 +74,12 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         }
         Request::Upgrade(_) => update(&job, Goal::Upgrade).await,
         Request::Rebase { image, .. } => update(&job, Goal::Rebase(image)).await,
+        Request::Reconcile(options) if options.retry => match unavailable::due(&job)? {
+            Some(goal) => update(&job, goal).await,
+            None => {
+                Ok(JobResult { summary: "Nothing is to be tried again now.".into(), ..JobResult::default() })
+            }
+        },
         Request::Reconcile(_) => update(&job, Goal::Reconcile).await,
         Request::Rollback { reject } => rollback::rollback(&job, reject).await,
         Request::Pin { deployment, pinned } => rollback::pin(&job, deployment, pinned).await,
@@ -88,7 +95,9 @@ async fn update(job: &Job<'_>, goal: Goal) -> Result<JobResult> {
     let target = resolve::target(&job.view(), &goal).await?;
     let planned = plan::plan(job, target).await?;
     let pulled = pull::pull(job, planned).await?;
-    let derived = derive::derive(job, pulled, resolve).await?;
+    let derived = derive::derive(job, pulled, resolve).await;
+    unavailable::note(job, &goal, resolve || job.options.update_lock, &derived)?;
+    let derived = derived?;
     let wanted = bind::discover(job, &derived).await?;
     if let Some(unchanged) = stage::unchanged(job, &derived, &wanted)? {
         if !job.options.dry_run {

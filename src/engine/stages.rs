@@ -7,6 +7,7 @@
 use crate::model::bound::{BoundImage, BoundSet};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::manifest::Manifest;
+use crate::model::unavailable::Instead;
 use crate::model::verification::Verification;
 use crate::pull::{Base, Resolved};
 use crate::store::origin::Origin;
@@ -68,6 +69,8 @@ pub struct Derived {
     pub(super) owned_kargs: String,
     /// What a person should know.
     pub(super) notes: Vec<String>,
+    /// Packages that could not be had: what is there instead, and why.
+    pub(super) without: Option<(Instead, String)>,
 }
 
 impl Derived {

@@ -1,7 +1,9 @@
 //! `osctld.toml`: how the daemon works. What it works towards is said by drop-ins and requests.
 
+use super::unavailable::DegradedPolicy;
 use super::{Error, ErrorKind, Result, bytes};
 use std::num::{NonZeroU32, NonZeroU64};
+use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -10,6 +12,8 @@ use toml::de::{DeTable, DeValue};
 pub struct Config {
     /// How images are fetched.
     pub pull: Pull,
+    /// How drop-ins become a part of the tree.
+    pub derive: Derive,
 }
 
 /// `[pull]`.
@@ -21,6 +25,15 @@ pub struct Pull {
     pub importers: Option<NonZeroU32>,
     /// Bytes a second, for all layers of the OS image together.
     pub rate_limit: Option<NonZeroU64>,
+}
+
+/// `[derive]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Derive {
+    /// How long packages may not be to be had before `degraded_policy` counts.
+    pub grace: Option<Duration>,
+    /// What is done then.
+    pub degraded_policy: Option<DegradedPolicy>,
 }
 
 /// A setting, for messages and the manual page.
@@ -57,6 +70,19 @@ pub const KEYS: &[Key] = &[
         about: "How many bytes a second of the OS image may be downloaded. An upgrade or rebase with --rate-limit has its own. \
                 Bound images are fetched by skopeo, which knows no limit.",
     },
+    Key {
+        table: "derive",
+        name: "grace",
+        value: "a text of a number and s, min, h or d: \"7d\"",
+        about: "How long packages of drop-ins may not be to be had before degraded-policy counts; 7d if it is not set.",
+    },
+    Key {
+        table: "derive",
+        name: "degraded-policy",
+        value: "\"stay\" or \"skip\"",
+        about: "What happens then: stay on the system that runs, as before, or go on without the drop-ins that ask for them. \
+                Those with `on-unavailable: fail` are never left out.",
+    },
 ];
 
 impl Config {
@@ -86,6 +112,10 @@ impl Config {
                     ("pull", "connections") => count(value).map(|n| config.pull.connections = Some(n)),
                     ("pull", "importers") => count(value).map(|n| config.pull.importers = Some(n)),
                     ("pull", "rate-limit") => rate(value).map(|n| config.pull.rate_limit = Some(n)),
+                    ("derive", "grace") => period(value).map(|d| config.derive.grace = Some(d)),
+                    ("derive", "degraded-policy") => {
+                        policy(value).map(|p| config.derive.degraded_policy = Some(p))
+                    }
                     _ => None,
                 };
                 read.ok_or_else(|| place.wrong(key, known.value))?;
@@ -98,12 +128,19 @@ impl Config {
     #[must_use]
     pub fn over(self, before: Config) -> Config {
         // Destructured, so that a new setting has to be thought of.
-        let Config { pull: Pull { connections, importers, rate_limit } } = self;
+        let Config {
+            pull: Pull { connections, importers, rate_limit },
+            derive: Derive { grace, degraded_policy },
+        } = self;
         Config {
             pull: Pull {
                 connections: connections.or(before.pull.connections),
                 importers: importers.or(before.pull.importers),
                 rate_limit: rate_limit.or(before.pull.rate_limit),
+            },
+            derive: Derive {
+                grace: grace.or(before.derive.grace),
+                degraded_policy: degraded_policy.or(before.derive.degraded_policy),
             },
         }
     }
@@ -133,6 +170,27 @@ fn rate(value: &Spanned<DeValue<'_>>) -> Option<NonZeroU64> {
     match value.get_ref() {
         DeValue::String(text) => bytes::parse_rate(text).ok(),
         _ => integer(value).and_then(NonZeroU64::new),
+    }
+}
+
+fn period(value: &Spanned<DeValue<'_>>) -> Option<Duration> {
+    let DeValue::String(text) = value.get_ref() else { return None };
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let seconds = match unit.trim() {
+        "s" => 1,
+        "min" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return None,
+    };
+    Some(Duration::from_secs(digits.parse::<u64>().ok()?.checked_mul(seconds)?))
+}
+
+fn policy(value: &Spanned<DeValue<'_>>) -> Option<DegradedPolicy> {
+    match value.get_ref() {
+        DeValue::String(text) if text == "stay" => Some(DegradedPolicy::Stay),
+        DeValue::String(text) if text == "skip" => Some(DegradedPolicy::Skip),
+        _ => None,
     }
 }
 
@@ -172,7 +230,12 @@ mod tests {
             importers: NonZeroU32::new(importers),
             rate_limit: NonZeroU64::new(rate),
         };
-        Config { pull }
+        Config { pull, ..Config::default() }
+    }
+
+    fn grace(seconds: u64) -> Config {
+        let derive = Derive { grace: Some(Duration::from_secs(seconds)), degraded_policy: None };
+        Config { derive, ..Config::default() }
     }
 
     #[test]
@@ -182,6 +245,8 @@ mod tests {
             ("[pull]\n", pull(0, 0, 0)),
             ("# x\n[pull]\nconnections = 6\nimporters = 0x2\nrate-limit = 5000\n", pull(6, 2, 5000)),
             ("pull.rate-limit = \"2Mi\"\n", pull(0, 0, 2 << 20)),
+            ("[derive]\ngrace = \"36h\"\n", grace(36 * 3600)),
+            ("derive.grace = \"2 d\"\n", grace(2 * 24 * 3600)),
         ] {
             assert_eq!(Config::parse(text, "f").unwrap(), expected, "{text}");
         }
@@ -210,6 +275,27 @@ mod tests {
             ),
             ("[pull]\nimporters = \"2\"", 2, "importers must be a number from 1 on", Some("importers"), None),
             ("[pull]\nimporters = -1", 2, "importers must be a number from 1 on", Some("importers"), None),
+            (
+                "[derive]\ngrace = 7",
+                2,
+                "grace must be a text of a number and s, min, h or d: \"7d\"",
+                Some("grace"),
+                None,
+            ),
+            (
+                "[derive]\ngrace = \"d\"",
+                2,
+                "grace must be a text of a number and s, min, h or d: \"7d\"",
+                Some("grace"),
+                None,
+            ),
+            (
+                "[derive]\ndegraded-policy = \"leave\"",
+                2,
+                "degraded-policy must be \"stay\" or \"skip\"",
+                Some("degraded-policy"),
+                None,
+            ),
             ("[pull]\nrate-limit = 1.5", 2, wrong_rate, Some("rate-limit"), None),
             ("[pull]\nrate-limit = \"1 MB\"", 2, wrong_rate, Some("rate-limit"), None),
         ] {
@@ -235,7 +321,12 @@ mod tests {
     #[test]
     fn every_key_of_the_table_is_read() {
         for key in KEYS {
-            let text = format!("[{}]\n{} = 7\n", key.table, key.name);
+            let value = match key.name {
+                "grace" => "\"7d\"",
+                "degraded-policy" => "\"skip\"",
+                _ => "7",
+            };
+            let text = format!("[{}]\n{} = {value}\n", key.table, key.name);
             assert_ne!(Config::parse(&text, "f").unwrap(), Config::default(), "{text}");
         }
     }

@@ -17,6 +17,8 @@ pub mod quadlet;
 pub mod request;
 pub mod status;
 pub mod text;
+pub mod time;
+pub mod unavailable;
 pub mod verification;
 
 pub use error::{Context, Error, ErrorKind, Result};

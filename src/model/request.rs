@@ -34,6 +34,8 @@ pub struct Options {
     pub frozen: bool,
     /// Solve packages anew although the lock of before still fits.
     pub update_lock: bool,
+    /// Do again what could not be done because packages were not to be had, if that is due, and nothing otherwise.
+    pub retry: bool,
     /// Kernel arguments of a first deployment.
     pub kargs: Vec<String>,
     /// The stateroot of a first deployment.

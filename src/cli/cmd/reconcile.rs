@@ -20,6 +20,9 @@ pub struct Args {
     /// Solve packages anew, although those of before still fit.
     #[arg(long)]
     pub update_lock: bool,
+    /// Try again what failed because packages could not be had, be it this or an upgrade, if that is due; else do nothing.
+    #[arg(long, conflicts_with_all = ["frozen", "update_lock", "check"])]
+    pub retry: bool,
     /// Replace a deployment that somebody else staged.
     #[arg(long)]
     pub replace_staged: bool,
@@ -42,6 +45,7 @@ impl Args {
             download_only: self.download_only,
             frozen: self.frozen,
             update_lock: self.update_lock,
+            retry: self.retry,
             replace_staged: self.replace_staged,
             allow_rejected: self.allow_rejected,
             no_wait: self.no_wait,

@@ -5,7 +5,6 @@ pub mod progress;
 #[cfg(test)]
 mod schema;
 pub mod status;
-mod time;
 
 use crate::client::Failure;
 use crate::derive::lint::{LintError, LintReport};

@@ -1,9 +1,9 @@
 //! The state and the jobs, for people.
 
-use super::time::utc;
 use super::value;
 use crate::model::job::{Job, State};
 use crate::model::status::{Deployment, Status};
+use crate::model::time::utc;
 
 /// The state.
 pub fn human(status: &Status, verbose: bool) -> String {

@@ -161,6 +161,7 @@ fn options_survive_the_way_over_the_bus() {
         no_wait: true,
         frozen: true,
         update_lock: false,
+        retry: false,
         kargs: vec!["quiet".into()],
         stateroot: Some("os".into()),
     };

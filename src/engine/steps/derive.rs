@@ -39,7 +39,8 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
         .await?;
     possible(job, &pulled, &manifest).await?;
     let manifest = fetch::contents(job, manifest).await?;
-    let Layered { layer, manifest, notes } = packages::layer(job, &pulled, manifest, resolve).await?;
+    let Layered { layer, manifest, notes, without } =
+        packages::layer(job, &pulled, manifest, resolve).await?;
     if let (Some(layer), Some(merge)) = (&layer, job.before.merge()) {
         possible::ids_free(&job.env.deployment_root(merge), &possible::packaged(&layer.lock))?;
     }
@@ -71,6 +72,7 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
         kargs: computed.args,
         owned_kargs: computed.owned.to_json(),
         notes,
+        without,
     })
 }
 

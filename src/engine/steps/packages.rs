@@ -14,11 +14,13 @@ use crate::derive::packages::layer::{self, Layer};
 use crate::derive::packages::{self, Question, Room};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::Pulled;
+use crate::engine::unavailable::now;
 use crate::model::image::Digest;
 use crate::model::job::Step;
 use crate::model::lock::Lock;
 use crate::model::manifest::{Manifest, Node};
 use crate::model::packages::{Key, OnUnavailable};
+use crate::model::unavailable::{DegradedPolicy, GRACE, Instead};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::prune;
 use crate::store::tree::CommitTree;
@@ -39,6 +41,8 @@ pub struct Layered {
     pub manifest: Manifest,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// Packages that could not be had: what is there instead, and why.
+    pub without: Option<(Instead, String)>,
 }
 
 /// What a job solves with.
@@ -52,7 +56,7 @@ struct Prepared {
 
 /// The base with the packages that drop-ins ask for.
 pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: bool) -> Result<Layered> {
-    let mut layered = Layered { layer: None, manifest, notes: Vec::new() };
+    let mut layered = Layered { layer: None, manifest, notes: Vec::new(), without: None };
     if layered.manifest.packages.is_empty() {
         return Ok(layered);
     }
@@ -65,14 +69,19 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
         }
         let work = locked(job, pulled, &layered, &prepared, &cache, resolve, &mut room);
         let error = match job.cx.step(Step::DeriveSolve, work).await {
-            Ok((lock, note)) => {
-                layered.notes.extend(note);
+            Ok((lock, trouble)) => {
+                if let Some(why) = trouble {
+                    let note = format!("packages are those of before, because of: {why}");
+                    job.cx.message(note.clone());
+                    layered.notes.push(note);
+                    layered.without = Some((Instead::Kept, why));
+                }
                 break lock;
             }
             Err(error) => error,
         };
         let skipped = match error.kind {
-            ErrorKind::RepoUnavailable => layered.manifest.packages.with_policy(OnUnavailable::Skip),
+            ErrorKind::RepoUnavailable => left_out(job, &layered.manifest)?,
             _ => BTreeSet::new(),
         };
         if skipped.is_empty() {
@@ -82,6 +91,7 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
         let note = format!("left out, because its packages cannot be had: {names} ({})", error.chain());
         job.cx.message(note.clone());
         layered.notes.push(note);
+        layered.without = Some((Instead::LeftOut, error.chain()));
         layered.manifest = layered.manifest.only(|owner| !skipped.contains(owner));
     };
     let (base, digest) = (pulled.base.commit.clone(), lock.digest());
@@ -93,7 +103,21 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
     Ok(layered)
 }
 
-/// What the requests come to, and what a person should know about that.
+/// The drop-ins that may be left out: those that say so, and after the grace all that do not forbid it, if the host is
+/// configured so.
+fn left_out(job: &Job<'_>, manifest: &Manifest) -> Result<BTreeSet<String>> {
+    let mut names = manifest.packages.with_policy(OnUnavailable::Skip);
+    let config = job.env.config()?.derive;
+    if config.degraded_policy == Some(DegradedPolicy::Skip)
+        && let Some(state) = job.env.journal()?.unavailable()?
+        && state.is_over(now(), config.grace.unwrap_or(GRACE))
+    {
+        names.extend(manifest.packages.with_policy(OnUnavailable::Keep));
+    }
+    Ok(names)
+}
+
+/// What the requests come to; with why repositories could not be used, if packages of before are the answer.
 async fn locked(
     job: &Job<'_>,
     pulled: &Pulled,
@@ -165,11 +189,7 @@ async fn locked(
         return Err(error);
     };
     match packages::resolve_from(job.cx, here, cache, question, lock).await {
-        Ok(lock) => {
-            let note = format!("packages are those of before, because of: {}", error.chain());
-            job.cx.message(note.clone());
-            Ok((lock, Some(note)))
-        }
+        Ok(lock) => Ok((lock, Some(error.chain()))),
         Err(other) => {
             job.cx.message(format!("the packages of before do not solve it either: {}", other.chain()));
             Err(error)
