@@ -1,6 +1,6 @@
 //! Checking drop-ins and bound files offline, without root: all files, all errors, nothing printed.
 
-use super::read::is_dropin;
+use super::read::{is_dropin, is_treefile};
 use crate::model::dropin::{self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_LEAVES, Merger, Text};
 use crate::model::manifest::Node;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -35,6 +35,8 @@ impl LintReport {
 pub enum LintKind {
     /// A drop-in in a `derive.d`.
     DropIn,
+    /// A client treefile of rpm-ostree in an `origin.d`.
+    Treefile,
     /// A file in a `bound-images.d`.
     Bound,
 }
@@ -69,8 +71,8 @@ pub struct LintError {
     pub hint: Option<String>,
 }
 
-/// Checks a file, or everything below a directory: drop-ins directly in a `derive.d` and bound files directly in a
-/// `bound-images.d`.
+/// Checks a file, or everything below a directory: drop-ins directly in a `derive.d`, treefiles directly in an
+/// `origin.d` and bound files directly in a `bound-images.d`. A single `.yaml` file is a treefile if it is in an `origin.d`.
 ///
 /// `bound` checks one bound file and returns the images that it names. Fails only if `path` itself cannot be
 /// read: everything else is in the report.
@@ -78,12 +80,15 @@ pub fn lint(path: &Path, bound: &dyn Fn(&Path) -> Result<Vec<String>>) -> Result
     let meta = std::fs::metadata(path)
         .kind(ErrorKind::InvalidArgument, format!("{} cannot be checked", path.display()))?;
     let mut found = Vec::new();
+    // `osctl lint .` inside a derive.d must work as well, and `osctl lint a.yaml` inside an origin.d.
+    let real = path.canonicalize().ok();
+    let name = |path: &Path| path.file_name().and_then(|n| n.to_str()).map(str::to_owned);
     if meta.is_dir() {
-        // `osctl lint .` inside a derive.d must work as well.
-        let name = path.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_os_string()));
-        walk(path, name.as_deref().and_then(|n| n.to_str()), 0, &mut found)?;
+        walk(path, real.as_deref().and_then(name).as_deref(), 0, &mut found)?;
     } else {
+        let dir = real.as_deref().and_then(Path::parent).and_then(name);
         let kind = match path.extension().and_then(|e| e.to_str()) {
+            Some("yaml") if dir.as_deref() == Some("origin.d") => LintKind::Treefile,
             Some("yaml" | "yml" | "bu") => LintKind::DropIn,
             _ => LintKind::Bound,
         };
@@ -101,9 +106,9 @@ pub fn lint(path: &Path, bound: &dyn Fn(&Path) -> Result<Vec<String>>) -> Result
                 };
                 LintFile { path: shown(&path), kind, images, errors, warnings: Vec::new() }
             }
-            LintKind::DropIn => {
+            LintKind::DropIn | LintKind::Treefile => {
                 let dir = path.parent().map(Path::to_owned).unwrap_or_default();
-                drop_in(&path, mergers.entry(dir).or_default())
+                drop_in(&path, kind, mergers.entry(dir).or_default())
             }
         })
         .collect();
@@ -137,6 +142,7 @@ fn walk(dir: &Path, name: Option<&str>, depth: usize, found: &mut Vec<(PathBuf, 
             && std::fs::read_link(&path).is_ok_and(|target| target == Path::new("/dev/null"));
         let kind = match name {
             Some("derive.d") if is_dropin(file_name) || file_name.ends_with(".yml") => LintKind::DropIn,
+            Some("origin.d") if is_treefile(file_name) => LintKind::Treefile,
             Some("bound-images.d")
                 if [".toml", ".image", ".container"].iter().any(|s| file_name.ends_with(s)) =>
             {
@@ -151,28 +157,27 @@ fn walk(dir: &Path, name: Option<&str>, depth: usize, found: &mut Vec<(PathBuf, 
     Ok(())
 }
 
-fn drop_in(path: &Path, merger: &mut Merger) -> LintFile {
-    let mut file = LintFile {
-        path: shown(path),
-        kind: LintKind::DropIn,
-        images: Vec::new(),
-        errors: Vec::new(),
-        warnings: Vec::new(),
-    };
+fn drop_in(path: &Path, kind: LintKind, merger: &mut Merger) -> LintFile {
+    let mut file =
+        LintFile { path: shown(path), kind, images: Vec::new(), errors: Vec::new(), warnings: Vec::new() };
     if path.extension().is_some_and(|e| e == "yml") {
         file.warnings.push(LintError::plain("is ignored: drop-ins end in .yaml", "rename it to .yaml"));
     }
-    match check(path, merger, &mut file.warnings) {
+    match check(path, kind, merger, &mut file.warnings) {
         Ok(()) => {}
         Err(e) => file.errors.push(LintError::from(&e)),
     }
     file
 }
 
-fn check(path: &Path, merger: &mut Merger, warnings: &mut Vec<LintError>) -> Result<()> {
+fn check(path: &Path, kind: LintKind, merger: &mut Merger, warnings: &mut Vec<LintError>) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new(""));
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let text = Text {
-        name: path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        name: match kind {
+            LintKind::Treefile => format!("{}{name}", dropin::TREEFILE_OWNER),
+            LintKind::DropIn | LintKind::Bound => name,
+        },
         path: shown(path),
         bytes: read_file(path, dropin::MAX_DROPIN)?,
     };

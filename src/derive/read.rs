@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! target tree  /usr/lib/osctl/derive.d/*.{yaml,bu} ┐ same name: /etc wins; a link to /dev/null masks
-//! config root  /etc/osctl/derive.d/*.{yaml,bu}     ┘ ──► in name order ──► model::dropin ──► Manifest
+//! config root  /etc/osctl/derive.d/*.{yaml,bu}     ┤ ──► in name order ──► model::dropin ──► Manifest
+//! config root  /etc/rpm-ostree/origin.d/*.yaml     ┘ owner origin.d/NAME: replaces nothing, and nothing replaces it
 //! ```
 //!
 //! Each file is opened once, without following links, and everything that is decided about it (type, owner,
 //! mode, size) comes from that descriptor: there is no second look that could see something else.
 
 use crate::model::dropin::{
-    self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_DROPIN, MAX_LEAVES, MAX_TREE, Text,
+    self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_DROPIN, MAX_LEAVES, MAX_TREE, TREEFILE_OWNER, Text,
 };
 use crate::model::manifest::Manifest;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -25,8 +26,8 @@ use std::os::fd::{AsFd, OwnedFd};
 pub const HOST_DIR: &str = "/etc/osctl/derive.d";
 /// Where an image's drop-ins are.
 pub const VENDOR_DIR: &str = "/usr/lib/osctl/derive.d";
-/// Client treefiles of rpm-ostree.
-const ORIGIN_DIR: &str = "/etc/rpm-ostree/origin.d";
+/// Where client treefiles of rpm-ostree are.
+pub const ORIGIN_DIR: &str = "/etc/rpm-ostree/origin.d";
 /// More are a mistake (a wrong directory, a runaway generator), and reading them would take long.
 pub const MAX_DROPINS: usize = 1000;
 /// Deeper trees are a mistake.
@@ -44,14 +45,14 @@ enum Found {
 /// Missing directories are fine. Fails with `InvalidDropIn`, `UnsupportedStanza` or `Unsupported`, naming the
 /// file.
 pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> {
-    refuse_treefiles(config_root)?;
-    let host = HostDir::open(config_root)?;
+    let host = HostDir::open(config_root, HOST_DIR)?;
+    let origin = HostDir::open(config_root, ORIGIN_DIR)?;
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
     if let Some(tree) = target {
         vendor(tree, &mut found)?;
     }
     if let Some(dir) = &host {
-        for name in dir.names()? {
+        for name in dir.names(is_dropin)? {
             let entry = match dir.snapshot(&name)? {
                 Some(text) => Found::Host(text),
                 None => Found::Masked,
@@ -68,6 +69,13 @@ pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> 
             (Found::Masked | Found::Host(_) | Found::Vendor(_), ..) => {}
         }
     }
+    if let Some(dir) = &origin {
+        for text in treefiles(dir)? {
+            // A treefile comes after a drop-in of the same name.
+            let at = dropins.partition_point(|(other, _)| file_name(other) <= file_name(&text));
+            dropins.insert(at, (text, dir));
+        }
+    }
     if dropins.len() > MAX_DROPINS {
         return Err(too_many("the host and the image together", MAX_DROPINS));
     }
@@ -79,12 +87,13 @@ pub fn is_dropin(name: &str) -> bool {
     !name.starts_with('.') && (name.ends_with(".yaml") || name.ends_with(".bu"))
 }
 
-fn refuse(path: &str, message: &str) -> Error {
-    Error::new(ErrorKind::InvalidDropIn, format!("{path}: {message}")).detail("file", path)
+/// Whether a file name in an `origin.d` counts. rpm-ostree reads no other ending.
+pub fn is_treefile(name: &str) -> bool {
+    !name.starts_with('.') && name.ends_with(".yaml")
 }
 
-fn unsupported(path: &str, message: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("{path}: {message}")).detail("file", path)
+fn refuse(path: &str, message: &str) -> Error {
+    Error::new(ErrorKind::InvalidDropIn, format!("{path}: {message}")).detail("file", path)
 }
 
 fn too_many(dir: &str, limit: usize) -> Error {
@@ -175,36 +184,40 @@ fn list(fd: &OwnedFd, path: &str, wanted: impl Fn(&str) -> bool, limit: usize) -
     Ok(names)
 }
 
-fn refuse_treefiles(root: &Dir) -> Result<()> {
-    let Some(fd) = open_dir(root, ORIGIN_DIR)? else { return Ok(()) };
-    match list(&fd, ORIGIN_DIR, |n| !n.starts_with('.') && n.ends_with(".yaml"), MAX_DROPINS)?.first() {
-        None => Ok(()),
-        Some(name) => Err(unsupported(
-            &format!("{ORIGIN_DIR}/{name}"),
-            "client treefiles of rpm-ostree are not supported by this version",
-        )
-        .hint("write what it declares as a drop-in in /etc/osctl/derive.d, or move it away")),
+/// The client treefiles of the host, in name order.
+fn treefiles(dir: &HostDir) -> Result<Vec<Text>> {
+    let mut texts = Vec::new();
+    for name in dir.names(is_treefile)? {
+        // A link to /dev/null has nothing to mask, but says the same.
+        let Some(text) = dir.snapshot(&name)? else { continue };
+        texts.push(Text { name: format!("{TREEFILE_OWNER}{name}"), ..text });
     }
+    Ok(texts)
 }
 
-/// The administrator's directory, opened once.
-struct HostDir(OwnedFd);
+/// The name that decides the order, whatever the owner is called.
+fn file_name(text: &Text) -> &str {
+    text.name.strip_prefix(TREEFILE_OWNER).unwrap_or(&text.name)
+}
+
+/// A directory of the administrator's, opened once, and its path.
+struct HostDir(OwnedFd, &'static str);
 
 impl HostDir {
-    fn open(root: &Dir) -> Result<Option<HostDir>> {
-        let Some(fd) = open_dir(root, HOST_DIR)? else { return Ok(None) };
-        let stat = rustix::fs::fstat(&fd).map_err(|e| unreadable(HOST_DIR, e.into()))?;
-        check_trust(HOST_DIR, stat.st_uid, stat.st_mode)?;
-        Ok(Some(HostDir(fd)))
+    fn open(root: &Dir, path: &'static str) -> Result<Option<HostDir>> {
+        let Some(fd) = open_dir(root, path)? else { return Ok(None) };
+        let stat = rustix::fs::fstat(&fd).map_err(|e| unreadable(path, e.into()))?;
+        check_trust(path, stat.st_uid, stat.st_mode)?;
+        Ok(Some(HostDir(fd, path)))
     }
 
-    fn names(&self) -> Result<Vec<String>> {
-        list(&self.0, HOST_DIR, is_dropin, MAX_DROPINS)
+    fn names(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        list(&self.0, self.1, wanted, MAX_DROPINS)
     }
 
     /// The drop-in as it is now; `None` if it is masked.
     fn snapshot(&self, name: &str) -> Result<Option<Text>> {
-        let path = format!("{HOST_DIR}/{name}");
+        let path = format!("{}/{name}", self.1);
         match read_regular(&self.0, name, &path, MAX_DROPIN) {
             Err(Unread::Link) => {
                 let target = rustix::fs::readlinkat(&self.0, name, Vec::new())
@@ -223,8 +236,8 @@ impl HostDir {
 
     /// Opens a directory below this one, component by component, so that no link can lead out.
     fn below(&self, name: &str) -> Result<(OwnedFd, String)> {
-        let mut dir = self.0.try_clone().map_err(|e| unreadable(HOST_DIR, e))?;
-        let mut path = HOST_DIR.to_owned();
+        let mut dir = self.0.try_clone().map_err(|e| unreadable(self.1, e))?;
+        let mut path = self.1.to_owned();
         for part in name.split('/').filter(|p| !p.is_empty()) {
             path = format!("{path}/{part}");
             if part == ".." {

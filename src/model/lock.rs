@@ -121,7 +121,13 @@ impl Lock {
             .map(|(id, r)| (id, (&r.baseurl, &r.suites, &r.components, &r.metalink, &r.mirrorlist, &r.key)))
             .collect();
         let asked = (names(&packages.install), names(&packages.remove), names(&packages.replace), repos);
-        Digest::of(&serde_json::to_vec(&asked).expect("maps with string keys always serialise"))
+        let choice = (names(&packages.enabled_repos), &packages.replace_from);
+        // A lock that was made before there was a choice still fits.
+        let bytes = match choice.0.is_empty() && choice.1.is_empty() {
+            true => serde_json::to_vec(&asked),
+            false => serde_json::to_vec(&(asked, choice)),
+        };
+        Digest::of(&bytes.expect("maps with string keys always serialise"))
     }
 
     /// The digest of what decides the tree: not of who was asked, or where the packages were found.

@@ -52,10 +52,18 @@ pub struct Packages {
     pub install: BTreeMap<String, BTreeSet<Owner>>,
     /// Packages of the base to remove.
     pub remove: BTreeMap<String, BTreeSet<Owner>>,
-    /// Packages of the base to replace, with the version: `name=version` or `name-version`.
+    /// Packages of the base to replace, with the version: `name=version` or `name-version`; the name alone if it is in
+    /// `replace_from`.
     pub replace: BTreeMap<String, BTreeSet<Owner>>,
+    /// The id of the repository that a package in `replace` is taken from, in whatever version it has there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub replace_from: BTreeMap<String, String>,
     /// Repositories by their id.
     pub repos: BTreeMap<String, Repo>,
+    /// The ids of the repositories that are used beside [`Packages::repos`]; if there are none, those that the target has
+    /// enabled.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub enabled_repos: BTreeMap<String, BTreeSet<Owner>>,
     /// What to do about a drop-in whose packages cannot be had; decides nothing about those that can.
     #[serde(skip)]
     pub on_unavailable: BTreeMap<Owner, OnUnavailable>,
@@ -69,7 +77,8 @@ impl Packages {
 
     /// The drop-ins that ask for something.
     pub fn owners(&self) -> BTreeSet<&str> {
-        let requests = [&self.install, &self.remove, &self.replace].into_iter().flat_map(BTreeMap::values);
+        let requests = [&self.install, &self.remove, &self.replace, &self.enabled_repos];
+        let requests = requests.into_iter().flat_map(BTreeMap::values);
         let owners = requests.flatten().map(String::as_str);
         owners.chain(self.repos.values().map(|r| r.owner.as_str())).collect()
     }
@@ -81,14 +90,18 @@ impl Packages {
             let kept = requests
                 .iter()
                 .map(|(name, by)| (name.clone(), by.iter().filter(|o| keep(o)).cloned().collect()));
-            kept.filter(|(_, by): &(_, BTreeSet<Owner>)| !by.is_empty()).collect()
+            kept.filter(|(_, by): &(_, BTreeSet<Owner>)| !by.is_empty()).collect::<BTreeMap<_, _>>()
         };
+        let replace = kept(&self.replace);
+        let from = self.replace_from.iter().filter(|(name, _)| replace.contains_key(*name));
         let repos = self.repos.iter().filter(|(_, r)| keep(&r.owner));
         let policy = self.on_unavailable.iter().filter(|(o, _)| keep(o));
         Packages {
             install: kept(&self.install),
             remove: kept(&self.remove),
-            replace: kept(&self.replace),
+            replace_from: from.map(|(name, repo)| (name.clone(), repo.clone())).collect(),
+            replace,
+            enabled_repos: kept(&self.enabled_repos),
             repos: repos.map(|(id, r)| (id.clone(), r.clone())).collect(),
             on_unavailable: policy.map(|(o, p)| (o.clone(), *p)).collect(),
         }

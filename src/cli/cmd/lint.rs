@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// Arguments of `lint`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A drop-in, a bound-image file, or a directory of them.
+    /// A drop-in, a treefile in an origin.d, a bound-image file, or a directory of them.
     pub path: PathBuf,
     /// Print JSON.
     #[arg(long)]

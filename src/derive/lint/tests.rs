@@ -84,6 +84,21 @@ fn one_file_or_the_directory_itself_can_be_named() {
 }
 
 #[test]
+fn a_treefile_is_known_by_its_directory() {
+    let tmp = tempfile::tempdir().unwrap();
+    write(tmp.path(), "origin.d/a.yaml", "packages: [vim]\nrepos: [fedora]\n");
+    write(tmp.path(), "origin.d/b.yaml", "packages: [vim]\nunits: [a.service]\n");
+    write(tmp.path(), "origin.d/c.json", "{");
+    let report = lint(tmp.path(), &no_bound).unwrap();
+    let found: Vec<_> = report.files.iter().map(|f| (f.kind, f.errors.len())).collect();
+    assert_eq!(found, [(LintKind::Treefile, 0), (LintKind::Treefile, 1)]);
+    let error = &report.files[1].errors[0];
+    assert_eq!((error.line, error.column, error.key.as_deref()), (Some(2), Some(1), Some("units")));
+    let alone = lint(&tmp.path().join("origin.d/b.yaml"), &no_bound).unwrap();
+    assert_eq!(alone.files, report.files[1..]);
+}
+
+#[test]
 fn the_shipped_examples_are_clean() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let report = lint(&examples, &|_| Ok(Vec::new())).unwrap();

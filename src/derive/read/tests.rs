@@ -39,6 +39,15 @@ impl Host {
         self
     }
 
+    fn treefile(&self, name: &str, text: &str) -> &Host {
+        let path = format!("{ORIGIN_DIR}/{name}");
+        std::fs::create_dir_all(self.path(ORIGIN_DIR)).unwrap();
+        self.mode(ORIGIN_DIR, 0o755);
+        std::fs::write(self.path(&path), text).unwrap();
+        self.mode(&path, 0o644);
+        self
+    }
+
     fn read(&self) -> Result<Manifest> {
         read(&Dir::open_ambient_dir(self.tmp.path(), ambient_authority()).unwrap(), None)
     }
@@ -169,13 +178,56 @@ fn ten_thousand_drop_ins_are_refused_before_any_is_read() {
 }
 
 #[test]
-fn formats_of_later_versions_are_named() {
+fn treefiles_are_merged_by_name_and_have_owners_of_their_own() {
     let host = Host::new();
-    std::fs::create_dir_all(host.path(ORIGIN_DIR)).unwrap();
-    std::fs::write(host.path("/etc/rpm-ostree/origin.d/x.yaml"), "").unwrap();
+    host.write("20-b.yaml", KARG).write("10-a.yaml", "packages: [a]");
+    for (name, text) in [
+        ("20-b.yaml", "packages: [b]"),
+        ("15-c.yaml", "repos: [fedora]"),
+        ("x.json", "{"),
+        ("x.yml", "["),
+        (".x.yaml", "["),
+    ] {
+        host.treefile(name, text);
+    }
+    symlink("/dev/null", host.path(ORIGIN_DIR).join("10-a.yaml")).unwrap();
+    let manifest = host.read().unwrap();
+    let sources: Vec<_> = manifest.sources.iter().map(|s| (s.name.as_str(), s.path.as_str())).collect();
+    assert_eq!(
+        sources,
+        [
+            ("10-a.yaml", "/etc/osctl/derive.d/10-a.yaml"),
+            ("origin.d/15-c.yaml", "/etc/rpm-ostree/origin.d/15-c.yaml"),
+            ("20-b.yaml", "/etc/osctl/derive.d/20-b.yaml"),
+            ("origin.d/20-b.yaml", "/etc/rpm-ostree/origin.d/20-b.yaml"),
+        ]
+    );
+    assert!(manifest.packages.install["b"].contains("origin.d/20-b.yaml"));
+    assert_eq!(manifest.kargs_append[0].owner, "20-b.yaml");
+}
+
+#[test]
+fn treefiles_are_trusted_and_refused_as_drop_ins_are() {
+    let host = Host::new();
+    host.treefile("a.yaml", "packages: [a]\nref: x\n");
     let message =
-        "/etc/rpm-ostree/origin.d/x.yaml: client treefiles of rpm-ostree are not supported by this version";
-    assert_eq!(host.refusal(), (ErrorKind::Unsupported, message.to_owned()));
+        "/etc/rpm-ostree/origin.d/a.yaml:2:1: ref: says how an image is composed, and does nothing on a host";
+    assert_eq!(host.refusal(), (ErrorKind::UnsupportedStanza, message.to_owned()));
+    host.treefile("a.yaml", "packages: [a]").mode("/etc/rpm-ostree/origin.d/a.yaml", 0o664);
+    host.invalid("/etc/rpm-ostree/origin.d/a.yaml: can be written by group or others (mode 0664)");
+    host.mode("/etc/rpm-ostree/origin.d/a.yaml", 0o644);
+    host.mode(ORIGIN_DIR, 0o775);
+    host.invalid("/etc/rpm-ostree/origin.d: can be written by group or others (mode 0775)");
+    host.mode(ORIGIN_DIR, 0o755);
+    host.read().unwrap();
+    host.treefile("a.yaml", &"#".repeat(MAX_DROPIN as usize + 1));
+    host.invalid("/etc/rpm-ostree/origin.d/a.yaml: 1048577 bytes are more than 1048576");
+    std::fs::remove_file(host.path("/etc/rpm-ostree/origin.d/a.yaml")).unwrap();
+    symlink("b", host.path("/etc/rpm-ostree/origin.d/a.yaml")).unwrap();
+    host.invalid("/etc/rpm-ostree/origin.d/a.yaml: is a symbolic link");
+    std::fs::remove_dir_all(host.path(ORIGIN_DIR)).unwrap();
+    std::fs::write(host.path(ORIGIN_DIR), "").unwrap();
+    host.invalid("/etc/rpm-ostree/origin.d: is not a directory");
 }
 
 const BUTANE: &str = "variant: fcos\nversion: 1.7.0\n";

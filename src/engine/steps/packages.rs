@@ -242,9 +242,11 @@ async fn prepare(job: &Job<'_>, pulled: &Pulled, manifest: &Manifest) -> Result<
         .run(job.cx, move |s, _| {
             let repo = s.repo();
             let tree = CommitTree::open(&repo, &base)?;
+            let target = detect::target(&tree)?;
+            packages::check(target.manager, &manifest.packages)?;
             // One that cannot be read is solved anew.
             let before = next.and_then(|next| recorded(&repo, &next).ok().flatten());
-            Ok(Prepared { target: detect::target(&tree)?, keys: keys(&tree, &manifest)?, before, time })
+            Ok(Prepared { target, keys: keys(&tree, &manifest)?, before, time })
         })
         .await
 }

@@ -7,7 +7,8 @@ use crate::model::contents::Contents;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::manifest::{Directory, File, Link, Meta, Node, OnConflict, User};
 
-const KNOWN: [&str; 14] = [
+/// The keys at the top of a drop-in.
+pub(super) const KNOWN: [&str; 14] = [
     "packages",
     "override-remove",
     "override-replace",

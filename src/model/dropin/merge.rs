@@ -53,10 +53,21 @@ impl Merger {
             )?;
             self.manifest.packages.repos.insert(repo.name, repo.value);
         }
+        for from in dropin.replace_from {
+            // Two may agree.
+            if self.manifest.packages.replace_from.get(&from.name) != Some(&from.value) {
+                let what = format!("the repository of {}", from.name);
+                self.claim(&path, &format!("replacement {}", from.name), &what, &from)?;
+            }
+            self.manifest.packages.replace_from.insert(from.name, from.value);
+        }
         let (all, new) = (&mut self.manifest.packages, dropin.packages);
-        for (into, from) in
-            [(&mut all.install, new.install), (&mut all.remove, new.remove), (&mut all.replace, new.replace)]
-        {
+        for (into, from) in [
+            (&mut all.install, new.install),
+            (&mut all.remove, new.remove),
+            (&mut all.replace, new.replace),
+            (&mut all.enabled_repos, new.enabled_repos),
+        ] {
             // Several drop-ins may need the same package.
             from.into_iter().for_each(|(name, owners)| into.entry(name).or_default().extend(owners));
         }

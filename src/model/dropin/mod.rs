@@ -20,6 +20,7 @@ pub(crate) mod path;
 mod source;
 mod stanza;
 mod sysusers;
+mod treefile;
 mod units;
 mod yaml;
 
@@ -32,6 +33,7 @@ use super::manifest::{Group, Karg, Manifest, Node, Source, Unit, User};
 use super::packages::{Packages, Repo};
 pub use merge::Merger;
 pub use sysusers::sysusers_conf;
+pub use treefile::OWNER as TREEFILE_OWNER;
 pub use yaml::Location;
 
 /// A drop-in of more than 1 MiB is refused: larger content belongs into a `local:` file.
@@ -46,7 +48,7 @@ pub const MAX_LEAVES: usize = 10_000;
 /// One drop-in as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
-    /// File name, `50-agent.yaml`.
+    /// File name, `50-agent.yaml`; of a treefile with [`TREEFILE_OWNER`] before it.
     pub name: String,
     /// As the administrator would write it, `/etc/osctl/derive.d/50-agent.yaml`.
     pub path: String,
@@ -77,6 +79,8 @@ pub struct Declarations {
     /// Without the repositories.
     pub(crate) packages: Packages,
     pub(crate) repos: Vec<Declared<Repo>>,
+    /// The repository that a replacement is taken from.
+    pub(crate) replace_from: Vec<Declared<String>>,
 }
 
 impl Declarations {
@@ -163,14 +167,16 @@ pub fn decode(text: &Text, beside: &dyn Beside) -> Result<Declarations> {
         delete: Vec::new(),
         packages: Packages::default(),
         repos: Vec::new(),
+        replace_from: Vec::new(),
     };
-    if let Some(root) = yaml::parse(&text.path, utf8)? {
-        let root = cursor::Cursor::root(&text.path, &root);
-        if text.name.ends_with(".bu") {
-            butane::document(root, &mut declarations, beside)?;
-        } else {
-            decode::document(root, &mut declarations, beside)?;
-        }
+    let Some(root) = yaml::parse(&text.path, utf8)? else { return Ok(declarations) };
+    let root = cursor::Cursor::root(&text.path, &root);
+    if text.name.starts_with(TREEFILE_OWNER) {
+        treefile::document(root, &mut declarations)?;
+    } else if text.name.ends_with(".bu") {
+        butane::document(root, &mut declarations, beside)?;
+    } else {
+        decode::document(root, &mut declarations, beside)?;
     }
     Ok(declarations)
 }

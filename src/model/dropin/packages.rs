@@ -4,7 +4,7 @@ use super::cursor::{Cursor, Fields, printable};
 use super::decode::{Common, refuse};
 use super::{Beside, Declarations, Declared, path};
 use crate::model::contents::Contents;
-use crate::model::error::{ErrorKind, Result};
+use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::packages::{Key, OnUnavailable, Repo, is_name, is_versioned};
 
 /// More than any public key of a repository has.
@@ -26,15 +26,13 @@ pub(super) fn stanzas(
     }
     for (place, name) in requests(top, "packages")? {
         if !is_name(name) {
-            return Err(place
-                .error(format!("`{}` is not the name of a package", printable(name)))
-                .hint("only the name: versions belong into override-replace, or into a lock"));
+            return Err(not_a_name(&place, name).hint(NAME_ONLY));
         }
         out.packages.install.entry(name.to_owned()).or_default().insert(common.owner.clone());
     }
     for (place, name) in requests(top, "override-remove")? {
         if !is_name(name) {
-            return Err(place.error(format!("`{}` is not the name of a package", printable(name))));
+            return Err(not_a_name(&place, name));
         }
         out.packages.remove.entry(name.to_owned()).or_default().insert(common.owner.clone());
     }
@@ -58,6 +56,25 @@ fn requests<'a>(top: &Fields<'a>, key: &str) -> Result<Vec<(Cursor<'a>, &'a str)
     top.get(key).map_or(Ok(Vec::new()), |place| place.texts())
 }
 
+/// What to write instead of something that is not a name alone.
+pub(super) const NAME_ONLY: &str = "only the name: versions belong into override-replace, or into a lock";
+
+pub(super) fn not_a_name(place: &Cursor<'_>, text: &str) -> Error {
+    place.error(format!("`{}` is not the name of a package", printable(text)))
+}
+
+/// The id of a repository: a file name, and the name of a section in one.
+pub(super) fn repository<'a>(place: &Cursor<'a>) -> Result<&'a str> {
+    let id = place.text()?;
+    let good = id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
+    if !good || id.is_empty() || id.starts_with('.') || id.len() > 64 {
+        return Err(place
+            .error(format!("`{}` is not an id of a repository", printable(id)))
+            .hint("up to 64 letters, digits and - _ . :"));
+    }
+    Ok(id)
+}
+
 fn on_unavailable(place: &Cursor<'_>) -> Result<OnUnavailable> {
     place.choice(&[
         ("keep", OnUnavailable::Keep),
@@ -71,14 +88,7 @@ fn repo(place: &Cursor<'_>, common: &Common, beside: &dyn Beside) -> Result<Decl
         ["id", "name", "baseurl", "suites", "components", "metalink", "mirrorlist", "gpgkey", "gpgcheck"];
     let fields = place.fields(&known)?;
     let id = fields.need("id")?;
-    let name = id.text()?;
-    // A file name, and the name of a section in one.
-    let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
-    if !good || name.is_empty() || name.starts_with('.') || name.len() > 64 {
-        return Err(id
-            .error(format!("`{}` is not an id of a repository", printable(name)))
-            .hint("up to 64 letters, digits and - _ . :"));
-    }
+    let name = repository(&id)?;
     // What people call it is nobody's business here, but other tools' files have it.
     fields.get("name").map(|c| c.text()).transpose()?;
     let baseurl = match fields.get("baseurl") {
