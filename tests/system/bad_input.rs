@@ -3,6 +3,9 @@
 use crate::host::{World, text};
 use crate::image::{Image, Layer, as_list_for, layer_digests, noise, os_layer};
 use crate::registry::{self, CREDENTIALS, Registry};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const CREATED: &str = "2026-01-09T00:00:00Z";
@@ -42,6 +45,78 @@ fn bad_images_are_refused_by_name_and_change_nothing() {
         assert_eq!(host.deployments(), before, "{image}");
     }
     host.fsck();
+}
+
+/// Every file below a directory with what it is, without the results of jobs.
+fn files(dir: &Path, found: &mut BTreeMap<PathBuf, String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        let what = match meta.file_type() {
+            kind if kind.is_dir() && path.ends_with("ostree/osctl/jobs") => continue,
+            kind if kind.is_dir() => {
+                files(&path, found);
+                String::new()
+            }
+            kind if kind.is_symlink() => std::fs::read_link(&path).unwrap().display().to_string(),
+            _ => osctl::model::image::Digest::of(&std::fs::read(&path).unwrap()).to_string(),
+        };
+        found.insert(path, format!("{:o} {what}", meta.mode()));
+    }
+}
+
+#[test]
+fn a_bad_declaration_of_any_kind_leaves_nothing_behind() {
+    let world = World::new();
+    let host = world.host();
+    let fingerprint = || {
+        let mut found = BTreeMap::new();
+        files(&host.sysroot(), &mut found);
+        found
+    };
+    // There is something to download, to derive and to deploy beside what is wrong.
+    world.push_os("2");
+    world.declare(&host);
+    let layers = layer_digests(&world.images.path().join("os-2"));
+    let before = fingerprint();
+    for (path, text_of_it, wanted) in [
+        (
+            "osctl/derive.d/99-bad.yaml",
+            "files:\n  - path: /etc/x\n    contents: {inline: x}\n    mode: 644\n",
+            "/etc/osctl/derive.d/99-bad.yaml:4:11: files[0].mode: ",
+        ),
+        (
+            "rpm-ostree/origin.d/99-bad.yaml",
+            "packages: [vim]\nunits: [sshd.service]\n",
+            "/etc/rpm-ostree/origin.d/99-bad.yaml:2:1: units: ",
+        ),
+        (
+            "osctl/derive.d/99-bad.bu",
+            "variant: fcos\nversion: 1.5.0\nstorage:\n  disks: [{device: /dev/sda}]\n",
+            "/etc/osctl/derive.d/99-bad.bu",
+        ),
+    ] {
+        let path = host.etc().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text_of_it).unwrap();
+        world.registry.clear_log();
+        for verb in ["upgrade", "reconcile"] {
+            let out = host.osctl(&[verb]);
+            assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+            assert!(text(&out).contains(wanted), "{}", text(&out));
+            // To know what the tag is now takes its configuration, and no layer.
+            assert!(!world.registry.blobs_sent().iter().any(|sent| layers.contains(sent)), "{verb}");
+            let after = fingerprint();
+            let changed: Vec<_> = before.iter().filter(|(p, what)| after.get(*p) != Some(what)).collect();
+            let new: Vec<_> = after.keys().filter(|p| !before.contains_key(*p)).collect();
+            assert!(changed.is_empty() && new.is_empty(), "{verb}: {changed:?} {new:?}");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+    // And it was only that which was in the way.
+    let out = host.osctl(&["upgrade"]);
+    assert!(out.status.success(), "{}", text(&out));
+    assert_ne!(fingerprint(), before);
 }
 
 fn list_for_another_machine(world: &World) -> String {
