@@ -3,7 +3,7 @@
 pub mod plan;
 pub mod progress;
 #[cfg(test)]
-mod schema;
+pub(crate) mod schema;
 pub mod status;
 
 use crate::client::Failure;

@@ -25,6 +25,8 @@ mod units;
 mod yaml;
 
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod tests;
 
 use super::error::{Error, ErrorKind, Result};

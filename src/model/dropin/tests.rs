@@ -4,6 +4,11 @@ use super::*;
 use crate::model::manifest::OnConflict;
 use proptest::prelude::*;
 
+/// The table of refusals: declaration, kind, message, hint.
+pub(super) const BAD: &str = include_str!("bad.txt");
+/// Every key that is served.
+pub(super) const EVERYTHING: &str = include_str!("everything.yaml");
+
 fn text(name: &str, yaml: &str) -> Text {
     Text { name: name.into(), path: name.into(), bytes: yaml.as_bytes().to_vec() }
 }
@@ -60,18 +65,18 @@ pub(super) fn compile_all(files: &[(&str, &str)]) -> Result<Manifest> {
     compile(&dropins)
 }
 
-fn one(yaml: &str) -> Result<Manifest> {
+pub(super) fn one(yaml: &str) -> Result<Manifest> {
     compile_all(&[("a.yaml", yaml)])
 }
 
-fn manifest(yaml: &str) -> Manifest {
+pub(super) fn manifest(yaml: &str) -> Manifest {
     one(yaml).unwrap_or_else(|e| panic!("{yaml}: {e}"))
 }
 
 /// Every row: drop-in => kind, message, hint.
 #[test]
 fn bad_input_is_refused_with_its_place() {
-    let count = check_refusals(include_str!("bad.txt"), "a.yaml");
+    let count = check_refusals(BAD, "a.yaml");
     assert!(count >= 120, "{count} rows");
 }
 
@@ -207,45 +212,20 @@ fn modes_are_read_as_they_are_written() {
 
 #[test]
 fn everything_in_one_drop_in() {
-    let m = manifest(
-        r#"
-on-conflict: keep-local
-on-unavailable: keep
-packages: []
-files:
-  - path: /etc//a/./b
-    contents: {inline: "x y\n"}
-  - path: /usr/bin/tool
-    contents: {local: conf/a}
-    mode: 0755
-    user: {id: 7}
-    group: {name: root}
-    overwrite: true
-    on-conflict: take
-directories: [{path: /etc/dir, user: {name: root}, group: {id: 12}}]
-links: [{path: /etc/l, target: ../usr/x}]
-units:
-  - name: a.service
-    enabled: true
-    contents: "[Install]\nWantedBy=x.target\n"
-    dropins: [{name: 10-l.conf, contents: ""}]
-  - {name: b.service, mask: true}
-  - {name: c@x.socket, enabled: false}
-users: [{name: agent, system: true, uid: 480, gecos: 'An "agent" 5%', home: /var/lib/agent, shell: /usr/sbin/nologin}, {name: b, system: true}]
-kernel-arguments: {append: [nosmt, 'a="b c"'], delete: [quiet]}
-"#,
-    );
+    let m = manifest(EVERYTHING);
     let nodes: Vec<_> = m.nodes.keys().map(String::as_str).collect();
     assert_eq!(
         nodes,
         [
             "/etc/a/b",
             "/etc/dir",
+            "/etc/dir2",
             "/etc/l",
             "/etc/systemd/system/a.service",
             "/etc/systemd/system/a.service.d/10-l.conf",
             "/etc/systemd/system/b.service",
             "/usr/bin/tool",
+            "/usr/share/agent/data",
         ]
     );
     let Node::File(plain) = &m.nodes["/etc/a/b"] else { panic!() };
