@@ -287,4 +287,15 @@ mod tests {
         );
         assert!(BoundSet::new(vec![pin(b"1", "/one.toml"), pin(b"1", "/two.toml")]).is_ok());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_file_makes_parsing_panic_and_every_refusal_names_it(
+            text in "\\PC{0,60}|(image|mode|auth-file|tls-verify|x|=|\"bind\"|\"quay.io/a:1\"|\"|true|#|\\[|\\]|\n| ){0,16}"
+        ) {
+            if let Err(error) = BoundSpec::from_toml(&text, "a.toml") {
+                proptest::prop_assert_eq!(error.details["file"].as_str(), "a.toml");
+            }
+        }
+    }
 }

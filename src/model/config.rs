@@ -330,4 +330,16 @@ mod tests {
             assert_ne!(Config::parse(&text, "f").unwrap(), Config::default(), "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_file_makes_parsing_panic_and_every_refusal_names_its_line(
+            text in "\\PC{0,60}|(\\[pull\\]|connections|importers|rate-limit|=|\"2Mi\"|\"|-?[0-9]{1,20}|\n| |\\{|\\}){0,16}"
+        ) {
+            match Config::parse(&text, "a.toml") {
+                Ok(config) => proptest::prop_assert_eq!(config.clone().over(Config::default()), config),
+                Err(error) => proptest::prop_assert!(error.details.contains_key("line"), "{}", error),
+            }
+        }
+    }
 }

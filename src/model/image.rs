@@ -324,4 +324,19 @@ mod tests {
         let bare: ImageRef = "localhost:5000/os".parse().unwrap();
         assert_eq!((bare.repository(), bare.tag()), ("localhost:5000/os", None));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_parsing_panic_and_what_is_shown_can_be_read(
+            text in "(docker://|oci:|oci-archive:|containers-storage:)?([a-z0-9A-Z./_:@-]{0,40}|\\PC{0,20})(@sha256:[0-9a-f]{63,64})?"
+        ) {
+            if let Ok(image) = text.parse::<ImageRef>() {
+                proptest::prop_assert_eq!(&image.to_string().parse::<ImageRef>().unwrap(), &image);
+                let digest = Digest::of(b"x");
+                if image.transport == Transport::Registry {
+                    proptest::prop_assert_eq!(image.pinned(&digest).digest(), Some(digest));
+                }
+            }
+        }
+    }
 }

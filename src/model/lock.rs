@@ -167,3 +167,64 @@ impl Lock {
         Ok(lock)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::packages::Packages;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_choice_of_repositories_is_another_request_and_none_is_what_it_was() {
+        let digest = |packages: &Packages| Lock::request_digest(packages).to_string();
+        let mut packages = Packages::default();
+        packages.install.insert("vim".into(), ["a.yaml".into()].into());
+        // Locks in deployments have it.
+        let before = digest(&packages);
+        assert_eq!(before, "sha256:daf082aaf9a5c92ff41652cdbbf3507f15dfc332dc708e81eb93320d224f83c2");
+        packages.enabled_repos.insert("fedora".into(), ["a.yaml".into()].into());
+        let chosen = digest(&packages);
+        packages.replace_from.insert("vim".into(), "fedora".into());
+        assert!(before != chosen && chosen != digest(&packages));
+    }
+
+    fn package() -> impl Strategy<Value = LockedPackage> {
+        ("[a-z0-9][a-z0-9:.+]{0,9}[a-z]", "[0-9][!-.0-~]{0,9}", "[a-z0-9]{0,5}", any::<u64>(), "\\PC{0,9}")
+            .prop_map(|(name, version, architecture, size, source)| LockedPackage {
+                digest: Digest::of(name.as_bytes()),
+                name,
+                version,
+                architecture,
+                size,
+                source,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_can_be_read(
+            packages in prop::collection::vec(package(), 0..4),
+            users in prop::collection::btree_map("\\PC{0,5}", (any::<u32>(), any::<u32>()), 0..3),
+            groups in prop::collection::btree_map("\\PC{0,5}", any::<u32>(), 0..3),
+        ) {
+            let base = |p: &LockedPackage| BasePackage { name: p.name.clone(), version: p.version.clone() };
+            let lock = Lock {
+                version: VERSION,
+                base_digest: Digest::of(b"base"),
+                request_digest: Digest::of(b"request"),
+                manager: Manager::Dnf,
+                removed: packages.iter().map(base).collect(),
+                replaced: packages.iter().map(base).collect(),
+                packages,
+                users: users.into_iter().map(|(name, (uid, gid))| (name, LockedUser { uid, gid })).collect(),
+                groups,
+            };
+            prop_assert_eq!(Lock::parse("a", &lock.to_bytes()).unwrap(), lock);
+        }
+
+        #[test]
+        fn no_bytes_make_parsing_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            prop_assert!(Lock::parse("a", &bytes).is_err());
+        }
+    }
+}

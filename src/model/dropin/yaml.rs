@@ -5,7 +5,9 @@
 //! directives, duplicate keys and further documents are refused: no drop-in needs them, and the first two
 //! are how small files become large ones.
 
+use super::cursor::printable;
 use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::text::one_line;
 use granit_parser::{Event, Parser, ScalarStyle};
 use std::borrow::Cow;
 
@@ -57,7 +59,8 @@ pub(super) fn located(kind: ErrorKind, file: &str, at: Option<Location>, key: &s
     if !key.is_empty() {
         text.push_str(&format!("{key}: "));
     }
-    text.push_str(message);
+    // Whatever it quotes, it stays one line.
+    text.push_str(&one_line(message));
     let mut error = Error::new(kind, text).detail("file", file);
     if let Some(at) = at {
         error = error.detail("line", at.line).detail("column", at.column);
@@ -171,7 +174,7 @@ impl<'a> Events<'_, 'a> {
                     self.file,
                     Some(at),
                     "",
-                    &format!("key `{text}` is given twice, first on line {first}"),
+                    &format!("key `{}` is given twice, first on line {first}", printable(&text)),
                 ));
             }
             let (event, value_at) = self.next()?;
