@@ -172,9 +172,12 @@ impl FromStr for ImageRef {
     type Err = Error;
     fn from_str(s: &str) -> Result<Self> {
         // Neither of the two is repeated: one is too long to be an answer, the other holds a secret.
+        let too_long = |bytes: usize| {
+            let why = format!("image reference has {bytes} bytes, and can have {REFERENCE_LIMIT}");
+            Err(Error::new(ErrorKind::InvalidArgument, why))
+        };
         if s.len() > REFERENCE_LIMIT {
-            let why = format!("image reference has {} bytes, and can have {REFERENCE_LIMIT}", s.len());
-            return Err(Error::new(ErrorKind::InvalidArgument, why));
+            return too_long(s.len());
         }
         let bad = |why: &str| {
             Err(Error::new(ErrorKind::InvalidArgument, format!("image reference {s:?} {why}"))
@@ -199,6 +202,11 @@ impl FromStr for ImageRef {
             .iter()
             .find_map(|(p, t)| rest.strip_prefix(p).map(|n| (*t, n)))
             .unwrap_or((Transport::Registry, rest));
+        // As it is written down: a name without a transport gets one.
+        let written = transport.prefix().len() + name.len();
+        if written > REFERENCE_LIMIT {
+            return too_long(written);
+        }
         if name.is_empty() {
             return bad("has no name");
         }
@@ -323,6 +331,15 @@ mod tests {
         assert_eq!(pinned.digest(), Some(digest));
         let bare: ImageRef = "localhost:5000/os".parse().unwrap();
         assert_eq!((bare.repository(), bare.tag()), ("localhost:5000/os", None));
+    }
+
+    #[test]
+    fn the_longest_reference_can_be_read_as_it_is_written_down() {
+        let name = |bytes: usize| format!("a/{}", "b".repeat(bytes - 2));
+        let longest: ImageRef = name(REFERENCE_LIMIT - "docker://".len()).parse().unwrap();
+        assert_eq!(longest.to_string().parse::<ImageRef>().unwrap(), longest);
+        let error = name(REFERENCE_LIMIT).parse::<ImageRef>().unwrap_err();
+        assert_eq!(error.to_string(), "image reference has 4105 bytes, and can have 4096");
     }
 
     proptest::proptest! {
