@@ -98,22 +98,23 @@ pub struct Question {
 
 /// Fails with `Unsupported` where this package manager cannot do what drop-ins ask for.
 pub fn check(manager: Manager, packages: &Packages) -> Result<()> {
-    match manager {
-        Manager::Dnf => Ok(()),
-        Manager::Apt => {
-            let chosen = packages.enabled_repos.iter().next().map(|(id, by)| (id, by, "is to be enabled"));
-            let from = packages.replace_from.iter().next();
-            let from = from.map(|(name, id)| (id, &packages.replace[name], "is to replace packages"));
-            let Some((id, owners, what)) = chosen.or(from) else { return Ok(()) };
-            let owners = owners.iter().cloned().collect::<Vec<_>>().join(", ");
-            Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{owners}: repository {id} {what}, and apt has no ids of repositories; nothing was staged"),
-            )
-            .detail("drop-in", owners)
-            .hint("declare the repository in repos: of a drop-in in /etc/osctl/derive.d, and a version in override-replace:"))
-        }
-    }
+    let chosen = packages.enabled_repos.iter().next().map(|(id, by)| (id, by, "is to be enabled"));
+    let from = packages.replace_from.iter().next();
+    let from = from.map(|(name, id)| (id, &packages.replace[name], "is to replace packages"));
+    let Some((id, owners, what)) = chosen.or(from) else { return Ok(()) };
+    let (why, hint) = match manager {
+        Manager::Apt => (
+            "apt has no ids of repositories",
+            "declare the repository in repos: of a drop-in in /etc/osctl/derive.d, and a version in override-replace:",
+        ),
+        Manager::Dnf => (
+            "choosing among those of dnf is not supported by this version",
+            "enable it in the image, leave out `repos`, and write NAME-VERSION in override-replace:",
+        ),
+    };
+    let owners = owners.iter().cloned().collect::<Vec<_>>().join(", ");
+    let message = format!("{owners}: repository {id} {what}, and {why}; nothing was staged");
+    Err(Error::new(ErrorKind::Unsupported, message).detail("drop-in", owners).hint(hint))
 }
 
 /// Finds out which packages are needed, and fetches those that the cache does not have.
@@ -230,25 +231,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn apt_is_not_asked_for_a_repository_by_id() {
+    fn nobody_is_asked_to_choose_a_repository() {
         let mut packages = Packages::default();
         packages.replace.insert("glibc".into(), ["origin.d/b.yaml".into()].into());
         check(Manager::Apt, &packages).unwrap();
         packages.replace_from.insert("glibc".into(), "updates".into());
-        let message = |packages: &Packages| {
-            check(Manager::Dnf, packages).unwrap();
-            let error = check(Manager::Apt, packages).unwrap_err();
+        let message = |manager, packages: &Packages| {
+            let error = check(manager, packages).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Unsupported);
             error.to_string()
         };
         assert_eq!(
-            message(&packages),
+            message(Manager::Apt, &packages),
             "origin.d/b.yaml: repository updates is to replace packages, and apt has no ids of repositories; nothing was staged"
         );
         packages.enabled_repos.insert("fedora".into(), ["origin.d/a.yaml".into()].into());
         assert_eq!(
-            message(&packages),
-            "origin.d/a.yaml: repository fedora is to be enabled, and apt has no ids of repositories; nothing was staged"
+            message(Manager::Dnf, &packages),
+            "origin.d/a.yaml: repository fedora is to be enabled, and choosing among those of dnf is not supported by this version; nothing was staged"
         );
     }
 }
