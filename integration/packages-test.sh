@@ -71,6 +71,9 @@ SCRIPT
   package "$R" strange 1.0
   mkdir -p "$s" && printf '#!/bin/sh\nsleep 98765\n' >"$s/after"
   package "$R" hanging 1.0
+  mkdir -p "$f/usr/share/unsigned"
+  echo 1 >"$f/usr/share/unsigned/version"
+  UNSIGNED=1 package "$R" unsigned 1.0
   # What would make two hosts differ.
   mkdir -p "$s" && printf '#!/bin/sh\ndate +%%s%%N >/usr/share/planted\n' >"$s/after"
   package "$R" clock 1.0
@@ -244,6 +247,17 @@ a file outside the tree is refused by its name|packages: [strange]|/foreign
 a version that nobody has is named|override-replace: [@HOTFIX_9@]|@NO_HOTFIX_9@
 TABLE
 )
+if [ "$KIND" = rpm ]; then
+  dropin 70-bad 'packages: [unsigned]'
+  check "a package that nobody signed is refused" refused 'unsigned of repository test is not signed with its keys' reconcile
+  dropin 70-bad 'packages: [unsigned, nope]'
+  check "a name that nobody has is said first" refused 'no repository has nope' reconcile
+  forget 70-bad
+  mkdir -p "$H/config/etc/rpm-ostree/origin.d"
+  echo 'repos: [elsewhere]' >"$H/config/etc/rpm-ostree/origin.d/a.yaml"
+  check "a treefile chooses among repositories" refused elsewhere reconcile --update-lock
+  rm -r "$H/config/etc/rpm-ostree"
+fi
 check "nothing of what was refused is left" no_leftovers
 
 dropin 80-hotfix "override-replace: [$(pinned hotfix 1.1)]"

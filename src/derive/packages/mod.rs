@@ -98,7 +98,8 @@ pub struct Question {
 
 /// Fails with `Unsupported` where this package manager cannot do what drop-ins ask for.
 pub fn check(manager: Manager, packages: &Packages) -> Result<()> {
-    let chosen = packages.enabled_repos.iter().next().map(|(id, by)| (id, by, "is to be enabled"));
+    let chosen = packages.enabled_repos.iter().next().filter(|_| manager == Manager::Apt);
+    let chosen = chosen.map(|(id, by)| (id, by, "is to be enabled"));
     let from = packages.replace_from.iter().next();
     let from = from.map(|(name, id)| (id, &packages.replace[name], "is to replace packages"));
     let Some((id, owners, what)) = chosen.or(from) else { return Ok(()) };
@@ -108,8 +109,8 @@ pub fn check(manager: Manager, packages: &Packages) -> Result<()> {
             "declare the repository in repos: of a drop-in in /etc/osctl/derive.d, and a version in override-replace:",
         ),
         Manager::Dnf => (
-            "choosing among those of dnf is not supported by this version",
-            "enable it in the image, leave out `repos`, and write NAME-VERSION in override-replace:",
+            "replacing by what a repository has is not supported by this version",
+            "name the version: write NAME-VERSION in override-replace: of a drop-in",
         ),
     };
     let owners = owners.iter().cloned().collect::<Vec<_>>().join(", ");
@@ -231,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_asked_to_choose_a_repository() {
+    fn who_cannot_choose_a_repository_says_so() {
         let mut packages = Packages::default();
         packages.replace.insert("glibc".into(), ["origin.d/b.yaml".into()].into());
         check(Manager::Apt, &packages).unwrap();
@@ -245,10 +246,16 @@ mod tests {
             message(Manager::Apt, &packages),
             "origin.d/b.yaml: repository updates is to replace packages, and apt has no ids of repositories; nothing was staged"
         );
-        packages.enabled_repos.insert("fedora".into(), ["origin.d/a.yaml".into()].into());
         assert_eq!(
             message(Manager::Dnf, &packages),
-            "origin.d/a.yaml: repository fedora is to be enabled, and choosing among those of dnf is not supported by this version; nothing was staged"
+            "origin.d/b.yaml: repository updates is to replace packages, and replacing by what a repository has is not supported by this version; nothing was staged"
+        );
+        packages.replace_from.clear();
+        packages.enabled_repos.insert("fedora".into(), ["origin.d/a.yaml".into()].into());
+        check(Manager::Dnf, &packages).unwrap();
+        assert_eq!(
+            message(Manager::Apt, &packages),
+            "origin.d/a.yaml: repository fedora is to be enabled, and apt has no ids of repositories; nothing was staged"
         );
     }
 }

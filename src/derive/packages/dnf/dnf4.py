@@ -1,6 +1,6 @@
 # Runs with the target's own python3 and dnf 4, whose command line needs root and prints nothing that a program could read.
 #
-# The only argument is a file with a JSON object: install, remove, held (lists of texts), offline, packages ("solve" or "fetch"), place (a directory).
+# The only argument is a file with a JSON object: install, remove, held, repos (lists of texts), offline, packages ("solve" or "fetch"), place (a directory).
 # What comes out is what `dnf5 --store` and `dnf5 repo info --json` give: place/transaction.json, place/packages/* and
 # place/repos.json. Exit 3: what is asked for cannot be met. Exit 4: a repository cannot be used.
 import json
@@ -34,9 +34,18 @@ def opened():
 def load(base, ask):
     if not ask["offline"]:
         base.read_all_repos()
+        choose(base, ask["repos"])
     for repo in base.repos.iter_enabled():
         repo.skip_if_unavailable = False
     base.fill_sack()
+
+
+def choose(base, ids):
+    for name in ids:
+        if name not in base.repos:
+            raise dnf.exceptions.RepoError("no repository has the id %s" % name)
+    for repo in base.repos.values() if ids else []:
+        repo.enable() if repo.id in ids else repo.disable()
 
 
 def solve(base, ask):

@@ -153,6 +153,8 @@ struct Session<'a> {
     base: Installed,
     /// The packages of the base that may change.
     free: BTreeSet<String>,
+    /// The only repositories that count; none: those that the target has enabled.
+    chosen: Vec<String>,
     offline: bool,
 }
 
@@ -184,7 +186,8 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
         .with_user_namespaces();
     let base = installed(inside, &sandbox)?;
     let free = read::freed(&question.packages, &base);
-    Ok(Session { inside, sandbox, version, store, base, free, offline: false })
+    let chosen = read::chosen(&question.packages);
+    Ok(Session { inside, sandbox, version, store, base, free, chosen, offline: false })
 }
 
 /// The packages that the database has.
@@ -216,6 +219,8 @@ impl Session<'_> {
         all.extend(fixed.map(|setting| format!("--setopt={setting}")));
         if self.offline {
             all.push("--disable-repo=*".to_owned());
+        } else {
+            all.extend(self.chosen.iter().map(|id| format!("--repo={id}")));
         }
         all.extend(arguments.iter().cloned());
         self.inside.run(&self.sandbox, "unshare", all, FETCH_LIMIT)
@@ -225,7 +230,7 @@ impl Session<'_> {
         let held: Vec<&str> = self.held().collect();
         let question = serde_json::json!({
             "install": install, "remove": remove, "held": held, "packages": what,
-            "offline": self.offline, "place": format!("{STORE}/{NEW}"),
+            "repos": self.chosen, "offline": self.offline, "place": format!("{STORE}/{NEW}"),
         });
         let place = self.inside.own("question", fetching_user()?)?;
         let file = place.join("question.json");

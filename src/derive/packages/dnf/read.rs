@@ -105,6 +105,14 @@ pub(super) fn excludes<'n>(names: impl Iterator<Item = &'n str>, limit: usize) -
     options
 }
 
+/// The ids of the repositories that count where drop-ins choose some: those, and the ones that they declare.
+pub(super) fn chosen(packages: &Packages) -> Vec<String> {
+    match packages.enabled_repos.is_empty() {
+        true => Vec::new(),
+        false => packages.enabled_repos.keys().chain(packages.repos.keys()).cloned().collect(),
+    }
+}
+
 /// Where the key of one of our repositories is, in the target.
 pub(super) fn key_path(id: &str) -> String {
     format!("/etc/pki/osctl-{id}.asc")
@@ -300,6 +308,24 @@ mod tests {
             requests,
             ["agent", "kernel-modules", "vim-minimal", "base-1.0-2", "kernel-core-6.9", "vim-2:9.0-4"]
         );
+    }
+
+    #[test]
+    fn a_choice_of_repositories_includes_those_that_drop_ins_declare() {
+        let mut packages = asked(&[], &[], &[]);
+        let repo = Repo {
+            owner: "a.yaml".into(),
+            baseurl: vec!["https://r.example".into()],
+            suites: Vec::new(),
+            components: Vec::new(),
+            metalink: None,
+            mirrorlist: None,
+            key: None,
+        };
+        packages.repos.insert("own".into(), repo);
+        assert!(chosen(&packages).is_empty(), "nobody chose");
+        packages.enabled_repos.insert("fedora".into(), BTreeSet::from(["origin.d/a.yaml".to_owned()]));
+        assert_eq!(chosen(&packages), ["fedora", "own"]);
     }
 
     #[test]
