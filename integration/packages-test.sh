@@ -207,6 +207,7 @@ image v2 "$R/$(package_file hotfix 1.1)" "$R/base/$(package_file leftover 1.0)" 
 
 host host-a
 cp "$(next)/usr/etc/passwd" "$(next)/usr/etc/group" "$H"
+check "without packages there is no lock to export" refused 'has no lock' lock export
 dropin 50-agent 'packages: [agent]'
 check "a package is installed with what it needs" osctl reconcile
 check "its files are there" has usr/share/agent/common 1
@@ -224,7 +225,8 @@ check "nothing of installing is left in the tree" eval 'lacks usr/sbin/policy-rc
 check "nothing of installing is left on the host" no_leftovers
 check "the lock has the package's digest" eval '[ "$(jq -r ".packages[] | select(.name == \"agent\").digest" "$(next)/usr/lib/osctl/derive.lock")" = "sha256:$(sha256sum <"$R/$(package_file agent 1.0)" | cut -d" " -f1)" ]'
 check "again, there is nothing to do" said 'No changes in input.' reconcile
-cp "$(next)/usr/lib/osctl/derive.lock" "$D/lock"
+check "the lock is exported as it is in the tree" eval 'osctl lock export && cmp "$D/out" "$(next)/usr/lib/osctl/derive.lock"'
+cp "$D/out" "$D/lock"
 
 # A file beside it needs no package manager.
 printf 'files: [{path: /etc/motd.d/x, contents: {inline: hello}}]\n' >"$H/config/etc/osctl/derive.d/60-file.yaml"
@@ -289,7 +291,7 @@ cp "$D/lock" "$H/config/etc/osctl/derive.lock"
 check "a lock of other requests does not count" said 'No changes in input.' reconcile
 check "and is refused where it must" refused 'it is for other requests' reconcile --frozen
 forget 80-hotfix
-check "one that fits decides" eval 'osctl reconcile --frozen && has usr/share/agent/common 1'
+check "one that was exported, and fits, decides" eval 'osctl reconcile --frozen && has usr/share/agent/common 1'
 rm "$H/config/etc/osctl/derive.lock"
 check "--frozen without a lock is refused" refused 'it does not exist' reconcile --frozen
 

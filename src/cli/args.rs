@@ -94,6 +94,8 @@ pub enum Verb {
     Pin(cmd::pin::Args),
     /// Stop keeping a deployment.
     Unpin(cmd::pin::Args),
+    /// Work with the locks of packages.
+    Lock(cmd::lock::Args),
     /// Check drop-ins and bound-image files, offline and without root.
     Lint(cmd::lint::Args),
     /// Explain the configuration.
@@ -114,7 +116,7 @@ impl Verb {
             Verb::Rollback(args) => Some(&args.following),
             Verb::Wait(args) => Some(&args.following),
             Verb::Status(_) | Verb::Cancel(_) | Verb::Jobs(_) | Verb::Pin(_) | Verb::Unpin(_) => None,
-            Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => None,
+            Verb::Lock(_) | Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => None,
         }
     }
 }

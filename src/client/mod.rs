@@ -162,6 +162,12 @@ impl Client {
         })
     }
 
+    /// The lock of a deployment's packages, as the text of a file.
+    pub async fn lock(&self, deployment: &str) -> Result<String> {
+        let proxy = proxy::DeploymentProxy::new(&self.connection, path::deployment(deployment)).await;
+        proxy.map_err(failure)?.export_lock().await.map_err(failure)
+    }
+
     /// Asks a job to stop.
     pub async fn cancel(&self, id: &str) -> Result<()> {
         let proxy = proxy::JobProxy::new(&self.connection, path::job(id)).await.map_err(failure)?;

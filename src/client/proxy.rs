@@ -54,4 +54,6 @@ pub trait Deployment {
     /// Keeps the deployment, or stops keeping it.
     #[zbus(allow_interactive_auth)]
     fn set_pinned(&self, pinned: bool) -> zbus::Result<()>;
+    /// The lock of its packages, as JSON.
+    fn export_lock(&self) -> zbus::Result<String>;
 }

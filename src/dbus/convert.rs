@@ -2,6 +2,7 @@
 
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
+use crate::model::lock::Lock;
 use crate::model::request::{Goal, Options, Request, stateroot};
 use crate::model::status::{Deployment, Outcome};
 use crate::model::verification::Requirement;
@@ -18,6 +19,8 @@ pub type Out = HashMap<String, Value<'static>>;
 /// The longest text that an option or an argument can have: a path's length. Whoever may call may be anybody, and what
 /// is refused stands in the answer, escaped, where the bus has a limit of its own and drops who exceeds it.
 pub const TEXT_LIMIT: usize = 4096;
+/// The largest lock that is sent: the system bus drops who sends 32 MiB.
+const LOCK_LIMIT: usize = 16 << 20;
 /// The longest label. It is kept with the job.
 const LABEL_LIMIT: usize = 128;
 /// The most kernel arguments. Together they are as long as one text at most: more than most kernels take.
@@ -472,6 +475,23 @@ pub fn derivation(deployment: &Deployment) -> Out {
         out.insert("input-digest".into(), Value::from(digest.to_string()));
     }
     out
+}
+
+/// What `Deployment.ExportLock` answers.
+pub fn lock(deployment: &str, lock: Option<Lock>) -> Result<String> {
+    let Some(lock) = lock else {
+        let why = format!("{deployment} has no lock: none of its packages is from a drop-in");
+        return Err(
+            Error::new(ErrorKind::WrongState, why).hint("see which deployment has packages: osctl status -v")
+        );
+    };
+    let text = String::from_utf8(lock.to_bytes()).expect("JSON is UTF-8");
+    if text.len() > LOCK_LIMIT {
+        let why = format!("the lock of {deployment} has {} bytes, too many for the bus", text.len());
+        return Err(Error::new(ErrorKind::Unsupported, why)
+            .hint("it is the file /usr/lib/osctl/derive.lock of the deployment"));
+    }
+    Ok(text)
 }
 
 /// `Deployment.Kargs`.

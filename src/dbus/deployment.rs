@@ -49,6 +49,14 @@ impl DeploymentObject {
         }
     }
 
+    /// The lock that its packages were made with, as JSON: what `/etc/osctl/derive.lock` takes.
+    #[zbus(out_args("json"))]
+    async fn export_lock(&self) -> Result<String> {
+        let (id, checksum) = self.get(|d| (d.id.clone(), d.checksum.clone()));
+        let lock = self.shared.engine().await?.lock(&checksum).await?;
+        Ok(convert::lock(&id, lock)?)
+    }
+
     /// Stable for the deployment's life.
     #[zbus(property(emits_changed_signal = "const"))]
     fn id(&self) -> String {

@@ -64,4 +64,5 @@ pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ("org.osctl1.Manager", "Reload", &["org.osctl1.manage"]),
     ("org.osctl1.Job", "Cancel", &["org.osctl1.cancel"]),
     ("org.osctl1.Deployment", "SetPinned", &["org.osctl1.manage"]),
+    ("org.osctl1.Deployment", "ExportLock", FREE),
 ];

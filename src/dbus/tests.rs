@@ -135,6 +135,7 @@ impl Engine {
                 let _ = reply.send(Ok(()));
             }
             Command::Reload { reply } => drop(reply.send(Ok(()))),
+            Command::Lock { reply, .. } => drop(reply.send(Ok(None))),
             Command::Drain { reply } => drop(reply.send(())),
         }
     }
@@ -233,7 +234,7 @@ fn interface<'x>(xml: &'x str, name: &str) -> &'x str {
 }
 
 /// The methods that change nothing, and that anybody may call.
-const READS: &[&str] = &["Describe", "ListJobs"];
+const READS: &[&str] = &["Describe", "ListJobs", "ExportLock"];
 
 #[tokio::test]
 async fn the_xml_is_what_introspect_answers_and_every_method_has_an_action() {

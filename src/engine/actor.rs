@@ -8,6 +8,7 @@ use super::journal::{History, Journal};
 use super::pipeline;
 use super::unavailable::now;
 use crate::model::job::{Event, Failure, Initiator, Job, State};
+use crate::model::lock::Lock;
 use crate::model::request::Request;
 use crate::model::status::Status;
 use crate::model::{Error, ErrorKind, Result};
@@ -49,6 +50,13 @@ pub enum Command {
     Reload {
         /// When done.
         reply: oneshot::Sender<Result<()>>,
+    },
+    /// Read the lock that a deployment was made with.
+    Lock {
+        /// The commit of the deployment.
+        checksum: String,
+        /// The lock, if it has one.
+        reply: oneshot::Sender<Result<Option<Lock>>>,
     },
     /// Take nothing new, stop what can be stopped, end.
     Drain {
@@ -281,6 +289,11 @@ impl Actor {
                     self.refresh().await;
                     drop(reply.send(Ok(())));
                 }
+            }
+            Command::Lock { checksum, reply } => {
+                let env = self.env.clone();
+                // Beside the actor: reading from the disk keeps nobody waiting.
+                tokio::task::spawn_blocking(move || drop(reply.send(env.lock(&checksum))));
             }
             Command::Drain { reply } => {
                 if let Some(recovery) = &self.recovery {

@@ -6,6 +6,7 @@ use super::settle;
 use crate::bound;
 use crate::model::config::Config;
 use crate::model::job::Job;
+use crate::model::lock::Lock;
 use crate::model::status::Status;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::locked::Locked;
@@ -196,6 +197,12 @@ impl Env {
             tracing::info!(name, "the tag now means the digest of this deployment");
         }
         Ok(())
+    }
+
+    /// The lock that the packages of a deployed commit were made with. Takes no lock of the sysroot.
+    pub fn lock(&self, checksum: &str) -> Result<Option<Lock>> {
+        let sysroot = sysroot::open(&self.layout.sysroot)?;
+        super::steps::packages::recorded(&sysroot.repo(), checksum)
     }
 
     /// Reads everything that is shown. Takes no lock and writes nothing.

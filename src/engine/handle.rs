@@ -2,6 +2,7 @@
 
 use super::actor::Command;
 use crate::model::job::{Initiator, Job};
+use crate::model::lock::Lock;
 use crate::model::request::Request;
 use crate::model::status::Status;
 use crate::model::{Error, ErrorKind, Result};
@@ -67,6 +68,12 @@ impl Handle {
             }
             watch.changed().await.map_err(|_| gone())?;
         }
+    }
+
+    /// The lock that the packages of a deployed commit were made with; `None` if it has none. Never waits for a job.
+    pub async fn lock(&self, checksum: &str) -> Result<Option<Lock>> {
+        let checksum = checksum.to_owned();
+        self.ask(|reply| Command::Lock { checksum, reply }).await?
     }
 
     /// Waits until the engine has nothing to do, then ends it. New requests are refused from now on.

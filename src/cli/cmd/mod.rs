@@ -5,6 +5,7 @@ pub mod config;
 pub mod docs;
 pub mod jobs;
 pub mod lint;
+pub mod lock;
 pub mod pin;
 pub mod plan;
 pub mod rebase;

@@ -154,7 +154,7 @@ async fn locked(
             ErrorKind::LockMismatch,
             format!("{HANDED_IN} cannot be used: {why}; nothing was staged"),
         )
-        .hint("make it on a host that has these drop-ins and this image, from /usr/lib/osctl/derive.lock"));
+        .hint("make it on a host that has these drop-ins and this image: osctl lock export"));
     }
     if let Some(why) = &why_not {
         job.cx.message(format!("{HANDED_IN} does not count: {why}"));
@@ -297,7 +297,7 @@ pub fn needed(repo: &ostree::Repo, commits: &[String]) -> Result<BTreeSet<Digest
 }
 
 /// The lock that a commit was made with.
-fn recorded(repo: &ostree::Repo, commit: &str) -> Result<Option<Lock>> {
+pub fn recorded(repo: &ostree::Repo, commit: &str) -> Result<Option<Lock>> {
     if prune::lock_of(repo, commit)?.is_none() {
         return Ok(None);
     }
