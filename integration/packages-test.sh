@@ -61,6 +61,9 @@ SCRIPT
   mkdir -p "$f/usr/share/hotfix"
   echo 2 >"$f/usr/share/hotfix/version"
   package "$R" hotfix 1.1
+  mkdir -p "$f/usr/share/hotfix-extra"
+  echo 1 >"$f/usr/share/hotfix-extra/version"
+  package "$R" hotfix-extra 1.0
   package "$R" too-new 1.0 requires "$(at_least libbase 99)"
   package "$R" rival 1.0 conflicts leftover
   mkdir -p "$s" && printf '#!/bin/sh\necho "no licence was found"\nexit 3\n' >"$s/after"
@@ -155,6 +158,7 @@ next() { default_deployment "$H/root"; }
 checksum() { basename "$(next)"; }
 has() { [ "$(cat "$(next)/$1")" = "$2" ]; }
 lacks() { [ ! -e "$(next)/$1" ] && [ ! -L "$(next)/$1" ]; }
+lists_dropin() { grep -qxF -- "$1" "$edited"; }
 lists() { grep -qxF "$2" "$(next)/$1"; }
 
 # refused WORDS COMMAND...: it fails, says this, and leaves everything as it was.
@@ -227,6 +231,19 @@ check "the lock has the package's digest" eval '[ "$(jq -r ".packages[] | select
 check "again, there is nothing to do" said 'No changes in input.' reconcile
 check "the lock is exported as it is in the tree" eval 'osctl lock export && cmp "$D/out" "$(next)/usr/lib/osctl/derive.lock"'
 cp "$D/out" "$D/lock"
+
+# The same by command: one drop-in is edited.
+edited=$H/config/etc/osctl/derive.d/90-osctl.yaml
+check "a command installs a package" eval 'osctl install hotfix-extra && has usr/share/hotfix-extra/version 1'
+check "it is declared in the drop-in that is edited" lists_dropin '  - hotfix-extra'
+check "a package that nobody has leaves the drop-in as it is" eval 'refused "no repository has nope" install nope && lists_dropin "  - hotfix-extra" && ! grep -q nope "$edited"'
+check "a command takes a package of the image in another version" eval 'osctl override replace "$(pinned hotfix 1.1)" && has usr/share/hotfix/version 2'
+check "and as it was" eval 'osctl override reset hotfix && has usr/share/hotfix/version 1'
+check "a command swaps packages" eval 'osctl override remove leftover --install rival && lacks usr/share/leftover && database_knows rival 1.0'
+check "what another drop-in requests is not uninstalled" refused 'package agent is requested by 50-agent.yaml' uninstall agent
+check "commands undo what commands did" eval 'osctl uninstall hotfix-extra rival && osctl override reset --all && has usr/share/leftover/version 1 && lacks usr/share/hotfix-extra'
+rm "$edited"
+check "then the drop-in declares nothing" said 'No changes in input.' reconcile
 
 # A file beside it needs no package manager.
 printf 'files: [{path: /etc/motd.d/x, contents: {inline: hello}}]\n' >"$H/config/etc/osctl/derive.d/60-file.yaml"

@@ -82,6 +82,14 @@ pub enum Verb {
     Rebase(cmd::rebase::Args),
     /// Apply the current drop-ins to the OS that is here.
     Reconcile(cmd::reconcile::Args),
+    /// Declare packages in 90-osctl.yaml, and apply the drop-ins.
+    Install(cmd::install::Args),
+    /// Declare packages no more in 90-osctl.yaml, and apply the drop-ins.
+    Uninstall(cmd::uninstall::Args),
+    /// Remove or replace packages of the image with 90-osctl.yaml, and apply the drop-ins.
+    Override(cmd::overrides::Args),
+    /// Show the kernel arguments, or change them with 90-osctl.yaml and apply the drop-ins.
+    Kargs(cmd::kargs::Args),
     /// Make the previous deployment the next boot's.
     Rollback(cmd::rollback::Args),
     /// Cancel a job.
@@ -113,6 +121,10 @@ impl Verb {
             Verb::Plan(args) => Some(&args.following),
             Verb::Rebase(args) => Some(&args.following),
             Verb::Reconcile(args) => Some(&args.following),
+            Verb::Install(args) => Some(&args.editing.following),
+            Verb::Uninstall(args) => Some(&args.editing.following),
+            Verb::Override(args) => Some(&args.editing().following),
+            Verb::Kargs(args) => Some(&args.editing.following),
             Verb::Rollback(args) => Some(&args.following),
             Verb::Wait(args) => Some(&args.following),
             Verb::Status(_) | Verb::Cancel(_) | Verb::Jobs(_) | Verb::Pin(_) | Verb::Unpin(_) => None,

@@ -75,6 +75,10 @@ fn run(verb: Verb, target: &Target, terminal: &Terminal, argv: &[OsString]) -> R
     match &verb {
         Verb::Rebase(args) => drop(args.request()?),
         Verb::Plan(args) => drop(args.request()?),
+        Verb::Install(args) => drop(args.request()?),
+        Verb::Uninstall(args) => drop(args.request()?),
+        Verb::Override(args) => drop(args.request()?),
+        Verb::Kargs(args) => drop(args.request()?),
         _ => {}
     }
     let progress = verb.following().and_then(|f| f.progress_fd).map(fd::inherited).transpose()?.map(Arc::new);
@@ -114,6 +118,10 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
         Verb::Plan(args) => cmd::plan::run(&args, session).await,
         Verb::Rebase(args) => cmd::rebase::run(&args, session).await,
         Verb::Reconcile(args) => cmd::reconcile::run(&args, session).await,
+        Verb::Install(args) => cmd::install::run(&args, session).await,
+        Verb::Uninstall(args) => cmd::uninstall::run(&args, session).await,
+        Verb::Override(args) => cmd::overrides::run(&args, session).await,
+        Verb::Kargs(args) => cmd::kargs::run(&args, session).await,
         Verb::Rollback(args) => cmd::rollback::run(&args, session).await,
         Verb::Cancel(args) => cmd::cancel::run(&args, session).await,
         Verb::Jobs(args) => cmd::jobs::run(&args, session).await,

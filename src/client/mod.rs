@@ -146,6 +146,10 @@ impl Client {
             Request::Upgrade(_) => manager.upgrade(&options).await,
             Request::Rebase { image, .. } => manager.rebase(&image.to_string(), &options).await,
             Request::Reconcile(_) => manager.reconcile(&options).await,
+            Request::EditDerivation { edit, .. } => {
+                options.extend(convert::encode_edit(edit));
+                manager.edit_derivation(&options).await
+            }
             Request::Rollback { reject } => {
                 options.insert("reject".into(), Value::from(*reject));
                 manager.rollback(&options).await

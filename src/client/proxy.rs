@@ -28,6 +28,9 @@ pub trait Manager {
     /// Applies the drop-ins.
     #[zbus(allow_interactive_auth)]
     fn reconcile(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;
+    /// Changes what is declared.
+    #[zbus(allow_interactive_auth)]
+    fn edit_derivation(&self, edit: &Options) -> zbus::Result<OwnedObjectPath>;
     /// Goes back.
     #[zbus(allow_interactive_auth)]
     fn rollback(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;

@@ -1,5 +1,6 @@
 //! Between `a{sv}` and our types. The only reader of option dictionaries.
 
+use crate::model::edit::{self, Edit, What};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
 use crate::model::lock::Lock;
@@ -23,8 +24,13 @@ pub const TEXT_LIMIT: usize = 4096;
 const LOCK_LIMIT: usize = 16 << 20;
 /// The longest label. It is kept with the job.
 const LABEL_LIMIT: usize = 128;
-/// The most kernel arguments. Together they are as long as one text at most: more than most kernels take.
-const KARGS_LIMIT: usize = 256;
+/// The most entries of a list. Together they are as long as one text at most: of kernel arguments more than most kernels
+/// take.
+const ENTRIES_LIMIT: usize = 256;
+/// An edit: every package is to be as the image has it.
+const RESET_ALL: &str = "override-reset-all";
+/// An edit: what is so already is fine.
+const IDEMPOTENT: &str = "idempotent";
 
 /// Options that every method takes: labels for people, which decide nothing.
 const LABELS: &[&str] = &["client-id", "cmdline"];
@@ -59,6 +65,8 @@ const RECONCILE: &[&str] = &[
     "update-lock",
     "retry",
 ];
+/// What an edit understands beside the edit itself.
+const EDIT: &[&str] = &["queue", "dry-run", "replace-staged", "allow-rejected"];
 /// What rollback understands.
 const ROLLBACK: &[&str] = &["reject"];
 /// Options of the API that this version does not have yet: refused by name, never ignored.
@@ -81,6 +89,7 @@ pub enum Verb {
     Upgrade,
     Rebase,
     Reconcile,
+    Edit,
     Rollback,
     ListJobs,
     Cancel,
@@ -94,6 +103,7 @@ impl Verb {
                 Verb::Upgrade => UPGRADE.contains(&key),
                 Verb::Rebase => UPGRADE.contains(&key) || REBASE.contains(&key),
                 Verb::Reconcile => RECONCILE.contains(&key),
+                Verb::Edit => EDIT.contains(&key),
                 Verb::Rollback => ROLLBACK.contains(&key),
                 Verb::ListJobs => key == "active",
                 Verb::Cancel => false,
@@ -186,6 +196,38 @@ pub fn decode_plan(mut dict: Dict) -> Result<(Goal, Decoded)> {
         }
     };
     Ok((goal, decode(verb, &dict)?))
+}
+
+/// Decodes what is to be edited, and the options.
+pub fn decode_edit(mut dict: Dict) -> Result<(Edit, Decoded)> {
+    let mut wishes = Vec::new();
+    for what in What::ALL {
+        let Some(value) = dict.remove(what.name()) else { continue };
+        wishes.extend(entries(what.name(), &value)?.into_iter().map(|item| (*what, item)));
+    }
+    let mut flag = |key: &str| dict.remove(key).map_or(Ok(false), |value| boolean(key, &value));
+    let (reset_all, idempotent) = (flag(RESET_ALL)?, flag(IDEMPOTENT)?);
+    // What is unknown is said before what is wrong.
+    let decoded = decode(Verb::Edit, &dict)?;
+    Ok((Edit::new(wishes, reset_all, idempotent)?, decoded))
+}
+
+/// Encodes what [`decode_edit`] reads beside the options.
+pub fn encode_edit(edit: &Edit) -> Out {
+    let mut out = Out::new();
+    for what in What::ALL {
+        let items: Vec<String> =
+            edit.wishes().iter().filter(|(w, _)| w == what).map(|(_, item)| item.clone()).collect();
+        if !items.is_empty() {
+            out.insert(what.name().into(), Value::from(items));
+        }
+    }
+    for (key, _) in
+        [(RESET_ALL, edit.reset_all()), (IDEMPOTENT, edit.idempotent())].iter().filter(|(_, on)| *on)
+    {
+        out.insert((*key).into(), Value::from(true));
+    }
+    out
 }
 
 fn plan_key(key: &str, why: &str) -> Error {
@@ -300,13 +342,19 @@ fn label(key: &str, value: &OwnedValue) -> Result<String> {
     Ok(text)
 }
 
-fn kernel_arguments(key: &str, value: &OwnedValue) -> Result<Vec<String>> {
-    let args = strings(key, value)?;
-    if args.len() > KARGS_LIMIT {
-        let why = format!("option {key:?} has {} entries, and can have {KARGS_LIMIT}", args.len());
+/// A list that is not too long, and neither is all of it.
+fn entries(key: &str, value: &OwnedValue) -> Result<Vec<String>> {
+    let entries = strings(key, value)?;
+    if entries.len() > ENTRIES_LIMIT {
+        let why = format!("option {key:?} has {} entries, and can have {ENTRIES_LIMIT}", entries.len());
         return Err(Error::new(ErrorKind::InvalidArgument, why).detail("key", key));
     }
-    short(key, &args.concat(), TEXT_LIMIT)?;
+    short(key, &entries.concat(), TEXT_LIMIT)?;
+    Ok(entries)
+}
+
+fn kernel_arguments(key: &str, value: &OwnedValue) -> Result<Vec<String>> {
+    let args = entries(key, value)?;
     for arg in &args {
         karg::form(arg).map_err(|refused| {
             let error =
@@ -333,6 +381,19 @@ pub fn details(request: &Request) -> HashMap<&'static str, String> {
     }
     if let Request::Pin { deployment, .. } = request {
         out.insert("deployment", deployment.clone());
+    }
+    if let Request::EditDerivation { edit, .. } = request {
+        out.insert("drop-in", edit::NAME.to_owned());
+        for what in What::ALL {
+            let items = edit.wishes().iter().filter(|(w, _)| w == what).map(|(_, item)| item.as_str());
+            let items = items.collect::<Vec<_>>().join(" ");
+            if !items.is_empty() {
+                out.insert(what.name(), items);
+            }
+        }
+        if edit.reset_all() {
+            out.insert(RESET_ALL, "true".to_owned());
+        }
     }
     let Some(options) = request.options() else { return out };
     if let Some(digest) = &options.require_digest {

@@ -15,7 +15,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
 /// What this version can do, for clients that meet several.
-const FEATURES: &[&str] = &["reconcile", "plan", "bound-images", "rollback-reject", "pin"];
+const FEATURES: &[&str] = &["reconcile", "plan", "bound-images", "rollback-reject", "pin", "edit"];
 
 /// The root object's interface.
 #[derive(Debug)]
@@ -106,6 +106,23 @@ impl Manager {
     ) -> Result<OwnedObjectPath> {
         let d = decode(Verb::Reconcile, &options)?;
         self.submit(connection, &call, Request::Reconcile(d.options), d.client_id).await
+    }
+
+    /// Changes what `/etc/osctl/derive.d/90-osctl.yaml` declares, and reconciles: the file is written when the deployment is
+    /// there, and left alone by a job that fails. Keys, each `as`: `install`, `uninstall`, `override-remove`,
+    /// `override-replace`, `override-reset`, `kargs-append`, `kargs-append-if-missing`, `kargs-delete`,
+    /// `kargs-delete-if-present`, `kargs-replace`; `override-reset-all b`, `idempotent b`; and the options `queue`, `dry-run`,
+    /// `replace-staged`, `allow-rejected`.
+    #[zbus(out_args("job"))]
+    async fn edit_derivation(
+        &self,
+        edit: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (edit, d) = convert::decode_edit(edit)?;
+        let request = Request::EditDerivation { edit, options: d.options };
+        self.submit(connection, &call, request, d.client_id).await
     }
 
     /// Makes the previous deployment the next boot's.

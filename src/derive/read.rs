@@ -12,6 +12,7 @@
 use crate::model::dropin::{
     self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_DROPIN, MAX_LEAVES, MAX_TREE, TREEFILE_OWNER, Text,
 };
+use crate::model::edit;
 use crate::model::manifest::Manifest;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::{CommitTree, Kind};
@@ -45,6 +46,11 @@ enum Found {
 /// Missing directories are fine. Fails with `InvalidDropIn`, `UnsupportedStanza` or `Unsupported`, naming the
 /// file.
 pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> {
+    read_edited(config_root, target, None)
+}
+
+/// The same as if [`edit::NAME`] of the host had this text.
+pub fn read_edited(config_root: &Dir, target: Option<&CommitTree>, edited: Option<&str>) -> Result<Manifest> {
     let host = HostDir::open(config_root, HOST_DIR)?;
     let origin = HostDir::open(config_root, ORIGIN_DIR)?;
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
@@ -59,6 +65,12 @@ pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> 
             };
             found.insert(name, entry);
         }
+    }
+    if let Some(text) = edited {
+        // Whoever edits has made the directory.
+        let (name, bytes) = (edit::NAME.to_owned(), text.as_bytes().to_vec());
+        let text = Text { name: name.clone(), path: edit::PATH.to_owned(), bytes };
+        found.insert(name, Found::Host(text));
     }
     let image = target.map(VendorDir);
     let mut dropins: Vec<(Text, &dyn Beside)> = Vec::new();
@@ -80,6 +92,19 @@ pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> 
         return Err(too_many("the host and the image together", MAX_DROPINS));
     }
     dropin::compile(&dropins)
+}
+
+/// The text of one drop-in of the host as it is now; `None` if there is none. A masked one is refused.
+pub fn host_text(config_root: &Dir, name: &str) -> Result<Option<String>> {
+    let Some(dir) = HostDir::open(config_root, HOST_DIR)? else { return Ok(None) };
+    if !dir.names(is_dropin)?.iter().any(|n| n == name) {
+        return Ok(None);
+    }
+    let path = format!("{HOST_DIR}/{name}");
+    let Some(text) = dir.snapshot(name)? else {
+        return Err(refuse(&path, "is masked by a link to /dev/null").hint(format!("remove it: rm {path}")));
+    };
+    String::from_utf8(text.bytes).map(Some).map_err(|_| refuse(&path, "is not UTF-8"))
 }
 
 /// Whether a file name in a `derive.d` counts. READMEs, `.disabled`, editor backups and hidden files do not.

@@ -216,7 +216,7 @@ impl Env {
             let mut status = assemble(&snapshot, journal.as_ref())?;
             let config = Dir::open_ambient_dir(&layout.config_root, ambient_authority())
                 .doing_with(|| format!("opening the configuration root {}", layout.config_root.display()))?;
-            status.pending_changes = super::steps::derive::pending(&sysroot.repo(), &snapshot, &config);
+            status.pending_changes = super::steps::derive::pending(&sysroot.repo(), &snapshot, &config, None);
             if layout.sysroot == Path::new("/") {
                 status.rivals = rivals(&config);
             }
@@ -286,6 +286,7 @@ pub fn intent(
         takes: Vec::new(),
         carried: Vec::new(),
         etc_of: None,
+        edited: None,
     }
 }
 

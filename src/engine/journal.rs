@@ -61,6 +61,9 @@ pub struct Intent {
     /// The id of the deployment whose `/etc` that is.
     #[serde(default)]
     pub etc_of: Option<String>,
+    /// The drop-in that is written with the deployment.
+    #[serde(default)]
+    pub edited: Option<Edited>,
 }
 
 impl Intent {
@@ -68,6 +71,18 @@ impl Intent {
     pub fn all_takes(&self) -> Vec<Take> {
         self.carried.iter().chain(&self.takes).cloned().collect()
     }
+}
+
+/// A new text of the drop-in that the daemon writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edited {
+    /// The digest of the text that it is made from; `None` if there was no file.
+    pub before: Option<Digest>,
+    /// The text.
+    pub after: String,
+    /// What a person should know.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 /// What the next boot should come up with.
@@ -186,7 +201,9 @@ impl Journal {
                 self.reject(entry.clone())?;
             }
         } else if intent.staged {
-            self.save(PENDING, Pending { deployment: deployment.to_owned(), intent: intent.clone() })?;
+            // The drop-in is written: from here on it is the administrator's again.
+            let intent = Intent { edited: None, ..intent.clone() };
+            self.save(PENDING, Pending { deployment: deployment.to_owned(), intent })?;
         }
         remove_durably(&self.dir, INTENT)
     }
@@ -378,6 +395,7 @@ mod tests {
             takes: Vec::new(),
             carried: Vec::new(),
             etc_of: None,
+            edited: None,
         }
     }
 

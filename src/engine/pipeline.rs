@@ -2,9 +2,10 @@
 
 use super::cx::Cx;
 use super::env::Env;
+use super::journal::Edited;
 use super::settle;
 use super::stages::Ready;
-use super::steps::{bind, cleanup, derive, permit, plan, pull, resolve, rollback, stage};
+use super::steps::{bind, cleanup, derive, edit, permit, plan, pull, resolve, rollback, stage};
 use super::unavailable;
 use crate::model::job::JobResult;
 use crate::model::request::{Goal, Options, Request};
@@ -24,6 +25,8 @@ pub(super) struct Job<'a> {
     pub keeps_digests: bool,
     /// Whether we staged what is staged; another program may have done so with our origin in it.
     pub staged_is_ours: bool,
+    /// The drop-in that is written with the deployment.
+    pub edited: Option<Edited>,
 }
 
 /// What deciding needs, whether the sysroot is locked or not.
@@ -35,6 +38,8 @@ pub(super) struct View<'a> {
     pub before: &'a Snapshot,
     pub keeps_digests: bool,
     pub staged_is_ours: bool,
+    /// The text that the drop-in which the daemon writes is about to have.
+    pub edited: Option<&'a str>,
 }
 
 impl Job<'_> {
@@ -47,6 +52,7 @@ impl Job<'_> {
             before: &self.before,
             keeps_digests: self.keeps_digests,
             staged_is_ours: self.staged_is_ours,
+            edited: self.edited.as_ref().map(|edited| edited.after.as_str()),
         }
     }
 }
@@ -57,7 +63,7 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         Request::Check(options) => return plan::describe(cx, env, &Goal::Upgrade, options).await,
         Request::Plan { goal, options } => return plan::describe(cx, env, goal, options).await,
         Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => {}
-        Request::Rollback { .. } | Request::Pin { .. } => {}
+        Request::EditDerivation { .. } | Request::Rollback { .. } | Request::Pin { .. } => {}
     }
     let store = Locked::acquire(cx, &env.layout).await?;
     // An earlier process may have died, or another program discarded what was staged, since we looked last.
@@ -67,7 +73,7 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
     let staged_is_ours = before.staged_is(pending.as_ref().map(|p| p.deployment.as_str()));
     let options = request.options().cloned().unwrap_or_default();
     let keeps_digests = bind::keeps_digests(&request);
-    let job = Job { cx, env, id, store, before, options, keeps_digests, staged_is_ours };
+    let mut job = Job { cx, env, id, store, before, options, keeps_digests, staged_is_ours, edited: None };
     match request {
         Request::Check(_) | Request::Plan { .. } => {
             Err(Error::new(ErrorKind::Internal, "what only looks takes no lock"))
@@ -81,6 +87,10 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
             }
         },
         Request::Reconcile(_) => update(&job, Goal::Reconcile).await,
+        Request::EditDerivation { edit, .. } => {
+            job.edited = edit::prepare(&job, &edit).await?;
+            update(&job, Goal::Reconcile).await
+        }
         Request::Rollback { reject } => rollback::rollback(&job, reject).await,
         Request::Pin { deployment, pinned } => rollback::pin(&job, deployment, pinned).await,
     }
@@ -104,7 +114,7 @@ async fn update(job: &Job<'_>, goal: Goal) -> Result<JobResult> {
             // Says nothing new where all images are there; brings back what somebody removed.
             drop(bind::pull(job, wanted).await?);
         }
-        return cleanup::leftovers(job, unchanged).await;
+        return cleanup::leftovers(job, edit::alone(job, unchanged)?).await;
     }
     derive::refuse_rejected(job, &derived)?;
     if job.options.dry_run {

@@ -7,6 +7,7 @@
 use super::cx::Cx;
 use super::env::Env;
 use super::journal::{Intent, Journal};
+use super::steps::edit;
 use crate::derive::etc::{self, Previous};
 use crate::derive::take::{self, Take};
 use crate::model::{Context, Result};
@@ -34,6 +35,9 @@ pub fn end(env: &Env, journal: &Journal, now: &Snapshot, intent: &Intent) -> Res
         journal.abandon()?;
         return Ok(None);
     };
+    if let Some(edited) = &intent.edited {
+        edit::write(&env.config_root()?, edited)?;
+    }
     if intent.rollback.is_some() {
         // What was staged is discarded with a rollback.
         discard(env, journal, now)?;

@@ -9,7 +9,8 @@ use std::time::SystemTime;
 
 /// Notes what deriving came to. `anew`: repositories were asked, if there was anything to ask for.
 pub fn note(job: &Job<'_>, goal: &Goal, anew: bool, derived: &Result<Derived>) -> Result<()> {
-    if job.options.dry_run {
+    // An edit that fails was never made: there is nothing to try again.
+    if job.options.dry_run || (job.edited.is_some() && derived.is_err()) {
         return Ok(());
     }
     let trouble = match derived {

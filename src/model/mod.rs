@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod config;
 pub mod contents;
 pub mod dropin;
+pub mod edit;
 pub mod error;
 pub mod image;
 pub mod job;

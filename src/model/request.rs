@@ -1,5 +1,6 @@
 //! What a client can ask for. Parsed once, at the edge; everything else derives from it.
 
+use super::edit::Edit;
 use super::image::{Digest, ImageRef, Transport};
 use super::{Error, ErrorKind, Result};
 use std::num::NonZeroU64;
@@ -88,6 +89,13 @@ pub enum Request {
     },
     /// Apply the current drop-ins to the base that is here.
     Reconcile(Options),
+    /// Change what the drop-in declares that the daemon writes, and apply the drop-ins to the base that is here.
+    EditDerivation {
+        /// What is asked for.
+        edit: Edit,
+        /// The rest.
+        options: Options,
+    },
     /// Make the previous deployment the next boot's.
     Rollback {
         /// Keep automatic jobs from going back to what was rolled back from.
@@ -111,6 +119,7 @@ impl Request {
             Request::Upgrade(_) => "upgrade",
             Request::Rebase { .. } => "rebase",
             Request::Reconcile(_) => "reconcile",
+            Request::EditDerivation { .. } => "edit",
             Request::Rollback { .. } => "rollback",
             Request::Pin { .. } => "pin",
         }
@@ -120,7 +129,9 @@ impl Request {
     pub fn options(&self) -> Option<&Options> {
         match self {
             Request::Check(o) | Request::Upgrade(o) | Request::Reconcile(o) => Some(o),
-            Request::Plan { options, .. } | Request::Rebase { options, .. } => Some(options),
+            Request::Plan { options, .. }
+            | Request::Rebase { options, .. }
+            | Request::EditDerivation { options, .. } => Some(options),
             Request::Rollback { .. } | Request::Pin { .. } => None,
         }
     }
@@ -138,7 +149,8 @@ impl Request {
             Request::Upgrade(_) => "org.osctl1.upgrade",
             Request::Rebase { .. } => "org.osctl1.rebase",
             Request::Reconcile(o) if o.dry_run => "org.osctl1.check",
-            Request::Reconcile(_) => "org.osctl1.derive",
+            // A dry run as well: whoever names a package makes root solve and install it, if only aside.
+            Request::Reconcile(_) | Request::EditDerivation { .. } => "org.osctl1.derive",
             Request::Rollback { .. } => "org.osctl1.rollback",
             Request::Pin { .. } => "org.osctl1.manage",
         }];
@@ -159,7 +171,7 @@ impl Request {
         match self {
             Request::Check(_) | Request::Plan { .. } => false,
             Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => true,
-            Request::Rollback { .. } | Request::Pin { .. } => true,
+            Request::EditDerivation { .. } | Request::Rollback { .. } | Request::Pin { .. } => true,
         }
     }
 }

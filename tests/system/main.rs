@@ -7,6 +7,7 @@ mod bad_input;
 mod bound;
 mod daemon;
 mod download;
+mod edit;
 mod failpoints;
 mod host;
 mod image;

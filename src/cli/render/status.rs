@@ -155,6 +155,16 @@ fn end(job: &Job) -> &str {
     failure.or(job.result.as_ref().map(|r| r.summary.as_str())).unwrap_or_default()
 }
 
+/// The kernel arguments of a deployment: a command line, or one a line with who put it there.
+pub fn kargs(deployment: &Deployment, owners: bool) -> String {
+    let all = &deployment.derivation.kargs;
+    if owners {
+        return all.iter().map(|k| format!("{} ({})\n", value(&k.arg), value(&k.owner))).collect();
+    }
+    let args: Vec<_> = all.iter().map(|k| value(&k.arg)).collect();
+    format!("{}\n", args.join(" "))
+}
+
 /// A table of jobs, newest first.
 pub fn jobs(jobs: &[Job]) -> String {
     if jobs.is_empty() {

@@ -219,3 +219,41 @@ fn results_survive_the_way_over_the_bus() {
     };
     assert_eq!(parse_result(&owned(result(Some(&r)))), r);
 }
+
+#[test]
+fn an_edit_survives_the_way_over_the_bus() {
+    let wishes = What::ALL.iter().map(|what| {
+        let item = match what {
+            What::OverrideReplace => "kernel=6.1-2",
+            What::KargsReplace => "console=ttyS1",
+            _ => "one",
+        };
+        (*what, item.to_owned())
+    });
+    let edit = Edit::new(wishes.collect(), true, true).unwrap();
+    let options = Options { dry_run: true, no_wait: true, ..Default::default() };
+    let mut sent = encode(&options);
+    sent.extend(encode_edit(&edit));
+    let (back, decoded) = decode_edit(owned(sent)).unwrap();
+    assert_eq!((back, decoded.options), (edit.clone(), options));
+    let details = details(&Request::EditDerivation { edit, options: Options::default() });
+    assert_eq!((details["drop-in"].as_str(), details["install"].as_str()), ("90-osctl.yaml", "one"));
+}
+
+#[test]
+fn an_edit_that_is_unknown_wrong_or_empty_is_refused() {
+    let cases: [(&[(&str, Value<'static>)], &str); 5] = [
+        (&[], "there is nothing to change"),
+        (&[("install", "vim".into())], "option \"install\" must be a list of strings (as), not of type s"),
+        (&[("purge", vec!["vim"].into())], "unknown option \"purge\""),
+        (&[("install", vec!["vim"].into()), ("frozen", true.into())], "unknown option \"frozen\""),
+        (
+            &[("install", vec!["a"; ENTRIES_LIMIT + 1].into())],
+            "option \"install\" has 257 entries, and can have 256",
+        ),
+    ];
+    for (entries, message) in cases {
+        let error = decode_edit(dict(entries)).unwrap_err();
+        assert_eq!((error.kind, error.to_string().as_str()), (ErrorKind::InvalidArgument, message));
+    }
+}

@@ -103,5 +103,5 @@ fn recorded(job: &Job<'_>) -> Result<BoundSet> {
 
 /// Whether a request keeps the digests of bound tags that the next deployment has.
 pub fn keeps_digests(request: &Request) -> bool {
-    matches!(request, Request::Reconcile(_))
+    matches!(request, Request::Reconcile(_) | Request::EditDerivation { .. })
 }

@@ -27,13 +27,14 @@ const KARGS_LIMIT: u64 = 1 << 20;
 pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Derived> {
     let config = job.env.config_root()?;
     let base = pulled.base.commit.clone();
+    let edited = job.edited.as_ref().map(|edited| edited.after.clone());
     let manifest = job
         .cx
         .step(
             Step::DeriveRead,
             job.store.run(job.cx, move |s, _| {
                 let tree = CommitTree::open(&s.repo(), &base)?;
-                read::read(&config, Some(&tree))
+                read::read_edited(&config, Some(&tree), edited.as_deref())
             }),
         )
         .await?;
@@ -98,11 +99,13 @@ pub async fn describe(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Resu
 }
 
 /// How the drop-ins of now differ from what the next boot was derived from. Wrong drop-ins are a line as well.
-pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir) -> Vec<String> {
+///
+/// `edited` is the text that the drop-in which the daemon writes is about to have.
+pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir, edited: Option<&str>) -> Vec<String> {
     let Some(next) = snapshot.next() else { return Vec::new() };
     let compare = || {
         let tree = CommitTree::open(repo, &next.deployment.base_checksum)?;
-        let manifest = read::read(config, Some(&tree))?;
+        let manifest = read::read_edited(config, Some(&tree), edited)?;
         changes(repo, next, &manifest)
     };
     compare().unwrap_or_else(|error| vec![format!("the drop-ins cannot be applied: {}", error.chain())])

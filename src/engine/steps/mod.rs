@@ -3,6 +3,7 @@
 pub(super) mod bind;
 pub(super) mod cleanup;
 pub(super) mod derive;
+pub(super) mod edit;
 pub(super) mod fetch;
 pub(super) mod packages;
 pub(super) mod permit;

@@ -15,7 +15,7 @@ pub fn permit(view: &View<'_>, target: &Target) -> Result<()> {
     arguments(view)?;
     // Of a reconcile as well, which fetches bound images only.
     view.env.config()?;
-    read::read(&view.env.config_root()?, None)?;
+    read::read_edited(&view.env.config_root()?, None, view.edited)?;
     match target {
         Target::Image { resolved, .. } => allowed(view.before, view.options, resolved)?,
         Target::Present { .. } => {}

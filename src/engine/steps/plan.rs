@@ -69,6 +69,7 @@ pub async fn describe(cx: &Cx, env: &Env, goal: &Goal, options: &Options) -> Res
         options,
         before: &before,
         keeps_digests: *goal == Goal::Reconcile,
+        edited: None,
         staged_is_ours: before.staged_is(pending.as_ref().map(|p| p.deployment.as_str())),
     };
     let target = resolve::target(&view, goal).await?;
@@ -115,7 +116,7 @@ async fn draft(view: &View<'_>, target: &Target) -> Result<Draft> {
     let boot = to_boot(view, &repo, target, &aim)?;
     let recorded = recorded(view, next)?;
     let apps = apps(view, &specs(view, &repo, aim.base.as_ref(), next)?, &recorded).await?;
-    let changes = derive::pending(&repo, view.before, &view.env.config_root()?);
+    let changes = derive::pending(&repo, view.before, &view.env.config_root()?, view.edited);
     let same =
         next.is_some_and(|n| n.deployment.digest == aim.target.digest && n.deployment.image == aim.image);
     let changed = !same || apps.differ(&recorded) || !changes.is_empty();

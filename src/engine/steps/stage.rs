@@ -8,6 +8,7 @@ use crate::engine::pipeline::Job;
 use crate::engine::settle::{self, etc_dirs};
 use crate::engine::stages::{Derived, Ready};
 use crate::engine::steps::bind::Wanted;
+use crate::engine::steps::edit;
 use crate::model::job::{JobResult, Step};
 use crate::model::verification::Verification;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -82,10 +83,14 @@ pub async fn preflight(job: &Job<'_>, ready: &Ready) -> Result<EtcChanges> {
 
 /// Publishes. From the intent on it cannot be cancelled.
 pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Staged> {
+    if let Some(edited) = &job.edited {
+        edit::still(&job.env.config_root()?, edited)?;
+    }
     let journal = job.env.journal()?;
     let intent = intent(job, &journal, &ready, &etc)?;
     let discarded: Vec<String> = job.before.staged().iter().map(|e| e.deployment.id.clone()).collect();
-    let mut notes = notes(&ready, &etc);
+    let mut notes: Vec<String> = job.edited.iter().flat_map(|edited| edited.notes.clone()).collect();
+    notes.extend(self::notes(&ready, &etc));
     let kept: Vec<String> = etc.plan.kept_local().map(|p| p.path.clone()).collect();
     job.cx.commit()?;
     let root = etc.of.as_ref().map(|(_, root)| root.as_path());
@@ -118,6 +123,7 @@ pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Stage
 fn intent(job: &Job<'_>, journal: &Journal, ready: &Ready, etc: &EtcChanges) -> Result<Intent> {
     let mut intent = env::intent(job.id, ready.commit(), Some(ready.base().digest.clone()), &job.before);
     intent.takes.clone_from(&etc.takes);
+    intent.edited.clone_from(&job.edited);
     intent.etc_of = etc.of.as_ref().map(|(id, _)| id.clone());
     if job.options.allow_rejected {
         intent.accepts = Some(Key { digest: Some(ready.base().digest.clone()), input_digest: ready.input() });
