@@ -232,6 +232,10 @@ check "again, there is nothing to do" said 'No changes in input.' reconcile
 check "the lock is exported as it is in the tree" eval 'osctl lock export && cmp "$D/out" "$(next)/usr/lib/osctl/derive.lock"'
 cp "$D/out" "$D/lock"
 
+check "a package is traced back to its drop-in" said 'package agent: applied, version 1.0' why agent
+check "what it needs is traced back to the request" said ': needed by what is requested: agent' why agent-common
+check "the status counts it" said 'Deviates: 1 package' status
+
 # The same by command: one drop-in is edited.
 edited=$H/config/etc/osctl/derive.d/90-osctl.yaml
 check "a command installs a package" eval 'osctl install hotfix-extra && has usr/share/hotfix-extra/version 1'
@@ -278,6 +282,10 @@ if [ "$KIND" = rpm ]; then
   rm -r "$H/config/etc/rpm-ostree"
 fi
 check "nothing of what was refused is left" no_leftovers
+dropin 70-bad 'packages: [nope]'
+osctl reconcile || true
+check "a request that failed is shown with the reason" eval 'osctl status -v && grep -A1 "Requests that are not met" "$D/out" | grep -q "package nope (70-bad.yaml).*no repository has nope"'
+forget 70-bad
 
 dropin 80-hotfix "override-replace: [$(pinned hotfix 1.1)]"
 dropin 81-leftover 'override-remove: [leftover]'
@@ -316,6 +324,7 @@ check "--frozen without a lock is refused" refused 'it does not exist' reconcile
 dropin 80-hotfix "override-replace: [$(pinned hotfix 1.1)]"
 osctl reconcile
 check "another base" osctl rebase "oci:$D/layout:v2"
+check "and the status says that the hotfix can go" said 'redundant: the image has this version now, the hotfix can go (80-hotfix.yaml)' status -v
 check "its own version is the one that was asked for" eval '[ "$(jq -r ".packages[\"$(pinned hotfix 1.1)\"].outcome" "$(next)/usr/lib/osctl/derived.json")" = redundant ]'
 check "the packages are there, too" has usr/share/agent/common 2
 forget 80-hotfix

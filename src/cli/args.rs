@@ -102,6 +102,8 @@ pub enum Verb {
     Pin(cmd::pin::Args),
     /// Stop keeping a deployment.
     Unpin(cmd::pin::Args),
+    /// Name the drop-in that a path, package, unit, user or kernel argument came from.
+    Why(cmd::why::Args),
     /// Work with the locks of packages.
     Lock(cmd::lock::Args),
     /// Check drop-ins and bound-image files, offline and without root.
@@ -128,7 +130,7 @@ impl Verb {
             Verb::Rollback(args) => Some(&args.following),
             Verb::Wait(args) => Some(&args.following),
             Verb::Status(_) | Verb::Cancel(_) | Verb::Jobs(_) | Verb::Pin(_) | Verb::Unpin(_) => None,
-            Verb::Lock(_) | Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => None,
+            Verb::Why(_) | Verb::Lock(_) | Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => None,
         }
     }
 }

@@ -128,6 +128,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
         Verb::Wait(args) => cmd::wait::run(&args, session).await,
         Verb::Pin(args) => cmd::pin::run(&args, true, session).await,
         Verb::Unpin(args) => cmd::pin::run(&args, false, session).await,
+        Verb::Why(args) => cmd::why::run(&args, session).await,
         Verb::Lock(args) => cmd::lock::run(&args, session).await,
         Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => {
             Err(Failure::Refused(Error::new(ErrorKind::Internal, "this verb needs no daemon")))

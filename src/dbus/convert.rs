@@ -1,11 +1,12 @@
 //! Between `a{sv}` and our types. The only reader of option dictionaries.
 
+use crate::model::deviation::{self, Asked};
 use crate::model::edit::{self, Edit, What};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
 use crate::model::lock::Lock;
 use crate::model::request::{Goal, Options, Request, stateroot};
-use crate::model::status::{Deployment, Outcome};
+use crate::model::status::{Deployment, Outcome, PackageRequest};
 use crate::model::verification::Requirement;
 use crate::model::{Error, ErrorKind, Result, bytes, kargs as karg};
 use std::collections::HashMap;
@@ -536,6 +537,32 @@ pub fn derivation(deployment: &Deployment) -> Out {
         out.insert("input-digest".into(), Value::from(digest.to_string()));
     }
     out
+}
+
+/// `Deployment.Packages`.
+pub fn packages(deployment: &Deployment) -> Vec<Out> {
+    let one = |p: &PackageRequest| {
+        let asked = match p.asked {
+            Asked::Install => "install",
+            Asked::Remove => "remove",
+            Asked::Replace => "replace",
+        };
+        let outcome = match p.outcome {
+            deviation::Outcome::Applied => "applied",
+            deviation::Outcome::Redundant => "redundant",
+        };
+        let mut out = Out::from([
+            ("request".to_owned(), Value::from(p.request.clone())),
+            ("asked".to_owned(), Value::from(asked)),
+            ("outcome".to_owned(), Value::from(outcome)),
+            ("drop-ins".to_owned(), Value::from(p.owners.clone())),
+        ]);
+        if let Some(version) = &p.version {
+            out.insert("version".into(), Value::from(version.clone()));
+        }
+        out
+    };
+    deployment.derivation.packages.iter().map(one).collect()
 }
 
 /// What `Deployment.ExportLock` answers.

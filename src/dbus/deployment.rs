@@ -124,6 +124,13 @@ impl DeploymentObject {
         self.get(convert::derivation)
     }
 
+    /// What was asked of the package manager: `request s`, `asked s` (`install`, `remove` or `replace`), `outcome s`
+    /// (`applied` or `redundant`), `drop-ins as`, and `version s` where it brought one.
+    #[zbus(property)]
+    fn packages(&self) -> Vec<Out> {
+        self.get(convert::packages)
+    }
+
     /// Kernel arguments with their owners.
     #[zbus(property)]
     fn kargs(&self) -> Vec<Out> {

@@ -228,6 +228,7 @@ fn lifecycle(old: &Status, new: &Status) -> bool {
         rollback,
         deployments,
         pending_changes,
+        unmet,
         last_outcome,
         rejected,
         rivals,
@@ -240,6 +241,7 @@ fn lifecycle(old: &Status, new: &Status) -> bool {
         || *rollback != old.rollback
         || *deployments != old.deployments
         || *pending_changes != old.pending_changes
+        || *unmet != old.unmet
         || *last_outcome != old.last_outcome
         || *rejected != old.rejected
         || *rivals != old.rivals

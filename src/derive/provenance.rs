@@ -18,6 +18,8 @@ use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use crate::model::deviation::{Asked, Effect, Outcome};
+
 /// Where the file lies in the tree.
 pub const PATH: &str = "/usr/lib/osctl/derived.json";
 
@@ -58,28 +60,6 @@ pub struct Provenance {
     pub lock_digest: Option<Digest>,
 }
 
-/// What a request asks of the package manager.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Asked {
-    /// A package to be there.
-    Install,
-    /// A package of the base to be gone.
-    Remove,
-    /// A package of the base in another version.
-    Replace,
-}
-
-/// What became of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// It changed the tree.
-    Applied,
-    /// The base is so without it.
-    Redundant,
-}
-
 /// Where a request came from, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -118,18 +98,6 @@ pub enum PathKind {
     Directory,
     /// A symbolic link.
     Link,
-}
-
-/// What a declared path did to the base.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Effect {
-    /// The base has nothing there.
-    Added,
-    /// The base has something else there.
-    Replaced,
-    /// The base has exactly this.
-    Unchanged,
 }
 
 /// Where a path came from.

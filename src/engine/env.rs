@@ -216,7 +216,8 @@ impl Env {
             let mut status = assemble(&snapshot, journal.as_ref())?;
             let config = Dir::open_ambient_dir(&layout.config_root, ambient_authority())
                 .doing_with(|| format!("opening the configuration root {}", layout.config_root.display()))?;
-            status.pending_changes = super::steps::derive::pending(&sysroot.repo(), &snapshot, &config, None);
+            let pending = super::steps::derive::pending(&sysroot.repo(), &snapshot, &config, None);
+            (status.pending_changes, status.unmet) = (pending.lines, pending.unmet);
             if layout.sysroot == Path::new("/") {
                 status.rivals = rivals(&config);
             }

@@ -4,6 +4,7 @@ pub mod bound;
 pub mod bytes;
 pub mod config;
 pub mod contents;
+pub mod deviation;
 pub mod dropin;
 pub mod edit;
 pub mod error;
@@ -21,5 +22,6 @@ pub mod text;
 pub mod time;
 pub mod unavailable;
 pub mod verification;
+pub mod why;
 
 pub use error::{Context, Error, ErrorKind, Result};

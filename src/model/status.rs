@@ -3,6 +3,7 @@
 //! The schema is `docs/status.schema.json`. Nothing secret is ever put in here.
 
 use super::bound::{BoundSet, Mode};
+use super::deviation::{Asked, Effect};
 use super::image::{Digest, ImageRef};
 use super::job::Job;
 use super::verification::Verification;
@@ -25,12 +26,24 @@ pub struct Derivation {
     pub input_digest: Option<Digest>,
     /// The drop-ins.
     pub drop_ins: Vec<DropIn>,
-    /// Packages. Always empty in this version.
-    pub packages: Vec<String>,
+    /// What was asked of the package manager, and what became of it.
+    pub packages: Vec<PackageRequest>,
     /// Derived paths, each with its drop-in.
     pub files: Vec<OwnedPath>,
+    /// Units that were enabled, disabled or masked, each with its drop-in.
+    #[serde(default)]
+    pub units: Vec<OwnedUnit>,
+    /// Users, each with its drop-in.
+    #[serde(default)]
+    pub users: Vec<OwnedUser>,
+    /// Groups beside those of the users, each with its drop-in.
+    #[serde(default)]
+    pub groups: Vec<OwnedUser>,
     /// Kernel arguments, each with its owner.
     pub kargs: Vec<OwnedKarg>,
+    /// Kernel arguments that a drop-in took away, each with that.
+    #[serde(default)]
+    pub deleted_kargs: Vec<OwnedKarg>,
     /// `/etc` paths where the local version was kept.
     pub kept_local: Vec<String>,
 }
@@ -50,6 +63,61 @@ pub struct OwnedPath {
     /// The path.
     pub path: String,
     /// The drop-in.
+    pub owner: String,
+    /// What it did to the base; `None` if nobody noted that.
+    #[serde(default)]
+    pub effect: Option<Effect>,
+}
+
+/// A unit whose state a drop-in declares.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OwnedUnit {
+    /// Its name.
+    pub name: String,
+    /// The drop-in.
+    pub owner: String,
+    /// Enabled, disabled, or left alone.
+    pub enabled: Option<bool>,
+    /// Masked.
+    pub mask: bool,
+    /// The links that were made to enable it, or removed to disable it.
+    pub links: Vec<String>,
+}
+
+/// A user or a group, and the drop-in that declares it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OwnedUser {
+    /// The name.
+    pub name: String,
+    /// The drop-in.
+    pub owner: String,
+}
+
+/// A request to the package manager, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PackageRequest {
+    /// As it was made: a name, or a name with a version.
+    pub request: String,
+    /// What is asked.
+    pub asked: Asked,
+    /// What became of it.
+    pub outcome: super::deviation::Outcome,
+    /// The drop-ins that ask.
+    pub owners: Vec<String>,
+    /// The version that the tree has because of it.
+    pub version: Option<String>,
+}
+
+/// A request to the package manager that drop-ins make now, and that the next boot does not have.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unmet {
+    /// As it was made.
+    pub request: String,
+    /// What is asked.
+    pub asked: Asked,
+    /// The drop-ins that ask.
     pub owner: String,
 }
 
@@ -168,6 +236,9 @@ pub struct Status {
     pub deployments: Vec<Deployment>,
     /// Whether the drop-ins differ from what the default deployment was derived from; what differs.
     pub pending_changes: Vec<String>,
+    /// Requests to the package manager that are not met yet.
+    #[serde(default)]
+    pub unmet: Vec<Unmet>,
     /// What the last boot into a new deployment came to.
     pub last_outcome: Option<Outcome>,
     /// What automatic jobs refuse.
@@ -193,6 +264,7 @@ impl Status {
             rollback: None,
             deployments: Vec::new(),
             pending_changes: Vec::new(),
+            unmet: Vec::new(),
             last_outcome: None,
             rejected: Vec::new(),
             rivals: Vec::new(),
@@ -203,6 +275,15 @@ impl Status {
     /// The deployment that the bootloader takes next: the staged one, else the default one.
     pub fn next(&self) -> Option<&Deployment> {
         self.deployments.iter().find(|d| d.staged).or_else(|| self.deployments.iter().find(|d| d.default))
+    }
+
+    /// What is known about why requests are not met: what the last job that could have met them said.
+    pub fn why_unmet(&self, unmet: &Unmet) -> Option<&str> {
+        let derives = |job: &&Job| ["upgrade", "rebase", "reconcile", "edit"].contains(&job.kind.as_str());
+        let last = self.jobs.iter().find(|job| derives(job) && job.state.is_final())?;
+        let names = |note: &&String| unmet.owner.split(", ").any(|owner| note.contains(owner));
+        let noted = || last.result.as_ref()?.notes.iter().find(names).map(String::as_str);
+        last.failure.as_ref().map(|failure| failure.message.as_str()).or_else(noted)
     }
 
     /// Whether the next boot runs another deployment than this one.

@@ -2,9 +2,11 @@
 
 use super::origin::Origin;
 use super::tree::CommitTree;
-use crate::derive::provenance::Provenance;
+use crate::derive::provenance::{PackageRecord, Provenance, UnitRecord, UserRecord};
 use crate::model::kargs::{self, Owned};
-use crate::model::status::{Deployment, Derivation, DropIn, OwnedKarg, OwnedPath};
+use crate::model::status::{
+    Deployment, Derivation, DropIn, OwnedKarg, OwnedPath, OwnedUnit, OwnedUser, PackageRequest,
+};
 use crate::model::text::printable;
 use crate::model::{Context, Result};
 use ostree_ext::{glib, ostree};
@@ -166,19 +168,48 @@ fn derivation(
         ours.map_or_else(|| "local".to_owned(), |a| a.owner.clone())
     };
     let kargs = options.iter().map(|a| OwnedKarg { arg: a.clone(), owner: owner(a) }).collect();
+    let deleted_kargs: Vec<OwnedKarg> =
+        owners.deleted.iter().map(|d| OwnedKarg { arg: d.arg.clone(), owner: d.owner.clone() }).collect();
     let record = match &origin.input {
         Some(_) => Provenance::read(&CommitTree::open(repo, checksum)?)?,
         None => None,
     };
-    let Some(record) = record else { return Ok(Derivation { kargs, ..Default::default() }) };
+    let Some(record) = record else { return Ok(Derivation { kargs, deleted_kargs, ..Default::default() }) };
     Ok(Derivation {
         input_digest: Some(record.input_digest),
         drop_ins: record.drop_ins.into_iter().map(|d| DropIn { name: d.name, digest: d.digest }).collect(),
-        packages: Vec::new(),
-        files: record.paths.into_iter().map(|(path, p)| OwnedPath { path, owner: p.drop_in }).collect(),
+        packages: record.packages.into_iter().map(package).collect(),
+        files: record
+            .paths
+            .into_iter()
+            .map(|(path, p)| OwnedPath { path, owner: p.drop_in, effect: Some(p.effect) })
+            .collect(),
+        units: record.units.into_iter().map(unit).collect(),
+        users: record.users.into_iter().map(user).collect(),
+        groups: record.groups.into_iter().map(user).collect(),
         kargs,
+        deleted_kargs,
         kept_local: origin.kept_local.clone(),
     })
+}
+
+fn package((request, record): (String, PackageRecord)) -> PackageRequest {
+    PackageRequest {
+        request,
+        asked: record.asked,
+        outcome: record.outcome,
+        owners: record.drop_ins.into_iter().collect(),
+        version: record.version,
+    }
+}
+
+fn user((name, record): (String, UserRecord)) -> OwnedUser {
+    OwnedUser { name, owner: record.drop_in }
+}
+
+fn unit((name, record): (String, UnitRecord)) -> OwnedUnit {
+    let UnitRecord { drop_in: owner, enabled, mask, links } = record;
+    OwnedUnit { name, owner, enabled, mask, links }
 }
 
 fn labels(repo: &ostree::Repo, base: &str) -> BTreeMap<String, String> {

@@ -108,6 +108,24 @@ fn a_drop_in_that_is_written_while_the_job_runs_is_not_lost() {
     assert_eq!((host.deployments().len(), declared(&host).as_deref()), (1, Some(mine)));
 }
 
+#[test]
+fn everything_that_a_drop_in_brought_is_counted_and_traced_back_to_it() {
+    let world = World::new();
+    let host = world.host();
+    assert!(!ok(&host, &["status"]).contains("Deviates"));
+    refused(&host, &["why", "/etc/agent.conf"], 1, "is about \"/etc/agent.conf\"");
+    world.declare(&host);
+    ok(&host, &["reconcile"]);
+    let status = ok(&host, &["status"]);
+    assert!(status.contains("Deviates: 1 file, 1 unit, 1 kernel argument\n"), "{status}");
+    let why = |name: &str| ok(&host, &["why", name, "--deployment", "0"]);
+    assert!(why("/etc/agent.conf").contains("/etc/agent.conf: added (50-agent.yaml)\n"));
+    assert!(why("agent.service").contains("unit agent.service: enabled (50-agent.yaml)\n"));
+    assert!(why("nosmt").contains("kernel argument nosmt: appended (60-args.yaml)\n"));
+    assert!(why("root").contains("kernel argument root=LABEL=root: this host's own\n"));
+    refused(&host, &["why", "/usr/lib/version", "--deployment", "0"], 1, "no drop-in of ");
+}
+
 /// Cuts an edit at each point from the first visible effect on.
 fn cut_at(action: &str) {
     let world = World::new();

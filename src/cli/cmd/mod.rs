@@ -19,3 +19,4 @@ pub mod status;
 pub mod uninstall;
 pub mod upgrade;
 pub mod wait;
+pub mod why;

@@ -1,9 +1,11 @@
 //! The state and the jobs, for people.
 
 use super::value;
+use crate::model::deviation::{self, Asked};
 use crate::model::job::{Job, State};
-use crate::model::status::{Deployment, Status};
+use crate::model::status::{Deployment, PackageRequest, Status};
 use crate::model::time::utc;
+use crate::model::why::{self, Finding};
 
 /// The state.
 pub fn human(status: &Status, verbose: bool) -> String {
@@ -88,14 +90,18 @@ fn one(text: &mut String, status: &Status, d: &Deployment, verbose: bool) {
     if !names.is_empty() {
         row(text, "Drop-ins", &names.join(", "));
     }
+    if let Some(line) = deviation::line(derivation) {
+        row(text, "Deviates", &line);
+    }
     if verbose {
         if let Some(digest) = &derivation.input_digest {
             row(text, "Input digest", digest.as_str());
         }
+        rows(text, "Packages", derivation.packages.iter().map(package));
         rows(text, "Files", derivation.files.iter().map(|f| format!("{} ({})", f.path, f.owner)));
         rows(text, "Kernel arguments", derivation.kargs.iter().map(|k| format!("{} ({})", k.arg, k.owner)));
     } else {
-        let ours = derivation.kargs.iter().filter(|k| k.owner != "local" && k.owner != "vendor");
+        let ours = derivation.kargs.iter().filter(|k| deviation::is_dropin(&k.owner));
         let ours: Vec<&str> = ours.map(|k| k.arg.as_str()).collect();
         if !ours.is_empty() {
             row(text, "Kernel arguments", &ours.join(" "));
@@ -120,6 +126,15 @@ fn footer(text: &mut String, status: &Status, verbose: bool) {
         text.push_str("Pending changes (osctl reconcile applies them):\n");
         for change in &status.pending_changes {
             text.push_str(&format!("  {}\n", value(change)));
+        }
+    }
+    if verbose && !status.unmet.is_empty() {
+        text.push_str("Requests that are not met:\n");
+        for unmet in &status.unmet {
+            let why =
+                status.why_unmet(unmet).map(|why| format!("; the last job said: {why}")).unwrap_or_default();
+            let line = format!("{} {} ({}){why}", unmet.asked.words(), unmet.request, unmet.owner);
+            text.push_str(&format!("  {}\n", value(&line)));
         }
     }
     if let Some(outcome) = status.last_outcome.as_ref().filter(|o| verbose || !o.ok || !o.shadowed.is_empty())
@@ -153,6 +168,21 @@ fn footer(text: &mut String, status: &Status, verbose: bool) {
 fn end(job: &Job) -> &str {
     let failure = job.failure.as_ref().map(|f| f.message.as_str());
     failure.or(job.result.as_ref().map(|r| r.summary.as_str())).unwrap_or_default()
+}
+
+fn package(request: &PackageRequest) -> String {
+    let what = match request.asked {
+        Asked::Install => request.request.clone(),
+        Asked::Remove | Asked::Replace => format!("{} {}", request.asked.words(), request.request),
+    };
+    format!("{what}: {} ({})", why::outcome(request), request.owners.join(", "))
+}
+
+/// What is known about where something came from.
+pub fn findings(found: &[Finding]) -> String {
+    let owners =
+        |f: &Finding| if f.owners.is_empty() { String::new() } else { format!(" ({})", f.owners.join(", ")) };
+    found.iter().map(|f| format!("{}\n", value(&format!("{}: {}{}", f.what, f.how, owners(f))))).collect()
 }
 
 /// The kernel arguments of a deployment: a command line, or one a line with who put it there.

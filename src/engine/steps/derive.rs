@@ -1,15 +1,18 @@
 //! derive: the drop-ins applied to the base, and the kernel arguments.
 
+use crate::derive::diff::{Difference, Differences, Subject, Verb};
 use crate::derive::{apply, diff, possible, read};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
 use crate::engine::steps::bind::Wanted;
 use crate::engine::steps::fetch;
 use crate::engine::steps::packages::{self, Layered};
+use crate::model::deviation::Asked;
 use crate::model::dropin::{install::install_links, sysusers_conf};
 use crate::model::job::{JobResult, Step};
 use crate::model::kargs::{self, Owned};
 use crate::model::manifest::Manifest;
+use crate::model::status::Unmet;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::snapshot::{Entry, Snapshot};
 use crate::store::tree::CommitTree;
@@ -86,7 +89,8 @@ pub async fn describe(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Resu
     }
     if let Some(next) = job.before.next().cloned() {
         let manifest = derived.manifest.clone();
-        notes.extend(job.store.run(job.cx, move |s, _| changes(&s.repo(), &next, &manifest)).await?);
+        let differences = job.store.run(job.cx, move |s, _| changes(&s.repo(), &next, &manifest)).await?;
+        notes.extend(differences.lines());
     }
     notes.extend(wanted.images.iter().map(|i| format!("bound image: {} {}", i.spec.reference, i.digest)));
     Ok(JobResult {
@@ -98,25 +102,51 @@ pub async fn describe(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Resu
     })
 }
 
+/// How the drop-ins of now differ from what the next boot was derived from.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// For people.
+    pub lines: Vec<String>,
+    /// Requests to the package manager among them.
+    pub unmet: Vec<Unmet>,
+}
+
 /// How the drop-ins of now differ from what the next boot was derived from. Wrong drop-ins are a line as well.
 ///
 /// `edited` is the text that the drop-in which the daemon writes is about to have.
-pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir, edited: Option<&str>) -> Vec<String> {
-    let Some(next) = snapshot.next() else { return Vec::new() };
+pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir, edited: Option<&str>) -> Pending {
+    let Some(next) = snapshot.next() else { return Pending::default() };
     let compare = || {
         let tree = CommitTree::open(repo, &next.deployment.base_checksum)?;
         let manifest = read::read_edited(config, Some(&tree), edited)?;
-        changes(repo, next, &manifest)
+        let differences = changes(repo, next, &manifest)?;
+        let unmet = differences.list.iter().filter(|d| d.change == Verb::Added).filter_map(unmet);
+        Ok(Pending { unmet: unmet.collect(), lines: differences.lines() })
     };
-    compare().unwrap_or_else(|error| vec![format!("the drop-ins cannot be applied: {}", error.chain())])
+    compare().unwrap_or_else(|error: Error| {
+        let line = format!("the drop-ins cannot be applied: {}", error.chain());
+        Pending { lines: vec![line], unmet: Vec::new() }
+    })
 }
 
-fn changes(repo: &ostree::Repo, deployed: &Entry, manifest: &Manifest) -> Result<Vec<String>> {
+/// A request to the package manager that nothing has met yet.
+fn unmet(difference: &Difference) -> Option<Unmet> {
+    let asked = match difference.subject {
+        Subject::Package => Asked::Install,
+        Subject::RemovedPackage => Asked::Remove,
+        Subject::ReplacedPackage => Asked::Replace,
+        Subject::Path | Subject::Unit | Subject::User | Subject::Group => return None,
+        Subject::KernelArgument | Subject::DeletedKernelArgument => return None,
+    };
+    Some(Unmet { request: difference.name.clone(), asked, owner: difference.drop_in.clone() })
+}
+
+fn changes(repo: &ostree::Repo, deployed: &Entry, manifest: &Manifest) -> Result<Differences> {
     if deployed.origin.input.is_none() && manifest.is_empty() {
         // An image that was built from a derived tree carries the record of that: it is not this host's.
-        return Ok(Vec::new());
+        return Ok(Differences::default());
     }
-    Ok(diff::compare(&CommitTree::open(repo, &deployed.deployment.checksum)?, manifest)?.lines())
+    diff::compare(&CommitTree::open(repo, &deployed.deployment.checksum)?, manifest)
 }
 
 /// A pair of base and input that somebody rolled back from is not taken again by itself.

@@ -9,6 +9,7 @@ use crate::derive::read;
 use crate::engine::journal::Edited;
 use crate::engine::pipeline::Job;
 use crate::engine::steps::permit;
+use crate::model::deviation::is_dropin;
 use crate::model::edit::{self, Edit, Facts, NAME, PATH};
 use crate::model::image::Digest;
 use crate::model::job::JobResult;
@@ -59,9 +60,7 @@ pub async fn prepare(job: &Job<'_>, asked: &Edit) -> Result<Option<Edited>> {
 /// The arguments of an entry that are there without drop-ins, those among them that a drop-in has deleted.
 fn present(next: &Entry) -> Result<Vec<String>> {
     let owned = next.origin.kargs.as_deref().map(Owned::from_json).transpose()?.unwrap_or_default();
-    // Arguments of the image have the path of a file as their owner, those of drop-ins a name.
-    let of_dropin = |owner: &str| owner != "local" && !owner.starts_with('/');
-    let kargs = next.deployment.derivation.kargs.iter().filter(|k| !of_dropin(&k.owner));
+    let kargs = next.deployment.derivation.kargs.iter().filter(|k| !is_dropin(&k.owner));
     let deleted = owned.deleted.into_iter().map(|gone| gone.arg);
     Ok(kargs.map(|k| k.arg.clone()).chain(deleted).collect())
 }

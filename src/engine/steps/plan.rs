@@ -116,7 +116,7 @@ async fn draft(view: &View<'_>, target: &Target) -> Result<Draft> {
     let boot = to_boot(view, &repo, target, &aim)?;
     let recorded = recorded(view, next)?;
     let apps = apps(view, &specs(view, &repo, aim.base.as_ref(), next)?, &recorded).await?;
-    let changes = derive::pending(&repo, view.before, &view.env.config_root()?, view.edited);
+    let changes = derive::pending(&repo, view.before, &view.env.config_root()?, view.edited).lines;
     let same =
         next.is_some_and(|n| n.deployment.digest == aim.target.digest && n.deployment.image == aim.image);
     let changed = !same || apps.differ(&recorded) || !changes.is_empty();

@@ -87,8 +87,12 @@ async fn pending(job: &Job<'_>) -> Result<Vec<String>> {
     job.store
         .run(job.cx, move |s, _| {
             let after = snapshot::read(s)?;
-            let lines = super::derive::pending(&s.repo(), &after, &config, None);
-            Ok(lines.into_iter().map(|l| format!("not in the deployment you go back to: {l}")).collect())
+            let pending = super::derive::pending(&s.repo(), &after, &config, None);
+            Ok(pending
+                .lines
+                .into_iter()
+                .map(|l| format!("not in the deployment you go back to: {l}"))
+                .collect())
         })
         .await
 }

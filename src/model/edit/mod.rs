@@ -16,7 +16,7 @@ use super::kargs;
 use super::manifest::{Karg, Manifest};
 use super::packages::{is_name, is_versioned};
 use super::text::one_line;
-pub use rules::{Facts, Planned, plan};
+pub use rules::{Facts, Planned, package_of, plan};
 use std::fmt;
 
 /// The drop-in that is edited.

@@ -320,7 +320,7 @@ fn key_of(arg: &str) -> &str {
 }
 
 /// The package of `NAME=VERSION`, `NAME-VERSION` or `NAME-VERSION-RELEASE`.
-fn package_of(spec: &str) -> &str {
+pub fn package_of(spec: &str) -> &str {
     if let Some((name, _)) = spec.split_once('=') {
         return name;
     }

@@ -3,10 +3,13 @@
 use super::*;
 use crate::cli::render::schema::breaks;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
+use crate::model::deviation::{Asked, Effect, Outcome};
 use crate::model::image::Digest;
 use crate::model::job::{Failure, Initiator, JobResult};
 use crate::model::plan::{Facts, Plan, Release};
-use crate::model::status::{Derivation, DropIn, Outcome, OwnedKarg, OwnedPath, Rejected};
+use crate::model::status::{
+    self, Derivation, DropIn, OwnedKarg, OwnedPath, OwnedUnit, OwnedUser, PackageRequest, Rejected, Unmet,
+};
 use crate::model::verification::{Requirement, Verification};
 use serde_json::Value;
 
@@ -33,6 +36,22 @@ fn deployment(id: &str, version: &str) -> Deployment {
     }
 }
 
+fn package(
+    request: &str,
+    asked: Asked,
+    outcome: Outcome,
+    owners: &[&str],
+    version: Option<&str>,
+) -> PackageRequest {
+    PackageRequest {
+        request: request.into(),
+        asked,
+        outcome,
+        owners: owners.iter().map(|o| (*o).to_owned()).collect(),
+        version: version.map(str::to_owned),
+    }
+}
+
 fn status() -> Status {
     let mut staged = deployment("os-2c.0", "2");
     staged.staged = true;
@@ -41,8 +60,35 @@ fn status() -> Status {
         drop_ins: ["50-agent.yaml", "60-bond.yaml"]
             .map(|n| DropIn { name: n.into(), digest: Digest::of(b"") })
             .into(),
-        packages: Vec::new(),
-        files: vec![OwnedPath { path: "/etc/agent.conf".into(), owner: "50-agent.yaml".into() }],
+        packages: vec![
+            package(
+                "agent",
+                Asked::Install,
+                Outcome::Applied,
+                &["50-agent.yaml", "60-bond.yaml"],
+                Some("1.0"),
+            ),
+            package("vim", Asked::Install, Outcome::Redundant, &["60-bond.yaml"], None),
+            package("moby-engine", Asked::Remove, Outcome::Applied, &["60-bond.yaml"], None),
+            package("kernel-6.9.1-2", Asked::Replace, Outcome::Redundant, &["60-bond.yaml"], None),
+        ],
+        files: ["/etc/agent.conf", "/etc/systemd/system/agent.service"]
+            .map(|path| OwnedPath {
+                path: path.into(),
+                owner: "50-agent.yaml".into(),
+                effect: Some(Effect::Added),
+            })
+            .into(),
+        units: vec![OwnedUnit {
+            name: "agent.service".into(),
+            owner: "50-agent.yaml".into(),
+            enabled: Some(true),
+            mask: false,
+            links: vec!["/etc/systemd/system/multi-user.target.wants/agent.service".into()],
+        }],
+        users: vec![OwnedUser { name: "agent".into(), owner: "50-agent.yaml".into() }],
+        groups: vec![OwnedUser { name: "agents".into(), owner: "50-agent.yaml".into() }],
+        deleted_kargs: vec![OwnedKarg { arg: "quiet".into(), owner: "60-bond.yaml".into() }],
         kargs: vec![
             OwnedKarg { arg: "rw".into(), owner: "local".into() },
             OwnedKarg { arg: "nosmt".into(), owner: "50-agent.yaml".into() },
@@ -94,7 +140,8 @@ fn status() -> Status {
         rollback: Some(old.id.clone()),
         deployments: vec![staged, booted, old],
         pending_changes: vec!["60-bond.yaml changed".into()],
-        last_outcome: Some(Outcome {
+        unmet: vec![Unmet { request: "nope".into(), asked: Asked::Install, owner: "70-bad.yaml".into() }],
+        last_outcome: Some(status::Outcome {
             shadowed: Vec::new(),
             ok: false,
             checksum: "2c".into(),
