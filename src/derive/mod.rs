@@ -7,6 +7,7 @@ pub mod etc;
 pub mod lint;
 mod mtree;
 pub mod packages;
+pub mod policy;
 pub mod possible;
 pub mod provenance;
 pub mod read;

@@ -8,26 +8,26 @@
 //!   /etc/osctl/osctld.d/*.toml       a link to /dev/null only takes the name
 //! ```
 
+use crate::model::Result;
 use crate::model::config::Config;
-use crate::model::{Context, Error, ErrorKind, Result};
-use cap_std_ext::cap_std::fs::{Dir, MetadataExt};
+use crate::sys::conf::{self, Said};
+use cap_std_ext::cap_std::fs::Dir;
 use std::collections::BTreeSet;
 
 /// Whose files come first.
 const PLACES: [&str; 2] = ["usr/lib/osctl", "etc/osctl"];
 const MAIN: &str = "osctld.toml";
 const DROP_INS: &str = "osctld.d";
-/// Larger than any real one; reading must have an end.
-const MAX_SIZE: u64 = 1 << 20;
 
 /// The files that count, in their order. For looking whether one changed, as well.
 pub(super) fn files(config_root: &Dir) -> Result<Vec<String>> {
     let [vendor, admin] = PLACES;
-    let replaced: BTreeSet<String> = names(config_root, admin)?.into_iter().collect();
+    let names = |place: &str| conf::names(config_root, &format!("{place}/{DROP_INS}"));
+    let replaced: BTreeSet<String> = names(admin)?.into_iter().collect();
     let mut files = Vec::new();
     for place in PLACES {
         files.push(format!("{place}/{MAIN}"));
-        let names = names(config_root, place)?;
+        let names = names(place)?;
         let counts = |name: &&String| place != vendor || !replaced.contains(*name);
         files.extend(names.iter().filter(counts).map(|name| format!("{place}/{DROP_INS}/{name}")));
     }
@@ -38,55 +38,11 @@ pub(super) fn files(config_root: &Dir) -> Result<Vec<String>> {
 pub(super) fn read(config_root: &Dir) -> Result<Config> {
     let mut config = Config::default();
     for path in files(config_root)? {
-        if let Some(text) = text(config_root, &path)? {
+        if let Said::Text(text) = conf::text(config_root, &path)? {
             config = Config::parse(&text, &format!("/{path}"))?.over(config);
         }
     }
     Ok(config)
-}
-
-fn names(config_root: &Dir, place: &str) -> Result<Vec<String>> {
-    let dir = format!("{place}/{DROP_INS}");
-    let doing = || format!("listing /{dir}");
-    let entries = match config_root.read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e).kind(ErrorKind::InvalidArgument, doing()),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.doing_with(doing)?.file_name().to_string_lossy().into_owned();
-        // READMEs, backups of editors and hidden files are not meant.
-        if name.ends_with(".toml") && !name.starts_with('.') {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// The text of a file; `None` if there is none, or a link to `/dev/null`.
-fn text(config_root: &Dir, path: &str) -> Result<Option<String>> {
-    let refused = |why: &str| {
-        Error::new(ErrorKind::InvalidArgument, format!("/{path}: {why}")).detail("file", format!("/{path}"))
-    };
-    if config_root.read_link_contents(path).is_ok_and(|target| target.as_os_str() == "/dev/null") {
-        return Ok(None);
-    }
-    let meta = match config_root.metadata(path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(refused("cannot be read").source(e)),
-    };
-    if !meta.is_file() || meta.len() > MAX_SIZE {
-        return Err(refused("is not a regular file, or too large"));
-    }
-    if !crate::sys::fs::only_root_writes(meta.uid(), meta.mode()) {
-        return Err(refused("can be written by others than root")
-            .hint(format!("look at what it says, then: chown root:root /{path}; chmod go-w /{path}")));
-    }
-    let bytes = config_root.read(path).map_err(|e| refused("cannot be read").source(e))?;
-    String::from_utf8(bytes).map(Some).map_err(|_| refused("is not UTF-8"))
 }
 
 #[cfg(test)]

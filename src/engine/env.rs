@@ -119,7 +119,7 @@ impl Env {
             files += 1;
             newest = newest.max(found);
         }
-        for dir in ["derive.d", "bound-images.d"] {
+        for dir in ["derive.d", "bound-images.d", "policy.d"] {
             let dir = self.layout.config_root.join("etc/osctl").join(dir);
             newest = newest.max(modified(&dir).unwrap_or(newest));
             for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {

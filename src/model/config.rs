@@ -1,11 +1,11 @@
 //! `osctld.toml`: how the daemon works. What it works towards is said by drop-ins and requests.
 
+use super::table::{Place, Value, in_order};
 use super::unavailable::DegradedPolicy;
-use super::{Error, ErrorKind, Result, bytes};
+use super::{Result, bytes};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 
 /// The settings. What no file says is `None`: our own choice.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -88,10 +88,8 @@ pub const KEYS: &[Key] = &[
 impl Config {
     /// Reads one file. `file` is its path, for messages. A key that is not known is refused.
     pub fn parse(text: &str, file: &str) -> Result<Config> {
-        let place = Place { text, file };
-        let root = DeTable::parse(text).map_err(|e| {
-            place.refused(e.span().map_or(0, |s| s.start), format!("is not valid TOML: {}", e.message()))
-        })?;
+        let place = Place { text, file, manual: "osctld.toml(5)" };
+        let root = place.parse()?;
         let mut config = Config::default();
         for (table, value) in in_order(root.get_ref()) {
             let names: Vec<&Key> = KEYS.iter().filter(|k| k.table == table.get_ref()).collect();
@@ -146,34 +144,25 @@ impl Config {
     }
 }
 
-type Name<'a, 'b> = &'a Spanned<std::borrow::Cow<'b, str>>;
-
-/// The entries as they stand in the file: the first mistake is the one that is reported.
-fn in_order<'a, 'b>(table: &'a DeTable<'b>) -> Vec<(Name<'a, 'b>, &'a Spanned<DeValue<'b>>)> {
-    let mut entries: Vec<_> = table.iter().collect();
-    entries.sort_by_key(|(key, _)| key.span().start);
-    entries
-}
-
-fn integer(value: &Spanned<DeValue<'_>>) -> Option<u64> {
+fn integer(value: Value<'_, '_>) -> Option<u64> {
     match value.get_ref() {
         DeValue::Integer(i) => u64::from_str_radix(i.as_str(), i.radix()).ok(),
         _ => None,
     }
 }
 
-fn count(value: &Spanned<DeValue<'_>>) -> Option<NonZeroU32> {
+fn count(value: Value<'_, '_>) -> Option<NonZeroU32> {
     integer(value).and_then(|n| u32::try_from(n).ok()).and_then(NonZeroU32::new)
 }
 
-fn rate(value: &Spanned<DeValue<'_>>) -> Option<NonZeroU64> {
+fn rate(value: Value<'_, '_>) -> Option<NonZeroU64> {
     match value.get_ref() {
         DeValue::String(text) => bytes::parse_rate(text).ok(),
         _ => integer(value).and_then(NonZeroU64::new),
     }
 }
 
-fn period(value: &Spanned<DeValue<'_>>) -> Option<Duration> {
+fn period(value: Value<'_, '_>) -> Option<Duration> {
     let DeValue::String(text) = value.get_ref() else { return None };
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let seconds = match unit.trim() {
@@ -186,7 +175,7 @@ fn period(value: &Spanned<DeValue<'_>>) -> Option<Duration> {
     Some(Duration::from_secs(digits.parse::<u64>().ok()?.checked_mul(seconds)?))
 }
 
-fn policy(value: &Spanned<DeValue<'_>>) -> Option<DegradedPolicy> {
+fn policy(value: Value<'_, '_>) -> Option<DegradedPolicy> {
     match value.get_ref() {
         DeValue::String(text) if text == "stay" => Some(DegradedPolicy::Stay),
         DeValue::String(text) if text == "skip" => Some(DegradedPolicy::Skip),
@@ -194,35 +183,10 @@ fn policy(value: &Spanned<DeValue<'_>>) -> Option<DegradedPolicy> {
     }
 }
 
-struct Place<'a> {
-    text: &'a str,
-    file: &'a str,
-}
-
-impl Place<'_> {
-    fn refused(&self, at: usize, why: String) -> Error {
-        let line = self.text[..at.min(self.text.len())].matches('\n').count() + 1;
-        Error::new(ErrorKind::InvalidArgument, format!("{}:{line}: {why}", self.file))
-            .detail("file", self.file)
-            .detail("line", line)
-    }
-
-    fn unknown(&self, key: Name<'_, '_>, allowed: &str) -> Error {
-        let key_name = key.get_ref();
-        self.refused(key.span().start, format!("unknown key {key_name:?}"))
-            .hint(format!("what can stand there: {allowed}; see osctld.toml(5)"))
-            .detail("key", key_name)
-    }
-
-    fn wrong(&self, key: Name<'_, '_>, wanted: &str) -> Error {
-        let key_name = key.get_ref();
-        self.refused(key.span().start, format!("{key_name} must be {wanted}")).detail("key", key_name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ErrorKind;
 
     fn pull(connections: u32, importers: u32, rate: u64) -> Config {
         let pull = Pull {

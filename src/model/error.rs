@@ -40,7 +40,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// polkit or the bus policy said no.
+    /// polkit, the bus policy or a policy of the host or its image said no.
     NotAuthorized => false,
     /// Another job runs and the caller did not want to wait.
     Busy => true,

@@ -1,6 +1,7 @@
 //! The operating system: atomic file writes, descriptors, mounts, processes, registries, skopeo and its files.
 
 pub mod auth;
+pub mod conf;
 pub mod credentials;
 pub mod fd;
 pub mod fs;

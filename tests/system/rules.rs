@@ -139,6 +139,49 @@ fn nothing_is_derived_from_a_sealed_tree_nor_with_an_id_that_the_host_gave_away(
 }
 
 #[test]
+fn what_a_policy_forbids_is_refused_by_the_name_of_its_file() {
+    let world = World::new();
+    let host = world.host();
+    let forbidden = |args: &[&str], wanted: &str| {
+        let before = host.deployments();
+        let out = host.osctl(args);
+        assert_eq!(out.status.code(), Some(4), "{args:?}: {}", text(&out));
+        assert!(text(&out).contains(wanted), "{args:?}: {}", text(&out));
+        assert_eq!(host.deployments(), before);
+    };
+    let policy = host.etc().join("osctl/policy.d/10-site.toml");
+    std::fs::create_dir_all(policy.parent().unwrap()).unwrap();
+    std::fs::write(&policy, "reason = \"ask us\"\nallow.kernel-arguments = [\"console=*\"]\n").unwrap();
+    world.push_os("2");
+    world.registry.clear_log();
+    host.drop_in("50-a.yaml", "kernel-arguments: {append: [nosmt]}\n");
+    let said = "50-a.yaml: kernel argument nosmt is forbidden by /etc/osctl/policy.d/10-site.toml (ask us)";
+    forbidden(&["upgrade"], said);
+    assert!(world.registry.blobs_sent().len() <= 1, "only the configuration");
+    assert!(host.status()["pending-changes"][0].as_str().unwrap().contains(said), "{}", host.status());
+    assert!(ok(&host, &["upgrade", "--check"]).contains(said));
+    host.drop_in("50-a.yaml", "kernel-arguments: {append: [console=ttyS0]}\n");
+    ok(&host, &["upgrade"]);
+    forbidden(&["kargs", "--append=nosmt"], "90-osctl.yaml: kernel argument nosmt is forbidden by");
+    assert!(!host.etc().join("osctl/derive.d/90-osctl.yaml").exists());
+
+    // What an image forbids is known when its tree is here.
+    let vendor = Layer::new()
+        .dir("usr/lib/osctl")
+        .dir("usr/lib/osctl/policy.d")
+        .file("usr/lib/osctl/policy.d/50-vendor.toml", b"allow.kernel-arguments = false\n");
+    world.registry.push(&Image::default().layer(os_layer("9")).layer(vendor), "strict:1");
+    let strict = world.registry.name("strict:1");
+    forbidden(&["rebase", &strict], "console=ttyS0 is forbidden by /usr/lib/osctl/policy.d/50-vendor.toml");
+    std::os::unix::fs::symlink("/dev/null", policy.with_file_name("50-vendor.toml")).unwrap();
+    ok(&host, &["rebase", &strict]);
+    std::fs::write(&policy, "[alow]\n").unwrap();
+    let out = host.osctl(&["reconcile"]);
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out));
+    assert!(text(&out).contains("/etc/osctl/policy.d/10-site.toml:1: unknown key"), "{}", text(&out));
+}
+
+#[test]
 fn a_wrong_drop_in_is_said_before_anything_is_downloaded() {
     let world = World::new();
     let host = world.host();

@@ -1,7 +1,7 @@
 //! derive: the drop-ins applied to the base, and the kernel arguments.
 
 use crate::derive::diff::{Difference, Differences, Subject, Verb};
-use crate::derive::{apply, diff, possible, read};
+use crate::derive::{apply, diff, policy, possible, read};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
 use crate::engine::steps::bind::Wanted;
@@ -37,7 +37,9 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
             Step::DeriveRead,
             job.store.run(job.cx, move |s, _| {
                 let tree = CommitTree::open(&s.repo(), &base)?;
-                read::read_edited(&config, Some(&tree), edited.as_deref())
+                let manifest = read::read_edited(&config, Some(&tree), edited.as_deref())?;
+                policy::check(&config, Some(&tree), &manifest)?;
+                Ok(manifest)
             }),
         )
         .await?;
@@ -119,6 +121,7 @@ pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir, edited: O
     let compare = || {
         let tree = CommitTree::open(repo, &next.deployment.base_checksum)?;
         let manifest = read::read_edited(config, Some(&tree), edited)?;
+        policy::check(config, Some(&tree), &manifest)?;
         let differences = changes(repo, next, &manifest)?;
         let unmet = differences.list.iter().filter(|d| d.change == Verb::Added).filter_map(unmet);
         Ok(Pending { unmet: unmet.collect(), lines: differences.lines() })

@@ -1,6 +1,6 @@
 //! plan: may it be?
 
-use crate::derive::read;
+use crate::derive::{policy, read};
 use crate::engine::pipeline::View;
 use crate::engine::stages::Target;
 use crate::model::kargs;
@@ -15,7 +15,8 @@ pub fn permit(view: &View<'_>, target: &Target) -> Result<()> {
     arguments(view)?;
     // Of a reconcile as well, which fetches bound images only.
     view.env.config()?;
-    read::read_edited(&view.env.config_root()?, None, view.edited)?;
+    let config = view.env.config_root()?;
+    policy::check(&config, None, &read::read_edited(&config, None, view.edited)?)?;
     match target {
         Target::Image { resolved, .. } => allowed(view.before, view.options, resolved)?,
         Target::Present { .. } => {}
