@@ -203,7 +203,7 @@ pub fn check(policies: &[Policy], manifest: &Manifest) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::dropin::{Text, compile};
+    use crate::model::edit::declared;
 
     const DROP_IN: &str = "\
 packages: [agent, vim]
@@ -218,8 +218,7 @@ kernel-arguments: {append: [console=ttyS0], delete: [quiet]}
 ";
 
     fn manifest(text: &str) -> Manifest {
-        let text = Text { name: "50-a.yaml".into(), path: "50-a.yaml".into(), bytes: text.into() };
-        compile(&[text], &mut |_, _| unreachable!("no local files here")).unwrap()
+        declared(text).unwrap()
     }
 
     #[test]
@@ -252,7 +251,8 @@ kernel-arguments: {append: [console=ttyS0], delete: [quiet]}
                 None => assert_eq!(message, None, "{policy:?}"),
                 Some(what) => {
                     let (kind, text) = message.unwrap_or_else(|| panic!("{policy:?} refuses nothing"));
-                    let start = format!("50-a.yaml: {what} is forbidden by /etc/osctl/policy.d/10-a.toml");
+                    let start =
+                        format!("90-osctl.yaml: {what} is forbidden by /etc/osctl/policy.d/10-a.toml");
                     assert!(kind == ErrorKind::NotAuthorized && text.starts_with(&start), "{text}");
                 }
             }
@@ -266,9 +266,12 @@ kernel-arguments: {append: [console=ttyS0], delete: [quiet]}
         let error = check(&[policy], &manifest(DROP_IN)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "50-a.yaml: package agent is forbidden by /p.toml (ask us), and 1 more of what is declared; nothing was staged"
+            "90-osctl.yaml: package agent is forbidden by /p.toml (ask us), and 1 more of what is declared; nothing was staged"
         );
-        assert_eq!(error.hint.as_deref(), Some("take it out of 50-a.yaml, or change packages in /p.toml"));
+        assert_eq!(
+            error.hint.as_deref(),
+            Some("take it out of 90-osctl.yaml, or change packages in /p.toml")
+        );
         assert_eq!(
             (error.details["policy"].as_str(), error.details["key"].as_str()),
             ("/p.toml", "packages")
