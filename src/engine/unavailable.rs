@@ -9,8 +9,11 @@ use std::time::SystemTime;
 
 /// Notes what deriving came to. `anew`: repositories were asked, if there was anything to ask for.
 pub fn note(job: &Job<'_>, goal: &Goal, anew: bool, derived: &Result<Derived>) -> Result<()> {
-    // An edit that fails was never made: there is nothing to try again.
-    if job.options.dry_run || (job.edited.is_some() && derived.is_err()) {
+    if job.options.dry_run {
+        return Ok(());
+    }
+    if job.edited.is_some() && derived.is_err() {
+        // The edit has come to nothing with its job: what it asked for is not declared.
         return Ok(());
     }
     let trouble = match derived {

@@ -40,7 +40,7 @@ const KINDS: [(&str, Kind, &str); 8] = [
     ("repos", Kind::Repos, "repository"),
     ("files", Kind::Files, "path"),
     ("units", Kind::Units, "unit"),
-    ("users", Kind::Users, "user"),
+    ("users", Kind::Users, "user or group"),
     ("kernel-arguments", Kind::Kargs, "kernel argument"),
 ];
 
@@ -173,6 +173,7 @@ fn changes(manifest: &Manifest) -> Vec<Change<'_>> {
     }
     manifest.units.iter().for_each(|(name, unit)| add(Kind::Units, name, &unit.owner));
     manifest.users.iter().for_each(|(name, user)| add(Kind::Users, name, &user.owner));
+    manifest.groups.iter().for_each(|(name, group)| add(Kind::Users, name, &group.owner));
     let kargs = manifest.kargs_append.iter().chain(&manifest.kargs_delete);
     kargs.for_each(|karg| add(Kind::Kargs, &karg.arg, &karg.owner));
     changes
@@ -217,10 +218,6 @@ users: [{name: agent, system: true}]
 kernel-arguments: {append: [console=ttyS0], delete: [quiet]}
 ";
 
-    fn manifest(text: &str) -> Manifest {
-        declared(text).unwrap()
-    }
-
     #[test]
     fn what_a_policy_does_not_allow_is_refused_by_its_name() {
         for (policy, refused) in [
@@ -240,12 +237,13 @@ kernel-arguments: {append: [console=ttyS0], delete: [quiet]}
             ("allow.files = ['/']", None),
             ("allow.units = ['agent.*']", Some("unit x.timer")),
             ("allow.units = ['x.timer']", Some("unit agent.service")),
-            ("allow.users = false", Some("user agent")),
+            ("allow.users = false", Some("user or group agent")),
             ("allow.kernel-arguments = ['console=*']", Some("kernel argument quiet")),
             ("allow.kernel-arguments = ['console=*', 'quiet']", None),
         ] {
             let policy = Policy::parse(policy, "/etc/osctl/policy.d/10-a.toml").unwrap();
-            let checked = check(&[Policy::parse("", "/p").unwrap(), policy.clone()], &manifest(DROP_IN));
+            let checked =
+                check(&[Policy::parse("", "/p").unwrap(), policy.clone()], &declared(DROP_IN).unwrap());
             let message = checked.err().map(|e| (e.kind, e.to_string()));
             match refused {
                 None => assert_eq!(message, None, "{policy:?}"),
@@ -263,7 +261,7 @@ kernel-arguments: {append: [console=ttyS0], delete: [quiet]}
     #[test]
     fn a_refusal_gives_the_reason_and_the_key_to_change() {
         let policy = Policy::parse("reason = \"ask us\"\nallow.packages = false\n", "/p.toml").unwrap();
-        let error = check(&[policy], &manifest(DROP_IN)).unwrap_err();
+        let error = check(&[policy], &declared(DROP_IN).unwrap()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "90-osctl.yaml: package agent is forbidden by /p.toml (ask us), and 1 more of what is declared; nothing was staged"
