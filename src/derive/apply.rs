@@ -23,6 +23,7 @@ use super::packages::layer::Layer;
 use super::provenance::{self, Effect, PathKind, PathRecord, Provenance};
 use super::units;
 use crate::model::dropin::path::forbidden;
+use crate::model::dropin::with_entries_of;
 use crate::model::image::Digest;
 use crate::model::manifest::{Manifest, Meta, Node};
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -167,6 +168,10 @@ fn derive(
         provenance.units.insert(name.clone(), record);
     }
     if let Some(text) = (hooks.sysusers)(manifest) {
+        let text = match builder.text(SYSUSERS)? {
+            Some(base) => with_entries_of(&base, &text),
+            None => text,
+        };
         builder.generate(SYSUSERS, text.as_bytes())?;
     }
     builder.generate(provenance::PATH, &provenance.to_bytes())?;
@@ -426,6 +431,16 @@ impl Builder<'_> {
     /// The drop-in that declares a real path.
     pub fn owner_of(&self, real: &str) -> Option<&str> {
         self.placed.get(real).map(|(owner, _)| owner.as_str())
+    }
+
+    /// The text of a file of our own that the base has: an image that was built from a derived tree.
+    fn text(&self, path: &str) -> Result<Option<String>> {
+        match self.tree.at(&self.tree.resolve(path, false)?.real)? {
+            Some(Entry::File { checksum, .. }) => {
+                Ok(Some(String::from_utf8_lossy(&self.tree.content(&checksum)?).into_owned()))
+            }
+            Some(Entry::Directory(_) | Entry::Link { .. }) | None => Ok(None),
+        }
     }
 
     /// Writes a file of our own. One that the base has (an image built from a derived tree) is replaced.

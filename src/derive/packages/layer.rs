@@ -4,10 +4,11 @@
 //! osctl/layered/<base commit>/<64 hex digits of the lock's digest> -> that commit
 //! ```
 
+use super::Installed;
 use super::collect;
 use super::detect::Target;
-use super::{Installed, etc, var};
-use crate::derive::mtree::Tree;
+use crate::derive::mtree::{Entry, Tree};
+use crate::model::dropin::with_entries_of;
 use crate::model::image::Digest;
 use crate::model::lock::{self, Lock, MAX_LOCK};
 use crate::model::manifest::Meta;
@@ -67,14 +68,17 @@ pub fn commit(
     let tree = Tree::open(repo, base, cancellable)?;
     collect::apply(&tree, &installed.upper, target)?;
     let plain = Meta { mode: 0o644, uid: 0, gid: 0 };
-    // Those of an image that was built from a derived tree are not about these packages.
-    for path in [var::CONF, etc::CONF, lock::PATH] {
-        if tree.at(path)?.is_some() {
-            tree.remove(path)?;
-        }
-    }
     for (path, contents) in &installed.generated {
-        tree.put_file(path, &plain, contents)?;
+        // An image that was built from a derived tree has such files for its own packages.
+        let contents = match tree.at(path)? {
+            Some(Entry::File { checksum, .. }) => {
+                let base = tree.content(&checksum)?;
+                let texts = [&base, contents].map(|text| String::from_utf8_lossy(text));
+                with_entries_of(&texts[0], &texts[1]).into_bytes()
+            }
+            Some(Entry::Directory(_) | Entry::Link { .. }) | None => contents.clone(),
+        };
+        tree.put_file(path, &plain, &contents)?;
     }
     tree.put_file(lock::PATH, &plain, &installed.lock.to_bytes())?;
     let root = tree.write()?;

@@ -34,7 +34,7 @@ use super::image::Digest;
 use super::manifest::{Group, Karg, Manifest, Node, Source, Unit, User};
 use super::packages::{Packages, Repo};
 pub use merge::Merger;
-pub use sysusers::sysusers_conf;
+pub use sysusers::{sysusers_conf, with_entries_of};
 pub use treefile::OWNER as TREEFILE_OWNER;
 pub use yaml::Location;
 

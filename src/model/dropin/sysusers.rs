@@ -1,6 +1,7 @@
 //! Declared users and groups as one sysusers.d(5) file.
 
 use crate::model::manifest::Manifest;
+use std::collections::BTreeSet;
 
 /// The sysusers.d(5) text for all declared groups and users, each in name order; `None` if there are none.
 pub fn sysusers_conf(manifest: &Manifest) -> Option<String> {
@@ -23,6 +24,21 @@ pub fn sysusers_conf(manifest: &Manifest) -> Option<String> {
     Some(text)
 }
 
+/// The text with the entries of `base` that it does not have: an image that was built from a derived tree keeps its own
+/// when a host adds others. For sysusers.d(5), and for tmpfiles.d(5), whose lines begin with a type and a name, too.
+pub fn with_entries_of(base: &str, text: &str) -> String {
+    let key = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some((words.next().filter(|kind| !kind.starts_with('#'))?.to_owned(), words.next()?.to_owned()))
+    };
+    let declared: BTreeSet<_> = text.lines().filter_map(key).collect();
+    let mut all = text.to_owned();
+    for line in base.lines().filter(|line| key(line).is_some_and(|key| !declared.contains(&key))) {
+        all.push_str(&format!("\n# of the image\n{line}\n"));
+    }
+    all
+}
+
 /// A field as sysusers.d reads it back: `%` starts a specifier, quotes and backslashes are C-like.
 fn quoted(field: &str) -> String {
     let escaped = field.replace('%', "%%").replace('\\', "\\\\").replace('"', "\\\"");
@@ -30,5 +46,19 @@ fn quoted(field: &str) -> String {
         format!("\"{escaped}\"")
     } else {
         escaped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_the_image_stay_unless_they_are_declared_again() {
+        let base = "# a\n\n# 50-a.yaml\ng wheel 10\n\n# 50-a.yaml\nu agent 77 - - -\nu other - - - -\n";
+        let text = "# b\n\n# 60-b.yaml\nu agent 78 - - -\n";
+        let both = with_entries_of(base, text);
+        assert_eq!(both, format!("{text}\n# of the image\ng wheel 10\n\n# of the image\nu other - - - -\n"));
+        assert_eq!(with_entries_of(&both, &both), both, "once more changes nothing");
     }
 }
