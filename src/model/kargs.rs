@@ -9,7 +9,7 @@
 //! not delete `quiet=1`. What somebody else wrote into the entry becomes local.
 
 use super::error::{Error, ErrorKind, Result};
-use super::manifest::{Karg, Manifest, Owner};
+use super::manifest::{Manifest, Owner};
 
 /// These say which root and which deployment boots: libostree and the installation own them.
 const REFUSED: [&str; 3] = ["root", "ostree", "rootflags"];
@@ -78,6 +78,8 @@ pub struct VendorKarg {
     pub owner: Owner,
     /// The argument.
     pub arg: String,
+    /// Whether it is deleted, and not appended.
+    pub delete: bool,
 }
 
 /// An argument that we appended.
@@ -166,13 +168,24 @@ pub fn compute(
 ) -> Result<Computed> {
     let wanted = vendor
         .iter()
+        .filter(|v| !v.delete)
         .map(|v| (&v.arg, &v.owner))
         .chain(manifest.kargs_append.iter().map(|k| (&k.arg, &k.owner)));
-    let deletes = &manifest.kargs_delete;
-    for (arg, owner) in wanted.clone().chain(deletes.iter().map(|k| (&k.arg, &k.owner))) {
+    let deletes = vendor
+        .iter()
+        .filter(|v| v.delete)
+        .map(|v| (&v.arg, &v.owner))
+        .chain(manifest.kargs_delete.iter().map(|k| (&k.arg, &k.owner)));
+    for (arg, owner) in wanted.clone().chain(deletes.clone()) {
         check(arg).map_err(|r| invalid(owner, r))?;
     }
-    let deleter = |arg: &str| -> Option<&Karg> { deletes.iter().find(|k| k.arg == arg) };
+    // What a drop-in of the host appends, an image does not take away.
+    let of_host = |arg: &str| manifest.kargs_append.iter().any(|k| k.arg == arg);
+    let by_host = |arg: &str| manifest.kargs_delete.iter().any(|k| k.arg == arg);
+    let deleter = |arg: &str| -> Option<&Owner> {
+        let (_, by) = deletes.clone().find(|(deleted, _)| *deleted == arg)?;
+        (by_host(arg) || !of_host(arg)).then_some(by)
+    };
 
     let local = local(current, previous);
     let mut owned = Owned::default();
@@ -185,7 +198,7 @@ pub fn compute(
     let mut args = Vec::with_capacity(local.len() + owned.appended.len());
     for (index, arg) in local.into_iter().enumerate() {
         match deleter(&arg) {
-            Some(by) => owned.deleted.push(Deleted { arg, owner: by.owner.clone(), index }),
+            Some(by) => owned.deleted.push(Deleted { arg, owner: by.clone(), index }),
             None => args.push(arg),
         }
     }
@@ -233,6 +246,17 @@ fn invalid(owner: &str, refused: Refused) -> Error {
     }
 }
 
+/// Where an image built by osctl has the arguments that its drop-ins append: bootc reads them as well.
+pub const BUILT_APPEND: &str = "/usr/lib/bootc/kargs.d/90-osctl-derived.toml";
+/// Where it has those that they delete, for which bootc has no word.
+pub const BUILT_DELETE: &str = "/usr/lib/osctl/kargs.d/90-osctl-derived.toml";
+
+/// The text of a kargs.d file with one list.
+pub fn built(list: &str, args: &[String]) -> String {
+    let array = toml::Value::from(args.to_vec());
+    format!("# Of the drop-ins that this image was built with. Written by osctl.\n{list} = {array}\n")
+}
+
 /// A kargs.d file, in bootc's documented format.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -241,12 +265,34 @@ struct KargsFile {
     match_architectures: Option<Vec<String>>,
 }
 
-/// Reads a kargs.d file: `kargs = [...]` and optionally `match-architectures = [...]`.
+/// The same in our own directory, where arguments can be deleted as well.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct OurKargsFile {
+    #[serde(default)]
+    kargs: Vec<String>,
+    #[serde(default)]
+    delete: Vec<String>,
+    match_architectures: Option<Vec<String>>,
+}
+
+impl From<KargsFile> for OurKargsFile {
+    fn from(KargsFile { kargs, match_architectures }: KargsFile) -> Self {
+        OurKargsFile { kargs, delete: Vec::new(), match_architectures }
+    }
+}
+
+/// Reads a kargs.d file: `kargs = [...]`, optionally `match-architectures = [...]`, and in `/usr/lib/osctl` also
+/// `delete = [...]`.
 ///
 /// `arch` is the target's, as Rust and the kernel call it (`x86_64`). An entry may hold several arguments, divided
 /// by spaces outside quotes. Fails with `InvalidDropIn` and the file, line and column.
 pub fn parse_vendor(path: &str, text: &str, arch: &str) -> Result<Vec<VendorKarg>> {
-    let file: KargsFile = toml::from_str(text).map_err(|e| {
+    let file = match path.starts_with("/usr/lib/osctl/") {
+        true => toml::from_str(text),
+        false => toml::from_str::<KargsFile>(text).map(Into::into),
+    };
+    let file: OurKargsFile = file.map_err(|e: toml::de::Error| {
         let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
@@ -259,9 +305,11 @@ pub fn parse_vendor(path: &str, text: &str, arch: &str) -> Result<Vec<VendorKarg
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    for arg in file.kargs.iter().flat_map(|entry| split(entry)) {
-        check(&arg).map_err(|r| invalid(path, r))?;
-        found.push(VendorKarg { owner: path.to_owned(), arg });
+    for (list, delete) in [(&file.kargs, false), (&file.delete, true)] {
+        for arg in list.iter().flat_map(|entry| split(entry)) {
+            check(&arg).map_err(|r| invalid(path, r))?;
+            found.push(VendorKarg { owner: path.to_owned(), arg, delete });
+        }
     }
     Ok(found)
 }

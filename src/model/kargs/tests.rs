@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::manifest::Karg;
 use proptest::prelude::*;
 
 fn words(text: &str) -> Vec<String> {
@@ -12,7 +13,8 @@ fn manifest(append: &str, delete: &str) -> Manifest {
 }
 
 fn vendor(text: &str) -> Vec<VendorKarg> {
-    words(text).into_iter().map(|arg| VendorKarg { owner: "kargs.d/10-v.toml".into(), arg }).collect()
+    let owner = || "kargs.d/10-v.toml".to_owned();
+    words(text).into_iter().map(|arg| VendorKarg { owner: owner(), arg, delete: false }).collect()
 }
 
 fn run(current: &str, previous: &Owned, vendor_args: &str, append: &str, delete: &str) -> Computed {
@@ -147,6 +149,24 @@ fn kargs_d_files_are_read_as_documented() {
         let error = read(text).unwrap_err();
         assert_eq!((error.kind, error.to_string().as_str()), (ErrorKind::InvalidDropIn, message));
     }
+}
+
+#[test]
+fn an_image_that_was_built_from_drop_ins_appends_and_deletes_what_they_do() {
+    let appended = built("kargs", &words("nosmt a=\"b c\""));
+    let deleted = built("delete", &words("quiet nosmt"));
+    let mut vendor = parse_vendor(BUILT_APPEND, &appended, "x86_64").unwrap();
+    assert_eq!(vendor.iter().map(|v| v.arg.as_str()).collect::<Vec<_>>(), ["nosmt", "a=\"b c\""]);
+    vendor.extend(parse_vendor(BUILT_DELETE, &deleted, "x86_64").unwrap());
+    let host = |append, delete| {
+        let computed = compute(&words("x quiet"), &Owned::default(), &vendor, &manifest(append, delete));
+        computed.unwrap().args.join(" ")
+    };
+    assert_eq!(host("", ""), "x a=\"b c\"");
+    assert_eq!(host("quiet nosmt", ""), "x quiet nosmt a=\"b c\"", "the host's own word counts more");
+    assert_eq!(host("quiet", "quiet"), "x a=\"b c\"");
+    let error = parse_vendor(BUILT_APPEND, &deleted, "x86_64").unwrap_err();
+    assert!(error.to_string().contains("unknown field `delete`"), "{error}");
 }
 
 /// Few words, so that collisions are common.
