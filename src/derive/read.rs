@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 /// Where the administrator's drop-ins are.
 pub const HOST_DIR: &str = "/etc/osctl/derive.d";
@@ -41,23 +42,79 @@ enum Found {
     Vendor(Text),
 }
 
+/// The drop-ins that are applied beside those of the target tree.
+#[derive(Debug)]
+pub struct Source {
+    drop_ins: Option<HostDir>,
+    treefiles: Option<HostDir>,
+    edited: Option<String>,
+}
+
+impl Source {
+    /// Those of a host. Missing directories are fine.
+    pub fn host(config_root: &Dir) -> Result<Source> {
+        let drop_ins = HostDir::open(config_root, HOST_DIR)?;
+        Ok(Source { drop_ins, treefiles: HostDir::open(config_root, ORIGIN_DIR)?, edited: None })
+    }
+
+    /// The same as if [`edit::NAME`] of the host had this text.
+    #[must_use]
+    pub fn edited(self, text: Option<&str>) -> Source {
+        Source { edited: text.map(str::to_owned), ..self }
+    }
+
+    /// Those that somebody names: a `derive.d`, a root with what a host has, or a single drop-in.
+    ///
+    /// Whoever names them answers for them: unlike those of a host they may belong to anybody.
+    pub fn named(path: &Path) -> Result<Source> {
+        let shown = path.display().to_string();
+        let meta = std::fs::metadata(path).map_err(|e| unreadable(&shown, e))?;
+        if !meta.is_dir() {
+            let name = path.file_name().and_then(|n| n.to_str()).filter(|n| is_dropin(n)).ok_or_else(|| {
+                refuse(&shown, "is not named like a drop-in").hint("name it something.yaml or something.bu")
+            })?;
+            let dir = HostDir::named(path.parent().unwrap_or(Path::new("")))?;
+            let drop_ins = Some(HostDir { only: Some(name.to_owned()), ..dir });
+            return Ok(Source { drop_ins, treefiles: None, edited: None });
+        }
+        let below = |dir: &str| Some(path.join(dir.trim_start_matches('/'))).filter(|dir| dir.is_dir());
+        let (drop_ins, treefiles) = match (below(HOST_DIR), below(ORIGIN_DIR)) {
+            (None, None) => (Some(path.to_owned()), None),
+            of_root => of_root,
+        };
+        let open = |dir: Option<PathBuf>| dir.map(|dir| HostDir::named(&dir)).transpose();
+        Ok(Source { drop_ins: open(drop_ins)?, treefiles: open(treefiles)?, edited: None })
+    }
+
+    /// The names of the drop-ins, and whether each has a content or masks that of the target tree.
+    pub fn names(&self) -> Result<Vec<(String, bool)>> {
+        let Some(dir) = &self.drop_ins else { return Ok(Vec::new()) };
+        let names = dir.names(is_dropin)?.into_iter();
+        names.map(|name| Ok((name.clone(), dir.snapshot(&name)?.is_some()))).collect()
+    }
+}
+
 /// Reads, checks and merges the drop-ins of the host and of the target tree.
 ///
 /// Missing directories are fine. Fails with `InvalidDropIn`, `UnsupportedStanza` or `Unsupported`, naming the
 /// file.
 pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> {
-    read_edited(config_root, target, None)
+    read_from(&Source::host(config_root)?, target)
 }
 
 /// The same as if [`edit::NAME`] of the host had this text.
 pub fn read_edited(config_root: &Dir, target: Option<&CommitTree>, edited: Option<&str>) -> Result<Manifest> {
-    let host = HostDir::open(config_root, HOST_DIR)?;
-    let origin = HostDir::open(config_root, ORIGIN_DIR)?;
+    read_from(&Source::host(config_root)?.edited(edited), target)
+}
+
+/// As [`read`], from a source that is open.
+pub fn read_from(source: &Source, target: Option<&CommitTree>) -> Result<Manifest> {
+    let Source { drop_ins: host, treefiles: origin, edited } = source;
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
     if let Some(tree) = target {
         vendor(tree, &mut found)?;
     }
-    if let Some(dir) = &host {
+    if let Some(dir) = host {
         for name in dir.names(is_dropin)? {
             let entry = match dir.snapshot(&name)? {
                 Some(text) => Found::Host(text),
@@ -75,13 +132,13 @@ pub fn read_edited(config_root: &Dir, target: Option<&CommitTree>, edited: Optio
     let image = target.map(VendorDir);
     let mut dropins: Vec<(Text, &dyn Beside)> = Vec::new();
     for entry in found.into_values() {
-        match (entry, &host, &image) {
+        match (entry, host, &image) {
             (Found::Host(text), Some(dir), _) => dropins.push((text, dir)),
             (Found::Vendor(text), _, Some(tree)) => dropins.push((text, tree)),
             (Found::Masked | Found::Host(_) | Found::Vendor(_), ..) => {}
         }
     }
-    if let Some(dir) = &origin {
+    if let Some(dir) = origin {
         for text in treefiles(dir)? {
             // A treefile comes after a drop-in of the same name.
             let at = dropins.partition_point(|(other, _)| file_name(other) <= file_name(&text));
@@ -225,27 +282,63 @@ fn file_name(text: &Text) -> &str {
     text.name.strip_prefix(TREEFILE_OWNER).unwrap_or(&text.name)
 }
 
+/// Who may have written a drop-in, and what lies beside it.
+#[derive(Debug, Clone, Copy)]
+enum Trust {
+    /// Root, because what it declares becomes root's.
+    RootOnly,
+    Anybody,
+}
+
+impl Trust {
+    fn check(self, path: &str, uid: u32, mode: u32) -> Result<()> {
+        match self {
+            Trust::RootOnly => check_trust(path, uid, mode),
+            Trust::Anybody => Ok(()),
+        }
+    }
+}
+
 /// A directory of the administrator's, opened once, and its path.
-struct HostDir(OwnedFd, &'static str);
+#[derive(Debug)]
+struct HostDir {
+    fd: OwnedFd,
+    /// Its path, as its owner would write it.
+    shown: String,
+    /// The one file of it that counts.
+    only: Option<String>,
+    trust: Trust,
+}
 
 impl HostDir {
-    fn open(root: &Dir, path: &'static str) -> Result<Option<HostDir>> {
+    fn open(root: &Dir, path: &str) -> Result<Option<HostDir>> {
         let Some(fd) = open_dir(root, path)? else { return Ok(None) };
         let stat = rustix::fs::fstat(&fd).map_err(|e| unreadable(path, e.into()))?;
         check_trust(path, stat.st_uid, stat.st_mode)?;
-        Ok(Some(HostDir(fd, path)))
+        Ok(Some(HostDir { fd, shown: path.to_owned(), only: None, trust: Trust::RootOnly }))
+    }
+
+    fn named(path: &Path) -> Result<HostDir> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let shown = path.display().to_string();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| unreadable(&shown, e.into()))?;
+        Ok(HostDir { fd, shown, only: None, trust: Trust::Anybody })
     }
 
     fn names(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-        list(&self.0, self.1, wanted, MAX_DROPINS)
+        match &self.only {
+            Some(name) => Ok(vec![name.clone()]),
+            None => list(&self.fd, &self.shown, wanted, MAX_DROPINS),
+        }
     }
 
     /// The drop-in as it is now; `None` if it is masked.
     fn snapshot(&self, name: &str) -> Result<Option<Text>> {
-        let path = format!("{}/{name}", self.1);
-        match read_regular(&self.0, name, &path, MAX_DROPIN) {
+        let path = format!("{}/{name}", self.shown);
+        match read_regular(&self.fd, name, &path, MAX_DROPIN, self.trust) {
             Err(Unread::Link) => {
-                let target = rustix::fs::readlinkat(&self.0, name, Vec::new())
+                let target = rustix::fs::readlinkat(&self.fd, name, Vec::new())
                     .map_err(|e| unreadable(&path, e.into()))?;
                 if target.as_bytes() == b"/dev/null" {
                     return Ok(None);
@@ -261,21 +354,21 @@ impl HostDir {
 
     /// Opens a directory below this one, component by component, so that no link can lead out.
     fn below(&self, name: &str) -> Result<(OwnedFd, String)> {
-        let mut dir = self.0.try_clone().map_err(|e| unreadable(self.1, e))?;
-        let mut path = self.1.to_owned();
+        let mut dir = self.fd.try_clone().map_err(|e| unreadable(&self.shown, e))?;
+        let mut path = self.shown.clone();
         for part in name.split('/').filter(|p| !p.is_empty()) {
             path = format!("{path}/{part}");
             if part == ".." {
                 return Err(refuse(&path, "leaves the directory of the drop-ins"));
             }
-            dir = open_below(&dir, part, &path)?;
+            dir = open_below(&dir, part, &path, self.trust)?;
         }
         Ok((dir, path))
     }
 }
 
-/// Opens a directory in a directory, never through a link, if only root can have written it.
-fn open_below(dir: &OwnedFd, name: &str, path: &str) -> Result<OwnedFd> {
+/// Opens a directory in a directory, never through a link, if its writer is trusted.
+fn open_below(dir: &OwnedFd, name: &str, path: &str, trust: Trust) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| match e {
         Errno::NOTDIR | Errno::LOOP => refuse(path, "is not a directory"),
@@ -283,7 +376,7 @@ fn open_below(dir: &OwnedFd, name: &str, path: &str) -> Result<OwnedFd> {
         e => unreadable(path, e.into()),
     })?;
     let stat = rustix::fs::fstat(&dir).map_err(|e| unreadable(path, e.into()))?;
-    check_trust(path, stat.st_uid, stat.st_mode)?;
+    trust.check(path, stat.st_uid, stat.st_mode)?;
     Ok(dir)
 }
 
@@ -292,7 +385,7 @@ impl Beside for HostDir {
         let (parents, file) = name.rsplit_once('/').unwrap_or(("", name));
         let (dir, path) = self.below(parents)?;
         let path = format!("{path}/{file}");
-        match read_regular(&dir, file, &path, MAX_CONTENTS) {
+        match read_regular(&dir, file, &path, MAX_CONTENTS, self.trust) {
             Ok((file, _)) => Ok(file),
             Err(Unread::Link) => Err(refuse(&path, "is a symbolic link")),
             Err(Unread::Directory) => Err(no_file(&path)),
@@ -313,7 +406,7 @@ impl HostDir {
         leaves.check_depth(path, top)?;
         for name in list(dir, path, |n| n != "." && n != "..", MAX_LEAVES)? {
             let (path, top) = (format!("{path}/{name}"), below(top, &name));
-            let kind = match read_regular(dir, &name, &path, MAX_CONTENTS) {
+            let kind = match read_regular(dir, &name, &path, MAX_CONTENTS, self.trust) {
                 Ok((contents, mode)) => LeafKind::File { contents, executable: mode & 0o111 != 0 },
                 Err(Unread::Link) => {
                     let target = rustix::fs::readlinkat(dir, &name, Vec::new())
@@ -323,7 +416,7 @@ impl HostDir {
                     LeafKind::Link(target)
                 }
                 Err(Unread::Directory) => {
-                    self.gather(&open_below(dir, &name, &path)?, &path, &top, leaves)?;
+                    self.gather(&open_below(dir, &name, &path, self.trust)?, &path, &top, leaves)?;
                     LeafKind::Directory
                 }
                 Err(Unread::Because(e)) => return Err(*e),
@@ -390,8 +483,14 @@ fn no_file(path: &str) -> Error {
     refuse(path, "is not a regular file")
 }
 
-/// Reads a regular file that only root can have written, and its mode. Non-blocking: a FIFO must not hold us up.
-fn read_regular(dir: impl AsFd, name: &str, path: &str, limit: u64) -> Result<(Local, u32), Unread> {
+/// Reads a regular file whose writer is trusted, and its mode. Non-blocking: a FIFO must not hold us up.
+fn read_regular(
+    dir: impl AsFd,
+    name: &str,
+    path: &str,
+    limit: u64,
+    trust: Trust,
+) -> Result<(Local, u32), Unread> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -407,7 +506,7 @@ fn read_regular(dir: impl AsFd, name: &str, path: &str, limit: u64) -> Result<(L
         FileType::Directory => return Err(Unread::Directory),
         _ => return Err(no_file(path).into()),
     }
-    check_trust(path, stat.st_uid, stat.st_mode)?;
+    trust.check(path, stat.st_uid, stat.st_mode)?;
     check_size(path, u64::try_from(stat.st_size).unwrap_or(u64::MAX), limit)?;
     let mut bytes = Vec::new();
     // It may grow while we read.
