@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod dbus;
 pub mod derive;
 pub mod engine;
+pub mod export;
 pub mod model;
 pub mod pull;
 pub mod store;

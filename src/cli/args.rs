@@ -106,6 +106,8 @@ pub enum Verb {
     Why(cmd::why::Args),
     /// Work with the locks of packages.
     Lock(cmd::lock::Args),
+    /// Build an image from a base and drop-ins, on any machine.
+    Derive(cmd::derive::Args),
     /// Check drop-ins and bound-image files, offline and without root.
     Lint(cmd::lint::Args),
     /// Explain the configuration.
@@ -130,7 +132,12 @@ impl Verb {
             Verb::Rollback(args) => Some(&args.following),
             Verb::Wait(args) => Some(&args.following),
             Verb::Status(_) | Verb::Cancel(_) | Verb::Jobs(_) | Verb::Pin(_) | Verb::Unpin(_) => None,
-            Verb::Why(_) | Verb::Lock(_) | Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => None,
+            Verb::Why(_)
+            | Verb::Lock(_)
+            | Verb::Derive(_)
+            | Verb::Lint(_)
+            | Verb::Config(_)
+            | Verb::InternalDocs(_) => None,
         }
     }
 }

@@ -43,9 +43,13 @@ pub fn main(
     let terminal = Terminal::detect(color);
     let matches = args::command().get_matches_from(&argv);
     let Osctl { place, verb } = Osctl::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let config_root = place.config_root.clone().unwrap_or_else(|| "/".into());
     let run = || {
-        if let Some(code) = offline(&verb, place.config_root.as_deref().unwrap_or(Path::new("/")))? {
+        if let Some(code) = offline(&verb, &config_root)? {
             return Ok(code);
+        }
+        if let Verb::Derive(args) = &verb {
+            return cmd::derive::run(args, &terminal, &config_root, environment, failpoints?);
         }
         let target = match place.target(environment) {
             Ok(target) => target,
@@ -130,7 +134,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
         Verb::Unpin(args) => cmd::pin::run(&args, false, session).await,
         Verb::Why(args) => cmd::why::run(&args, session).await,
         Verb::Lock(args) => cmd::lock::run(&args, session).await,
-        Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => {
+        Verb::Derive(_) | Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => {
             Err(Failure::Refused(Error::new(ErrorKind::Internal, "this verb needs no daemon")))
         }
     }

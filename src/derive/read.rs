@@ -70,9 +70,11 @@ impl Source {
         let shown = path.display().to_string();
         let meta = std::fs::metadata(path).map_err(|e| unreadable(&shown, e))?;
         if !meta.is_dir() {
-            let name = path.file_name().and_then(|n| n.to_str()).filter(|n| is_dropin(n)).ok_or_else(|| {
-                refuse(&shown, "is not named like a drop-in").hint("name it something.yaml or something.bu")
-            })?;
+            let name =
+                path.file_name().and_then(|n| n.to_str()).filter(|n| is_dropin(n)).ok_or_else(|| {
+                    refuse(&shown, "is not named like a drop-in")
+                        .hint("name it something.yaml or something.bu")
+                })?;
             let dir = HostDir::named(path.parent().unwrap_or(Path::new("")))?;
             let drop_ins = Some(HostDir { only: Some(name.to_owned()), ..dir });
             return Ok(Source { drop_ins, treefiles: None, edited: None });

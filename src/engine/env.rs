@@ -4,6 +4,7 @@ use super::cx::Cx;
 use super::journal::{History, Intent, Journal};
 use super::settle;
 use crate::bound;
+use crate::derive::read;
 use crate::model::config::Config;
 use crate::model::job::Job;
 use crate::model::lock::Lock;
@@ -12,6 +13,7 @@ use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::locked::Locked;
 use crate::store::snapshot::{self, Entry, Snapshot};
 use crate::store::sysroot::{self, Layout};
+use crate::sys::auth;
 use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
 use std::path::{Path, PathBuf};
@@ -26,19 +28,72 @@ const RIVALS: [&str; 4] = [
     "eos-updater.timer",
 ];
 
+/// What a build is handed in place of what a host has.
+#[derive(Debug, Clone)]
+pub struct Handed {
+    /// The drop-ins.
+    pub drop_ins: PathBuf,
+    /// The lock.
+    pub lock: Option<PathBuf>,
+    /// Credentials for registries.
+    pub auth_file: Option<PathBuf>,
+}
+
+/// Where a host's administrator may hand in a lock.
+const LOCK: &str = "/etc/osctl/derive.lock";
+
 /// The engine's surroundings.
 #[derive(Debug)]
 pub struct Env {
     /// Where everything lies.
     pub layout: Layout,
     environment: Vec<(String, String)>,
+    handed: Option<Handed>,
     seen: Mutex<Option<(SystemTime, usize)>>,
 }
 
 impl Env {
     /// Opens nothing yet.
     pub fn new(layout: Layout, environment: Vec<(String, String)>) -> Env {
-        Env { layout, environment, seen: Mutex::new(None) }
+        Env { layout, environment, handed: None, seen: Mutex::new(None) }
+    }
+
+    /// The same, with what a build was handed.
+    #[must_use]
+    pub fn handed(self, handed: Handed) -> Env {
+        Env { handed: Some(handed), ..self }
+    }
+
+    /// The drop-ins beside those of the target tree.
+    pub fn drop_ins(&self) -> Result<read::Source> {
+        match &self.handed {
+            Some(handed) => read::Source::named(&handed.drop_ins),
+            None => read::Source::host(&self.config_root()?),
+        }
+    }
+
+    /// The lock that somebody hands in, if there is one, by the name that he knows it by.
+    pub fn handed_in_lock(&self) -> Result<(String, Option<Lock>)> {
+        let (shown, text) = match &self.handed {
+            Some(Handed { lock: Some(path), .. }) => (path.display().to_string(), std::fs::read(path)),
+            Some(Handed { lock: None, .. }) => return Ok(("a lock".to_owned(), None)),
+            None => (LOCK.to_owned(), self.config_root()?.read(LOCK.trim_start_matches('/'))),
+        };
+        let lock = match text {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            text => Some(Lock::parse(&shown, &text.doing_with(|| format!("reading {shown}"))?)?),
+        };
+        Ok((shown, lock))
+    }
+
+    /// The credentials for registries: the host's, and of a build also those of the person that builds.
+    pub fn auth_file(&self) -> Result<Option<PathBuf>> {
+        let host = auth::find_auth(&self.config_root()?, None);
+        let Some(handed) = &self.handed else { return Ok(host) };
+        // containers-auth.json(5), where `podman login` writes.
+        let own = self.variable("XDG_RUNTIME_DIR").map(|dir| Path::new(dir).join("containers/auth.json"));
+        let named = handed.auth_file.clone().or(self.variable("REGISTRY_AUTH_FILE").map(Into::into));
+        Ok(named.or(host).or(own.filter(|path| path.is_file())))
     }
 
     /// A variable of the environment that the binary was started with.

@@ -1,6 +1,7 @@
 //! The pipeline, its jobs, and how both survive failures.
 
 pub mod actor;
+pub mod build;
 mod config;
 pub mod cx;
 mod env;

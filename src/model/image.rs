@@ -22,7 +22,13 @@ impl Digest {
     /// The digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         use sha2::Digest as _;
-        Digest(format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes))))
+        Digest::finished(sha2::Sha256::new_with_prefix(bytes))
+    }
+
+    /// The digest of everything that was hashed.
+    pub fn finished(hash: sha2::Sha256) -> Self {
+        use sha2::Digest as _;
+        Digest(format!("sha256:{}", hex::encode(hash.finalize())))
     }
 }
 

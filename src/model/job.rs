@@ -34,6 +34,7 @@ macro_rules! steps {
 steps! {
     ResolveImage = Resolve "resolve.image",
     PlanCheck = Plan "plan.check",
+    PullImage = Pull "pull.image",
     PullLayers = Pull "pull.layers",
     PullRecord = Pull "pull.record",
     DeriveRead = Derive "derive.read",
@@ -41,6 +42,8 @@ steps! {
     DeriveSolve = Derive "derive.solve",
     DeriveInstall = Derive "derive.install",
     DeriveCommit = Derive "derive.commit",
+    ExportLayer = Export "export.layer",
+    ExportPublish = Export "export.publish",
     BindDiscover = Bind "bind.discover",
     BindResolve = Bind "bind.resolve",
     BindPull = Bind "bind.pull",
@@ -64,6 +67,8 @@ pub enum Phase {
     Plan,
     Pull,
     Derive,
+    /// Of a build only, which has none of those behind it.
+    Export,
     Bind,
     Verify,
     Preflight,

@@ -1,6 +1,7 @@
 //! Pure types and rules. No I/O, no async, no libostree, no D-Bus.
 
 pub mod bound;
+pub mod build;
 pub mod bytes;
 pub mod config;
 pub mod contents;

@@ -49,6 +49,24 @@ impl Layout {
     }
 }
 
+/// Makes a sysroot to build in, if it is not there: one that nobody boots.
+///
+/// A repository of somebody who is not root keeps owners and attributes of files beside them.
+pub fn create(path: &Path) -> Result<()> {
+    let doing = || format!("making the sysroot {}", path.display());
+    let repo = path.join("ostree/repo");
+    std::fs::create_dir_all(&repo).doing_with(doing)?;
+    std::fs::create_dir_all(path.join("ostree/deploy")).doing_with(doing)?;
+    if repo.join("config").is_file() {
+        return Ok(());
+    }
+    let mode = match rustix::process::geteuid().is_root() {
+        true => ostree::RepoMode::Bare,
+        false => ostree::RepoMode::BareUser,
+    };
+    ostree::Repo::new_for_path(&repo).create(mode, gio::Cancellable::NONE).doing_with(doing)
+}
+
 /// Opens the sysroot for reading. Takes no lock.
 pub fn open(path: &Path) -> Result<ostree::Sysroot> {
     if !path.join("ostree/repo").is_dir() {

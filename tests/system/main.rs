@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bound;
+mod build;
 mod daemon;
 mod download;
 mod edit;

@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod config;
+pub mod derive;
 pub mod docs;
 mod editing;
 pub mod install;

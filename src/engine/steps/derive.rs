@@ -29,15 +29,15 @@ const KARGS_LIMIT: u64 = 1 << 20;
 /// `resolve` says whether packages are solved anew where the lock of before still fits.
 pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Derived> {
     let config = job.env.config_root()?;
+    let drop_ins = job.env.drop_ins()?.edited(job.edited.as_ref().map(|edited| edited.after.as_str()));
     let base = pulled.base.commit.clone();
-    let edited = job.edited.as_ref().map(|edited| edited.after.clone());
     let manifest = job
         .cx
         .step(
             Step::DeriveRead,
             job.store.run(job.cx, move |s, _| {
                 let tree = CommitTree::open(&s.repo(), &base)?;
-                let manifest = read::read_edited(&config, Some(&tree), edited.as_deref())?;
+                let manifest = read::read_from(&drop_ins, Some(&tree))?;
                 policy::check(&config, Some(&tree), &manifest)?;
                 Ok(manifest)
             }),

@@ -21,7 +21,7 @@ use crate::model::lock::Lock;
 use crate::model::manifest::{Manifest, Node};
 use crate::model::packages::{Key, OnUnavailable};
 use crate::model::unavailable::{DegradedPolicy, GRACE, Instead};
-use crate::model::{Context, Error, ErrorKind, Result};
+use crate::model::{Error, ErrorKind, Result};
 use crate::store::prune;
 use crate::store::tree::CommitTree;
 use ostree_ext::ostree;
@@ -29,8 +29,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Keys are small.
 const MAX_KEY: u64 = 1 << 20;
-/// The lock that the administrator may hand in.
-const HANDED_IN: &str = "/etc/osctl/derive.lock";
 
 /// The base with its packages, and what of the drop-ins is in it.
 #[derive(Debug)]
@@ -146,18 +144,18 @@ async fn locked(
         base_digest: pulled.base.digest.clone(),
         proxies: proxies(job),
     };
-    let handed_in = handed_in(job)?;
+    let (name, handed_in) = job.env.handed_in_lock()?;
     let why_not = handed_in.as_ref().and_then(misfit);
     if job.options.frozen && (handed_in.is_none() || why_not.is_some()) {
         let why = why_not.unwrap_or_else(|| "it does not exist".to_owned());
         return Err(Error::new(
             ErrorKind::LockMismatch,
-            format!("{HANDED_IN} cannot be used: {why}; nothing was staged"),
+            format!("{name} cannot be used: {why}; nothing was staged"),
         )
         .hint("make it on a host that has these drop-ins and this image: osctl lock export"));
     }
     if let Some(why) = &why_not {
-        job.cx.message(format!("{HANDED_IN} does not count: {why}"));
+        job.cx.message(format!("{name} does not count: {why}"));
     }
     let anew = resolve || job.options.update_lock;
     let kept = prepared.before.clone().filter(|lock| !anew && misfit(lock).is_none());
@@ -194,14 +192,6 @@ async fn locked(
             job.cx.message(format!("the packages of before do not solve it either: {}", other.chain()));
             Err(error)
         }
-    }
-}
-
-fn handed_in(job: &Job<'_>) -> Result<Option<Lock>> {
-    let path = HANDED_IN.trim_start_matches('/');
-    match job.env.config_root()?.read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        read => Lock::parse(HANDED_IN, &read.doing_with(|| format!("reading {HANDED_IN}"))?).map(Some),
     }
 }
 

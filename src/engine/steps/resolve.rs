@@ -54,7 +54,7 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
     let config_root = env.config_root()?;
     let pull = env.config()?.pull;
     Ok(FetchOptions {
-        auth_file: auth::find_auth(&config_root, None),
+        auth_file: env.auth_file()?,
         policy: auth::policy(&config_root),
         lookaside: auth::lookaside(&config_root),
         registries: env.variable(auth::REGISTRIES_CONF).map(Into::into),
