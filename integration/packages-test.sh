@@ -387,6 +387,28 @@ check "another host, with another umask, zone, language and name" unshare --uts 
   hostname another; umask 077; export TZ=Asia/Tokyo LANG=de_DE.UTF-8
   exec "$0" --direct --sysroot "$1/root" --config-root "$1/config" reconcile' "$OSCTL" "$H"
 check "they have the same commit" test "$(checksum)" = "$one"
+
+say "The same as an image"
+usr_of() { ostree --repo="$H/root/ostree/repo" ls -R -C "$(checksum | cut -d. -f1)" /usr | sed 's/^\(d[^ ]* [^ ]* [^ ]*\) .* \//\1 \//'; }
+build() {
+  TMPDIR=$D "$OSCTL" derive --config-root "$H/config" --base "oci:$D/layout:v1" -i "$H/config" -o "oci:$D/built:1" "$@" >"$D/out" 2>"$D/err" && return 0
+  cat "$D/err"
+  return 1
+}
+built() { build --json && jq -r ".$1" "$D/out"; }
+rm -rf "$D/built"
+usr_of >"$D/usr"
+check "it is built from what the hosts have" build
+check "once more there is nothing to do" eval 'build && grep -qF "No changes in input." "$D/out"'
+cp "$(next)/usr/lib/osctl/derive.lock" "$D/lock"
+check "nor with the lock of the host" eval 'build --lock "$D/lock" --frozen && grep -qF "No changes in input." "$D/out"'
+check "nor with packages that are solved anew, and the same" eval '[ "$(built changed)" = false ] && [ "$(TMPDIR=$D build --update-lock --json && jq -r .changed "$D/out")" = false ]'
+host host-d
+forget 10-repo
+check "a host moves to it" osctl rebase "oci:$D/built:1"
+check "and has the same files" eval 'usr_of | diff "$D/usr" -'
+check "nothing of building is left" eval '! ls -d "$D"/osctl-derive-*'
+host host-c
 dropin 70-clock 'packages: [clock]'
 osctl reconcile
 one=$(checksum)

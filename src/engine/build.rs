@@ -206,6 +206,10 @@ async fn base(
     machine: &FetchOptions,
     own: &FetchOptions,
 ) -> Result<crate::pull::Base> {
+    if !oci.diff_ids(BASE)?.iter().eq(resolved.layers.iter().map(|layer| &layer.diff_id)) {
+        let why = format!("{} was replaced while it was copied; nothing was built", resolved.image);
+        return Err(Error::new(ErrorKind::DigestMismatch, why).hint("try again"));
+    }
     let copied = resolved.layers.iter().all(|layer| oci.has(&layer.digest));
     let (here, options) = match copied {
         true => {

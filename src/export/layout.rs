@@ -63,6 +63,13 @@ impl Layout {
         self.described(tagged)
     }
 
+    /// The digests of the unpacked layers of an image.
+    pub fn diff_ids(&self, tag: &str) -> Result<Vec<Digest>> {
+        let config = self.described(&self.manifest(tag)?["config"])?;
+        let all = config["rootfs"]["diff_ids"].as_array().cloned().unwrap_or_default();
+        all.iter().map(|digest| digest.as_str().unwrap_or_default().parse()).collect()
+    }
+
     /// The JSON that a descriptor is about.
     pub(super) fn described(&self, descriptor: &Value) -> Result<Value> {
         let digest: Digest = descriptor["digest"].as_str().unwrap_or_default().parse()?;
