@@ -397,3 +397,32 @@ fn a_vendor_local_file_cannot_lead_out() {
         );
     }
 }
+
+#[test]
+fn a_directory_a_root_or_a_file_can_be_named_whoever_wrote_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("root/etc/osctl/derive.d");
+    std::fs::create_dir_all(&dir).unwrap();
+    let declares = |path: &str| format!("files: [{{path: {path}, contents: {{local: beside}}}}]\n");
+    for (name, text) in
+        [("10-a.yaml", declares("/etc/a")), ("20-b.yaml", declares("/etc/b")), ("beside", "x".to_owned())]
+    {
+        std::fs::write(dir.join(name), text).unwrap();
+        std::fs::set_permissions(dir.join(name), std::fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    std::os::unix::fs::symlink("/dev/null", dir.join("30-c.yaml")).unwrap();
+    let named = |path: &std::path::Path| {
+        let source = Source::named(path)?;
+        let paths: Vec<String> = read_from(&source, None)?.nodes.into_keys().collect();
+        Ok::<_, Error>((paths.join(" "), source.names()?))
+    };
+    let all =
+        vec![("10-a.yaml".to_owned(), true), ("20-b.yaml".to_owned(), true), ("30-c.yaml".to_owned(), false)];
+    assert_eq!(named(&dir).unwrap(), ("/etc/a /etc/b".to_owned(), all.clone()));
+    assert_eq!(named(&tmp.path().join("root")).unwrap().1, all);
+    assert_eq!(named(&dir.join("20-b.yaml")).unwrap(), ("/etc/b".to_owned(), all[1..2].to_vec()));
+    for (path, expected) in [("beside", "is not named like a drop-in"), ("missing", "cannot be read")] {
+        let error = named(&dir.join(path)).unwrap_err();
+        assert!(error.to_string().contains(&format!("{path}: {expected}")), "{error}");
+    }
+}
