@@ -4,13 +4,14 @@
 //! input ► resolve ► same as before? ► copy the base ► pull ► derive ► same as before? ► layer ► target
 //! ```
 //!
-//! Nothing of the machine is read but how registries are reached, and nothing of it is changed.
+//! Nothing of the machine is read but how registries are reached and what its policy forbids, and nothing of it is changed.
 
 use super::cx::Cx;
 use super::env::{Env, Handed};
 use super::pipeline::Job;
 use super::stages::{Derived, Pulled, Target};
 use super::steps::{derive, resolve};
+use crate::derive::policy;
 use crate::derive::provenance::Provenance;
 use crate::derive::read;
 use crate::export::layout::Layout as Oci;
@@ -36,6 +37,7 @@ const BUILT: &str = "built";
 
 /// What is there before anything is fetched.
 struct Given {
+    declared: Manifest,
     digest: Digest,
     lock: Option<Digest>,
 }
@@ -79,6 +81,7 @@ pub async fn run(
     let layout = Layout::new(place.dir.join("sysroot"), config_root, None);
     sysroot::create(&layout.sysroot)?;
     let env = Env::new(layout, environment).handed(handed);
+    policy::check(&env.config_root()?, None, &given.declared)?;
     let store = Locked::acquire(cx, &env.layout).await?;
     let options = Options {
         drop_var: build.drop_var,
@@ -173,7 +176,7 @@ fn given(build: &Build, handed: &Handed) -> Result<Given> {
         }
         None => None,
     };
-    Ok(Given { digest: build::handed_in(&source.names()?, &declared), lock })
+    Ok(Given { digest: build::handed_in(&source.names()?, &declared), declared, lock })
 }
 
 /// The options for what is ours already.
