@@ -278,7 +278,7 @@ if [ "$KIND" = rpm ]; then
   forget 70-bad
   mkdir -p "$H/config/etc/rpm-ostree/origin.d"
   echo 'repos: [elsewhere]' >"$H/config/etc/rpm-ostree/origin.d/a.yaml"
-  check "a treefile chooses among repositories" refused elsewhere reconcile --update-lock
+  check "a treefile chooses among repositories" refused 'no repository has the id elsewhere' reconcile --update-lock
   rm -r "$H/config/etc/rpm-ostree"
 fi
 check "nothing of what was refused is left" no_leftovers

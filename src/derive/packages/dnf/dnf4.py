@@ -43,7 +43,7 @@ def load(base, ask):
 def choose(base, ids):
     for name in ids:
         if name not in base.repos:
-            raise dnf.exceptions.RepoError("no repository has the id %s" % name)
+            raise dnf.exceptions.MarkingError("No matching repositories for %s." % name)
     for repo in base.repos.values() if ids else []:
         repo.enable() if repo.id in ids else repo.disable()
 

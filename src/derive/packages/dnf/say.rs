@@ -1,6 +1,6 @@
 //! What dnf and rpm complain about.
 
-use crate::derive::packages::base::{self, SHOWN, nobody_has, unavailable, unfitting};
+use crate::derive::packages::base::{self, SHOWN, nobody_has, unavailable, unfitting, unsolved};
 use crate::model::Error;
 use crate::model::text::one_line;
 use crate::sys::process::tail;
@@ -18,6 +18,11 @@ pub(super) fn failed(stderr: &str) -> Error {
     let missing = after("No match for argument: ");
     if !missing.is_empty() {
         return nobody_has(&missing);
+    }
+    if let Some(rest) = after("No matching repositories for ").first() {
+        let id = rest.split(". Add ").next().unwrap_or(rest).trim_end_matches('.');
+        return unsolved(format!("no repository has the id {}", one_line(id)))
+            .hint("those of the image are in its /etc/yum.repos.d, others in repos: of a drop-in");
     }
     let is_start = |line: &str| line.starts_with("Problem") && line.contains(": ");
     let lines = stderr.lines().map(str::trim).skip_while(|line| !is_start(line));
@@ -68,6 +73,12 @@ mod tests {
                 "Failed to resolve the transaction:\nProblem: package too-new-1.0-1.noarch from test requires libbase >= 2, but none of the providers can be installed\n  - conflicting requests\n  - package base-2.0-1.noarch from test is filtered out by exclude filtering\nYou can try to add to command line:\n  --skip-broken to skip uninstallable packages\n",
                 "the requests do not fit the base: package too-new-1.0-1.noarch from test requires libbase >= 2, but none of the providers can be installed; conflicting requests; package base-2.0-1.noarch from test would change the base",
             ),
+            (
+                // dnf 5.4, and our script without the advice.
+                "No matching repositories for elsewhere. Add \"--help\" for more information about the arguments.\n",
+                "no repository has the id elsewhere",
+            ),
+            ("No matching repositories for else.where.\n", "no repository has the id else.where"),
             (
                 // dnf 4.14
                 "\n Problem 1: conflicting requests\n  - nothing provides x needed by a\n Problem 2: conflicting requests\n",
