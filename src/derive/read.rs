@@ -12,7 +12,6 @@
 use crate::model::dropin::{
     self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_DROPIN, MAX_LEAVES, MAX_TREE, TREEFILE_OWNER, Text,
 };
-use crate::model::edit;
 use crate::model::manifest::Manifest;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::tree::{CommitTree, Kind};
@@ -47,7 +46,16 @@ enum Found {
 pub struct Source {
     drop_ins: Option<HostDir>,
     treefiles: Option<HostDir>,
-    edited: Option<String>,
+    edited: Option<(String, String)>,
+}
+
+/// A drop-in of the host that is not written yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Upcoming<'a> {
+    /// Its file name.
+    pub name: &'a str,
+    /// Its text.
+    pub text: &'a str,
 }
 
 impl Source {
@@ -57,10 +65,10 @@ impl Source {
         Ok(Source { drop_ins, treefiles: HostDir::open(config_root, ORIGIN_DIR)?, edited: None })
     }
 
-    /// The same as if [`edit::NAME`] of the host had this text.
+    /// The same as if the host had this drop-in, or this text in it.
     #[must_use]
-    pub fn edited(self, text: Option<&str>) -> Source {
-        Source { edited: text.map(str::to_owned), ..self }
+    pub fn edited(self, one: Option<Upcoming<'_>>) -> Source {
+        Source { edited: one.map(|u| (u.name.to_owned(), u.text.to_owned())), ..self }
     }
 
     /// Those that somebody names: a `derive.d`, a root with what a host has, or a single drop-in.
@@ -104,8 +112,12 @@ pub fn read(config_root: &Dir, target: Option<&CommitTree>) -> Result<Manifest> 
     read_from(&Source::host(config_root)?, target)
 }
 
-/// The same as if [`edit::NAME`] of the host had this text.
-pub fn read_edited(config_root: &Dir, target: Option<&CommitTree>, edited: Option<&str>) -> Result<Manifest> {
+/// The same as if the host had this drop-in, or this text in it.
+pub fn read_edited(
+    config_root: &Dir,
+    target: Option<&CommitTree>,
+    edited: Option<Upcoming<'_>>,
+) -> Result<Manifest> {
     read_from(&Source::host(config_root)?.edited(edited), target)
 }
 
@@ -125,11 +137,11 @@ pub fn read_from(source: &Source, target: Option<&CommitTree>) -> Result<Manifes
             found.insert(name, entry);
         }
     }
-    if let Some(text) = edited {
-        // Whoever edits has made the directory.
-        let (name, bytes) = (edit::NAME.to_owned(), text.as_bytes().to_vec());
-        let text = Text { name: name.clone(), path: edit::PATH.to_owned(), bytes };
-        found.insert(name, Found::Host(text));
+    if let Some((name, text)) = edited {
+        // Whoever writes it has made the directory.
+        let path = format!("{HOST_DIR}/{name}");
+        let text = Text { name: name.to_owned(), path, bytes: text.as_bytes().to_vec() };
+        found.insert(name.to_owned(), Found::Host(text));
     }
     let image = target.map(VendorDir);
     let mut dropins: Vec<(Text, &dyn Beside)> = Vec::new();

@@ -11,6 +11,7 @@
 //! ```
 //! Every file carries a version and is replaced atomically.
 
+use crate::derive::read;
 use crate::derive::take::Take;
 use crate::model::image::Digest;
 use crate::model::job::{Event, Failure, Job};
@@ -73,9 +74,11 @@ impl Intent {
     }
 }
 
-/// A new text of the drop-in that the daemon writes.
+/// A new text of a drop-in that the daemon writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edited {
+    /// The file name of the drop-in.
+    pub name: String,
     /// The digest of the text that it is made from; `None` if there was no file.
     pub before: Option<Digest>,
     /// The text.
@@ -83,6 +86,18 @@ pub struct Edited {
     /// What a person should know.
     #[serde(skip)]
     pub notes: Vec<String>,
+}
+
+impl Edited {
+    /// Where the drop-in is.
+    pub fn path(&self) -> String {
+        format!("{}/{}", read::HOST_DIR, self.name)
+    }
+
+    /// The drop-in for whoever reads before it is written.
+    pub fn upcoming(&self) -> read::Upcoming<'_> {
+        read::Upcoming { name: &self.name, text: &self.after }
+    }
 }
 
 /// What the next boot should come up with.

@@ -7,6 +7,7 @@ use super::settle;
 use super::stages::Ready;
 use super::steps::{bind, cleanup, derive, edit, permit, plan, pull, resolve, rollback, stage};
 use super::unavailable;
+use crate::derive::read::Upcoming;
 use crate::model::job::JobResult;
 use crate::model::request::{Goal, Options, Request};
 use crate::model::{Error, ErrorKind, Result};
@@ -38,8 +39,8 @@ pub(super) struct View<'a> {
     pub before: &'a Snapshot,
     pub keeps_digests: bool,
     pub staged_is_ours: bool,
-    /// The text that the drop-in which the daemon writes is about to have.
-    pub edited: Option<&'a str>,
+    /// The drop-in that is written with the deployment.
+    pub edited: Option<Upcoming<'a>>,
 }
 
 impl Job<'_> {
@@ -52,7 +53,7 @@ impl Job<'_> {
             before: &self.before,
             keeps_digests: self.keeps_digests,
             staged_is_ours: self.staged_is_ours,
-            edited: self.edited.as_ref().map(|edited| edited.after.as_str()),
+            edited: self.edited.as_ref().map(Edited::upcoming),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! derive: the drop-ins applied to the base, and the kernel arguments.
 
 use crate::derive::diff::{Difference, Differences, Subject, Verb};
-use crate::derive::{apply, diff, policy, possible, read};
+use crate::derive::read::{self, Upcoming};
+use crate::derive::{apply, diff, policy, possible};
+use crate::engine::journal::Edited;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
 use crate::engine::steps::bind::Wanted;
@@ -29,7 +31,7 @@ const KARGS_LIMIT: u64 = 1 << 20;
 /// `resolve` says whether packages are solved anew where the lock of before still fits.
 pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Derived> {
     let config = job.env.config_root()?;
-    let drop_ins = job.env.drop_ins()?.edited(job.edited.as_ref().map(|edited| edited.after.as_str()));
+    let drop_ins = job.env.drop_ins()?.edited(job.edited.as_ref().map(Edited::upcoming));
     let base = pulled.base.commit.clone();
     let manifest = job
         .cx
@@ -115,8 +117,13 @@ pub struct Pending {
 
 /// How the drop-ins of now differ from what the next boot was derived from. Wrong drop-ins are a line as well.
 ///
-/// `edited` is the text that the drop-in which the daemon writes is about to have.
-pub fn pending(repo: &ostree::Repo, snapshot: &Snapshot, config: &Dir, edited: Option<&str>) -> Pending {
+/// `edited` is the drop-in that the daemon is about to write.
+pub fn pending(
+    repo: &ostree::Repo,
+    snapshot: &Snapshot,
+    config: &Dir,
+    edited: Option<Upcoming<'_>>,
+) -> Pending {
     let Some(next) = snapshot.next() else { return Pending::default() };
     let compare = || {
         let tree = CommitTree::open(repo, &next.deployment.base_checksum)?;

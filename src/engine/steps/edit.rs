@@ -1,4 +1,4 @@
-//! The drop-in that the daemon writes: its new text travels with the job, and is on disk when the deployment is there.
+//! A drop-in that the daemon writes: its new text travels with the job, and is on disk when the deployment is there.
 //!
 //! ```text
 //! read ──► new text ──► derive … preflight ──► still as read? ──► intent with the text ──► publish ──► write
@@ -54,7 +54,12 @@ pub async fn prepare(job: &Job<'_>, asked: &Edit) -> Result<Option<Edited>> {
     let after = edit::rewrite(text.as_deref(), &planned.changes)?;
     let changes = planned.changes.iter().map(ToString::to_string);
     let notes = changes.chain(planned.notes).collect();
-    Ok(Some(Edited { before: text.map(|text| Digest::of(text.as_bytes())), after, notes }))
+    Ok(Some(Edited {
+        name: NAME.to_owned(),
+        before: text.map(|text| Digest::of(text.as_bytes())),
+        after,
+        notes,
+    }))
 }
 
 /// The arguments of an entry that are there without drop-ins, those among them that a drop-in has deleted.
@@ -66,7 +71,7 @@ fn present(next: &Entry) -> Result<Vec<String>> {
 }
 
 /// Makes the directory, and fails where it could not be written to later.
-fn make_room(config: &Dir) -> Result<()> {
+pub(super) fn make_room(config: &Dir) -> Result<()> {
     let doing = || format!("preparing {}", read::HOST_DIR);
     let mut builder = DirBuilder::new();
     // Whatever the umask says, a directory that group or others can write to would be refused.
@@ -85,20 +90,27 @@ fn make_room(config: &Dir) -> Result<()> {
 
 /// Fails with `Conflict` if somebody else has written the file since it was read.
 pub fn still(config: &Dir, edited: &Edited) -> Result<()> {
-    if current(config)? == edited.before {
+    if current(config, edited)? == edited.before {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Conflict, format!("{PATH} was changed while the job ran; nothing was staged"))
-        .hint("run the same command again")
-        .detail("file", PATH))
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("{} was changed while the job ran; nothing was staged", edited.path()),
+    )
+    .hint("run the same command again")
+    .detail("file", edited.path()))
 }
 
 /// Writes the file, if that is still to be done. What somebody else has written in the meantime stays.
 pub fn write(config: &Dir, edited: &Edited) -> Result<()> {
-    let now = match current(config) {
+    let now = match current(config, edited) {
         // One that nobody trusts is not the one that was read either.
         Err(error) if error.kind == ErrorKind::InvalidDropIn => {
-            tracing::warn!(file = PATH, error = error.chain(), "the file stays as somebody else has left it");
+            tracing::warn!(
+                file = edited.path(),
+                error = error.chain(),
+                "the file stays as somebody else has left it"
+            );
             return Ok(());
         }
         read => read?,
@@ -107,10 +119,14 @@ pub fn write(config: &Dir, edited: &Edited) -> Result<()> {
         return Ok(());
     }
     if now != edited.before {
-        tracing::warn!(file = PATH, "the file stays as somebody else has left it; status shows what differs");
+        tracing::warn!(
+            file = edited.path(),
+            "the file stays as somebody else has left it; status shows what differs"
+        );
         return Ok(());
     }
-    let path = PATH.trim_start_matches('/');
+    let path = edited.path();
+    let path = path.trim_start_matches('/');
     let mode = config.metadata(path).map_or(MODE, |meta| meta.permissions().mode() & 0o7777);
     write_atomic(config, path, edited.after.as_bytes(), mode)
 }
@@ -123,11 +139,11 @@ pub fn alone(job: &Job<'_>, mut result: JobResult) -> Result<JobResult> {
     job.cx.commit()?;
     write(&config, edited)?;
     result.changed = true;
-    result.summary = format!("{PATH} is written; the next boot needs no other deployment for it.");
+    result.summary = format!("{} is written; the next boot needs no other deployment for it.", edited.path());
     result.notes.splice(0..0, edited.notes.clone());
     Ok(result)
 }
 
-fn current(config: &Dir) -> Result<Option<Digest>> {
-    Ok(read::host_text(config, NAME)?.map(|text| Digest::of(text.as_bytes())))
+fn current(config: &Dir, edited: &Edited) -> Result<Option<Digest>> {
+    Ok(read::host_text(config, &edited.name)?.map(|text| Digest::of(text.as_bytes())))
 }
