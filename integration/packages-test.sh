@@ -174,6 +174,12 @@ refused() {
   [ "$(checksum)" = "$before" ] || { echo "something was deployed"; return 1; }
 }
 
+# foreign REQUESTED REMOVE: gives the next deployment the origin that rpm-ostree would have written.
+foreign() {
+  printf '[origin]\ncontainer-image-reference=ostree-unverified-image:oci:%s\n[packages]\n%s\n[overrides]\n%s\n' "$D/layout:v1" "$1" "$2" \
+    >"$(next).origin"
+}
+
 # since SECONDS, due: changes what is remembered of packages that cannot be had.
 since() { jq ".since = $1" "$STATE" >"$D/state" && cp "$D/state" "$STATE"; }
 due() { jq ".next = 0" "$STATE" >"$D/state" && cp "$D/state" "$STATE"; }
@@ -248,6 +254,25 @@ check "what another drop-in requests is not uninstalled" refused 'package agent 
 check "commands undo what commands did" eval 'osctl uninstall hotfix-extra rival && osctl override reset --all && has usr/share/leftover/version 1 && lacks usr/share/hotfix-extra'
 rm "$edited"
 check "then the drop-in declares nothing" said 'No changes in input.' reconcile
+
+# A host of rpm-ostree: what its origin asks for becomes a drop-in.
+host host-adopt
+adopted=$H/config/etc/osctl/derive.d/50-adopted.yaml
+foreign "requested=nope;" "remove=leftover;"
+check "a take-over that fails writes no drop-in, and leaves the origin" eval 'refused "no repository has nope" adopt && [ ! -e "$adopted" ] && grep -qx "requested=nope;" "$(next).origin"'
+foreign "requested=agent;" "remove=leftover;"
+check "requests of an origin are applied when it is taken over" eval 'osctl adopt && database_knows agent 1.0 && lacks usr/share/leftover'
+check "they are a drop-in from then on" said 'package agent: applied, version 1.0' why agent
+check "which is written with the deployment" grep -qx "  - 'agent'" "$adopted"
+check "there is nothing to do after that" said 'No changes in input.' reconcile
+if [ "$KIND" = rpm ]; then
+  check "rpm-ostree gets its requests back" eval 'osctl release --to rpm-ostree && grep -qx "requested=agent;" "$(next).origin" && grep -qx "remove=leftover;" "$(next).origin"'
+  check "with the image as it is" eval 'lacks usr/share/agent && has usr/share/leftover/version 1 && ! grep -q osctl "$(next).origin"'
+  check "and can be taken over again" eval 'osctl adopt && database_knows agent 1.0'
+else
+  check "rpm-ostree does not get packages of apt" refused 'rpm-ostree cannot express what this host has: package agent' release --to rpm-ostree
+fi
+host host-a
 
 # A file beside it needs no package manager.
 printf 'files: [{path: /etc/motd.d/x, contents: {inline: hello}}]\n' >"$H/config/etc/osctl/derive.d/60-file.yaml"

@@ -90,6 +90,10 @@ pub enum Verb {
     Override(cmd::overrides::Args),
     /// Show the kernel arguments, or change them with 90-osctl.yaml and apply the drop-ins.
     Kargs(cmd::kargs::Args),
+    /// Take over a host that rpm-ostree or bootc manages.
+    Adopt(cmd::adopt::Args),
+    /// Hand the host back to rpm-ostree or bootc.
+    Release(cmd::release::Args),
     /// Make the previous deployment the next boot's.
     Rollback(cmd::rollback::Args),
     /// Cancel a job.
@@ -129,6 +133,8 @@ impl Verb {
             Verb::Uninstall(args) => Some(&args.editing.following),
             Verb::Override(args) => Some(&args.editing().following),
             Verb::Kargs(args) => Some(&args.editing.following),
+            Verb::Adopt(args) => Some(&args.handing.following),
+            Verb::Release(args) => Some(&args.handing.following),
             Verb::Rollback(args) => Some(&args.following),
             Verb::Wait(args) => Some(&args.following),
             Verb::Status(_) | Verb::Cancel(_) | Verb::Jobs(_) | Verb::Pin(_) | Verb::Unpin(_) => None,

@@ -139,7 +139,8 @@ async fn until(time: Option<tokio::time::Instant>) {
     }
 }
 
-async fn finished(session: &Session, result: &JobResult, following: &Following) -> Result<u8> {
+/// Prints what a job did. Returns the exit code.
+pub(super) async fn finished(session: &Session, result: &JobResult, following: &Following) -> Result<u8> {
     if !following.quiet {
         let reboot = result.changed && result.deployment.is_some() && {
             let status = session.client.status().await?;

@@ -126,6 +126,8 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
         Verb::Uninstall(args) => cmd::uninstall::run(&args, session).await,
         Verb::Override(args) => cmd::overrides::run(&args, session).await,
         Verb::Kargs(args) => cmd::kargs::run(&args, session).await,
+        Verb::Adopt(args) => cmd::adopt::run(&args, session).await,
+        Verb::Release(args) => cmd::release::run(&args, session).await,
         Verb::Rollback(args) => cmd::rollback::run(&args, session).await,
         Verb::Cancel(args) => cmd::cancel::run(&args, session).await,
         Verb::Jobs(args) => cmd::jobs::run(&args, session).await,

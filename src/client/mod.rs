@@ -150,6 +150,11 @@ impl Client {
                 options.extend(convert::encode_edit(edit));
                 manager.edit_derivation(&options).await
             }
+            Request::Adopt(_) => manager.adopt(&options).await,
+            Request::Release { to, .. } => {
+                options.extend(to.map(|tool| ("to".to_owned(), Value::from(tool.name()))));
+                manager.release(&options).await
+            }
             Request::Rollback { reject } => {
                 options.insert("reject".into(), Value::from(*reject));
                 manager.rollback(&options).await

@@ -31,6 +31,12 @@ pub trait Manager {
     /// Changes what is declared.
     #[zbus(allow_interactive_auth)]
     fn edit_derivation(&self, edit: &Options) -> zbus::Result<OwnedObjectPath>;
+    /// Takes a host over.
+    #[zbus(allow_interactive_auth)]
+    fn adopt(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;
+    /// Hands a host back.
+    #[zbus(allow_interactive_auth)]
+    fn release(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;
     /// Goes back.
     #[zbus(allow_interactive_auth)]
     fn rollback(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;

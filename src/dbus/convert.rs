@@ -2,6 +2,7 @@
 
 use crate::model::deviation::{self, Asked};
 use crate::model::edit::{self, Edit, What};
+use crate::model::handover::Tool;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
 use crate::model::lock::Lock;
@@ -68,6 +69,10 @@ const RECONCILE: &[&str] = &[
 ];
 /// What an edit understands beside the edit itself.
 const EDIT: &[&str] = &["queue", "dry-run", "replace-staged", "allow-rejected"];
+/// What adopt understands.
+const ADOPT: &[&str] = &["queue", "dry-run", "lossy", "replace-staged", "allow-rejected"];
+/// What release understands.
+const RELEASE: &[&str] = &["queue", "dry-run", "lossy", "replace-staged", "to"];
 /// What rollback understands.
 const ROLLBACK: &[&str] = &["reject"];
 /// Options of the API that this version does not have yet: refused by name, never ignored.
@@ -91,6 +96,8 @@ pub enum Verb {
     Rebase,
     Reconcile,
     Edit,
+    Adopt,
+    Release,
     Rollback,
     ListJobs,
     Cancel,
@@ -105,6 +112,8 @@ impl Verb {
                 Verb::Rebase => UPGRADE.contains(&key) || REBASE.contains(&key),
                 Verb::Reconcile => RECONCILE.contains(&key),
                 Verb::Edit => EDIT.contains(&key),
+                Verb::Adopt => ADOPT.contains(&key),
+                Verb::Release => RELEASE.contains(&key),
                 Verb::Rollback => ROLLBACK.contains(&key),
                 Verb::ListJobs => key == "active",
                 Verb::Cancel => false,
@@ -121,6 +130,8 @@ pub struct Decoded {
     pub client_id: String,
     /// Rollback: keep automatic jobs away from what was rolled back from.
     pub reject: Option<bool>,
+    /// Release: the tool that gets the host.
+    pub to: Option<Tool>,
     /// ListJobs: only those that have not ended, or only those that have.
     pub active: Option<bool>,
 }
@@ -159,6 +170,8 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
             "allow-unverified" => o.allow_unverified = boolean(key, value)?,
             "rate-limit" => o.rate_limit = Some(rate(key, value)?),
             "max-bytes" => o.max_bytes = Some(number(key, value)?),
+            "lossy" => o.lossy = boolean(key, value)?,
+            "to" => out.to = Some(string(key, value)?.parse().map_err(|e: Error| e.detail("key", key))?),
             "drop-var" => o.drop_var = boolean(key, value)?,
             "frozen" => o.frozen = boolean(key, value)?,
             "update-lock" => o.update_lock = boolean(key, value)?,
@@ -274,7 +287,7 @@ pub fn encode(options: &Options) -> Out {
     out
 }
 
-fn flags(options: &Options) -> [(&'static str, bool); 10] {
+fn flags(options: &Options) -> [(&'static str, bool); 11] {
     [
         ("download-only", options.download_only),
         ("dry-run", options.dry_run),
@@ -283,6 +296,7 @@ fn flags(options: &Options) -> [(&'static str, bool); 10] {
         ("allow-rejected", options.allow_rejected),
         ("allow-unverified", options.allow_unverified),
         ("drop-var", options.drop_var),
+        ("lossy", options.lossy),
         ("frozen", options.frozen),
         ("update-lock", options.update_lock),
         ("retry", options.retry),
@@ -380,6 +394,9 @@ pub fn details(request: &Request) -> HashMap<&'static str, String> {
         out.insert("image", image.to_string());
         out.insert("transport", image.transport.prefix().to_owned());
     }
+    if let Request::Release { to: Some(tool), .. } = request {
+        out.insert("to", tool.name().to_owned());
+    }
     if let Request::Pin { deployment, .. } = request {
         out.insert("deployment", deployment.clone());
     }
@@ -432,6 +449,10 @@ pub fn result(result: Option<&JobResult>) -> Out {
         let text = serde_json::to_string(plan).expect("a plan is plain data");
         out.insert("plan".into(), Value::from(text));
     }
+    if let Some(handover) = &r.handover {
+        let text = serde_json::to_string(handover).expect("a handover is plain data");
+        out.insert("handover".into(), Value::from(text));
+    }
     out
 }
 
@@ -458,6 +479,7 @@ pub fn parse_result(dict: &Dict) -> JobResult {
         },
         notes: list("notes"),
         plan: text("plan").and_then(|plan| serde_json::from_str(&plan).ok()),
+        handover: text("handover").and_then(|handover| serde_json::from_str(&handover).ok()),
     }
 }
 

@@ -15,7 +15,8 @@ use zbus::object_server::SignalEmitter;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
 /// What this version can do, for clients that meet several.
-const FEATURES: &[&str] = &["reconcile", "plan", "bound-images", "rollback-reject", "pin", "edit"];
+const FEATURES: &[&str] =
+    &["reconcile", "plan", "bound-images", "rollback-reject", "pin", "edit", "adopt", "release"];
 
 /// The root object's interface.
 #[derive(Debug)]
@@ -122,6 +123,35 @@ impl Manager {
     ) -> Result<OwnedObjectPath> {
         let (edit, d) = convert::decode_edit(edit)?;
         let request = Request::EditDerivation { edit, options: d.options };
+        self.submit(connection, &call, request, d.client_id).await
+    }
+
+    /// Takes over a host that rpm-ostree or bootc manages: the same base, with what their origin asks for as the drop-in
+    /// `50-adopted.yaml`, which is written when the deployment is there. Options: `queue`, `dry-run`, `lossy` (do without what
+    /// osctl cannot express), `replace-staged`, `allow-rejected`. `Job.Result` has `handover s`: JSON, docs/handover.schema.json.
+    #[zbus(out_args("job"))]
+    async fn adopt(
+        &self,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::Adopt, &options)?;
+        self.submit(connection, &call, Request::Adopt(d.options), d.client_id).await
+    }
+
+    /// Hands the host back: the base without what was derived, with an origin of another tool. Options: `to s` (`rpm-ostree` or
+    /// `bootc`; without it the only one that the image has), `queue`, `dry-run`, `lossy` (do without what that tool cannot
+    /// express), `replace-staged`. `Job.Result` has `handover s`, as with `Adopt`.
+    #[zbus(out_args("job"))]
+    async fn release(
+        &self,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::Release, &options)?;
+        let request = Request::Release { to: d.to, options: d.options };
         self.submit(connection, &call, request, d.client_id).await
     }
 

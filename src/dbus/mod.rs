@@ -59,6 +59,8 @@ pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ),
     ("org.osctl1.Manager", "Reconcile", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "EditDerivation", &["org.osctl1.derive", "org.osctl1.manage"]),
+    ("org.osctl1.Manager", "Adopt", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
+    ("org.osctl1.Manager", "Release", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "Rollback", &["org.osctl1.rollback"]),
     ("org.osctl1.Manager", "Describe", FREE),
     ("org.osctl1.Manager", "ListJobs", FREE),

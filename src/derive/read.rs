@@ -140,8 +140,8 @@ pub fn read_from(source: &Source, target: Option<&CommitTree>) -> Result<Manifes
     if let Some((name, text)) = edited {
         // Whoever writes it has made the directory.
         let path = format!("{HOST_DIR}/{name}");
-        let text = Text { name: name.to_owned(), path, bytes: text.as_bytes().to_vec() };
-        found.insert(name.to_owned(), Found::Host(text));
+        let text = Text { name: name.clone(), path, bytes: text.clone().into_bytes() };
+        found.insert(name.clone(), Found::Host(text));
     }
     let image = target.map(VendorDir);
     let mut dropins: Vec<(Text, &dyn Beside)> = Vec::new();

@@ -99,6 +99,7 @@ pub async fn run(
         options,
         keeps_digests: false,
         staged_is_ours: false,
+        adopts: false,
         edited: None,
     };
     on(&job, &build, &given, &Oci::at(place.dir.join("image"))).await

@@ -4,10 +4,14 @@ use super::cx::Cx;
 use super::env::Env;
 use super::journal::Edited;
 use super::settle;
-use super::stages::Ready;
-use super::steps::{bind, cleanup, derive, edit, permit, plan, pull, resolve, rollback, stage};
+use super::stages::{Ready, Target};
+use super::steps::adopt::{self, Adoption};
+use super::steps::bind::{self, Wanted};
+use super::steps::release::{self, Release};
+use super::steps::{cleanup, derive, edit, permit, plan, pull, resolve, rollback, stage};
 use super::unavailable;
 use crate::derive::read::Upcoming;
+use crate::model::handover::Tool;
 use crate::model::job::JobResult;
 use crate::model::request::{Goal, Options, Request};
 use crate::model::{Error, ErrorKind, Result};
@@ -26,6 +30,8 @@ pub(super) struct Job<'a> {
     pub keeps_digests: bool,
     /// Whether we staged what is staged; another program may have done so with our origin in it.
     pub staged_is_ours: bool,
+    /// Whether another tool's deployment is taken over.
+    pub adopts: bool,
     /// The drop-in that is written with the deployment.
     pub edited: Option<Edited>,
 }
@@ -39,6 +45,8 @@ pub(super) struct View<'a> {
     pub before: &'a Snapshot,
     pub keeps_digests: bool,
     pub staged_is_ours: bool,
+    /// Whether another tool's deployment is taken over.
+    pub adopts: bool,
     /// The drop-in that is written with the deployment.
     pub edited: Option<Upcoming<'a>>,
 }
@@ -53,6 +61,7 @@ impl Job<'_> {
             before: &self.before,
             keeps_digests: self.keeps_digests,
             staged_is_ours: self.staged_is_ours,
+            adopts: self.adopts,
             edited: self.edited.as_ref().map(Edited::upcoming),
         }
     }
@@ -64,7 +73,8 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         Request::Check(options) => return plan::describe(cx, env, &Goal::Upgrade, options).await,
         Request::Plan { goal, options } => return plan::describe(cx, env, goal, options).await,
         Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => {}
-        Request::EditDerivation { .. } | Request::Rollback { .. } | Request::Pin { .. } => {}
+        Request::EditDerivation { .. } | Request::Adopt(_) | Request::Release { .. } => {}
+        Request::Rollback { .. } | Request::Pin { .. } => {}
     }
     let store = Locked::acquire(cx, &env.layout).await?;
     // An earlier process may have died, or another program discarded what was staged, since we looked last.
@@ -74,7 +84,8 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
     let staged_is_ours = before.staged_is(pending.as_ref().map(|p| p.deployment.as_str()));
     let options = request.options().cloned().unwrap_or_default();
     let keeps_digests = bind::keeps_digests(&request);
-    let mut job = Job { cx, env, id, store, before, options, keeps_digests, staged_is_ours, edited: None };
+    let (adopts, edited) = (false, None);
+    let mut job = Job { cx, env, id, store, before, options, keeps_digests, staged_is_ours, adopts, edited };
     match request {
         Request::Check(_) | Request::Plan { .. } => {
             Err(Error::new(ErrorKind::Internal, "what only looks takes no lock"))
@@ -92,6 +103,8 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
             job.edited = edit::prepare(&job, &edit).await?;
             update(&job, Goal::Reconcile).await
         }
+        Request::Adopt(_) => take_over(&mut job).await,
+        Request::Release { to, .. } => hand_back(&job, to).await,
         Request::Rollback { reject } => rollback::rollback(&job, reject).await,
         Request::Pin { deployment, pinned } => rollback::pin(&job, deployment, pinned).await,
     }
@@ -104,10 +117,44 @@ async fn update(job: &Job<'_>, goal: Goal) -> Result<JobResult> {
     // Packages get their updates with those of the OS; a reconcile keeps what still fits.
     let resolve = !matches!(goal, Goal::Reconcile);
     let target = resolve::target(&job.view(), &goal).await?;
+    onward(job, &goal, target, resolve).await
+}
+
+/// The same for a base that another tool has deployed, with what it knows as a drop-in.
+async fn take_over(job: &mut Job<'_>) -> Result<JobResult> {
+    match adopt::prepare(job).await? {
+        Adoption::Said(result) => Ok(result),
+        Adoption::Agreed(target, handover) => {
+            let result = onward(job, &Goal::Reconcile, target, true).await?;
+            Ok(result.handed_over(handover))
+        }
+    }
+}
+
+/// The base without what was derived from it, for another tool.
+async fn hand_back(job: &Job<'_>, to: Option<Tool>) -> Result<JobResult> {
+    match release::prepare(job, to).await? {
+        Release::Said(result) => Ok(result),
+        Release::Agreed(derived, handover) => {
+            let bound = bind::pull(job, Wanted::nothing(&derived)).await?;
+            let ready = Ready::new(*derived, bound);
+            let kept = stage::preflight(job, &ready).await?;
+            let staged = stage::stage(job, ready, kept).await?;
+            let mut result = cleanup::cleanup(job, staged.result).await?;
+            // Packages that could not be had are not osctl's to try again. What is published is no failure.
+            if let Err(error) = job.env.journal().and_then(|journal| journal.forget_unavailable()) {
+                result.notes.push(format!("osctl-retry.timer may take the host back: {}", error.chain()));
+            }
+            Ok(result.handed_over(handover))
+        }
+    }
+}
+
+async fn onward(job: &Job<'_>, goal: &Goal, target: Target, resolve: bool) -> Result<JobResult> {
     let planned = plan::plan(job, target).await?;
     let pulled = pull::pull(job, planned).await?;
     let derived = derive::derive(job, pulled, resolve).await;
-    unavailable::note(job, &goal, resolve || job.options.update_lock, &derived)?;
+    unavailable::note(job, goal, resolve || job.options.update_lock, &derived)?;
     let derived = derived?;
     let wanted = bind::discover(job, &derived).await?;
     if let Some(unchanged) = stage::unchanged(job, &derived, &wanted)? {

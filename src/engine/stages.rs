@@ -5,6 +5,7 @@
 //! ```
 
 use crate::model::bound::{BoundImage, BoundSet};
+use crate::model::handover::Key;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::manifest::Manifest;
 use crate::model::unavailable::Instead;
@@ -71,6 +72,8 @@ pub struct Derived {
     pub(super) notes: Vec<String>,
     /// Packages that could not be had: what is there instead, and why.
     pub(super) without: Option<(Instead, String)>,
+    /// The keys of the tool that it is handed back to.
+    pub(super) released: Option<Vec<Key>>,
 }
 
 impl Derived {
@@ -154,6 +157,7 @@ impl Ready {
                 verification: self.derived.pulled.verification.clone(),
                 kept_local,
                 unknown: Vec::new(),
+                released: self.derived.released.clone(),
             },
             kargs: self.derived.kargs.clone(),
             stateroot: self.derived.pulled.stateroot.clone(),

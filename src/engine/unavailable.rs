@@ -12,8 +12,8 @@ pub fn note(job: &Job<'_>, goal: &Goal, anew: bool, derived: &Result<Derived>) -
     if job.options.dry_run {
         return Ok(());
     }
-    if job.edited.is_some() && derived.is_err() {
-        // The edit has come to nothing with its job: what it asked for is not declared.
+    if (job.edited.is_some() || job.adopts) && derived.is_err() {
+        // The edit, or the taking over, has come to nothing with its job: what it asked for is not declared.
         return Ok(());
     }
     let trouble = match derived {

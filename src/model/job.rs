@@ -1,6 +1,7 @@
 //! Jobs: their states, phases and steps, and the one reducer that folds events into a job's state.
 
 use super::error::ErrorKind;
+use super::handover::Handover;
 use super::image::Digest;
 use super::plan::Plan;
 use super::text::printable;
@@ -197,6 +198,19 @@ pub struct JobResult {
     /// What an update would bring and take: of a check or a plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Box<Plan>>,
+    /// What became of what another tool knows: of an adopt or a release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<Box<Handover>>,
+}
+
+impl JobResult {
+    /// The same, with what became of what the other tool knows.
+    #[must_use]
+    pub fn handed_over(mut self, handover: Box<Handover>) -> JobResult {
+        self.notes.splice(0..0, handover.lines());
+        self.handover = Some(handover);
+        self
+    }
 }
 
 /// What a running job says.

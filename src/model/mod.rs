@@ -9,6 +9,7 @@ pub mod deviation;
 pub mod dropin;
 pub mod edit;
 pub mod error;
+pub mod handover;
 pub mod image;
 pub mod job;
 pub mod kargs;

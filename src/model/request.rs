@@ -1,6 +1,7 @@
 //! What a client can ask for. Parsed once, at the edge; everything else derives from it.
 
 use super::edit::Edit;
+use super::handover::Tool;
 use super::image::{Digest, ImageRef, Transport};
 use super::{Error, ErrorKind, Result};
 use std::num::NonZeroU64;
@@ -37,6 +38,8 @@ pub struct Options {
     pub update_lock: bool,
     /// Do again what could not be done because packages were not to be had, if that is due, and nothing otherwise.
     pub retry: bool,
+    /// Do without what the other tool, or osctl, cannot express.
+    pub lossy: bool,
     /// Kernel arguments of a first deployment.
     pub kargs: Vec<String>,
     /// The stateroot of a first deployment.
@@ -96,6 +99,15 @@ pub enum Request {
         /// The rest.
         options: Options,
     },
+    /// Take over a host that another tool manages.
+    Adopt(Options),
+    /// Hand the host back to another tool.
+    Release {
+        /// Which one; `None` for the only one that the image has.
+        to: Option<Tool>,
+        /// The rest.
+        options: Options,
+    },
     /// Make the previous deployment the next boot's.
     Rollback {
         /// Keep automatic jobs from going back to what was rolled back from.
@@ -120,6 +132,8 @@ impl Request {
             Request::Rebase { .. } => "rebase",
             Request::Reconcile(_) => "reconcile",
             Request::EditDerivation { .. } => "edit",
+            Request::Adopt(_) => "adopt",
+            Request::Release { .. } => "release",
             Request::Rollback { .. } => "rollback",
             Request::Pin { .. } => "pin",
         }
@@ -128,10 +142,11 @@ impl Request {
     /// The shared options, where the request has them.
     pub fn options(&self) -> Option<&Options> {
         match self {
-            Request::Check(o) | Request::Upgrade(o) | Request::Reconcile(o) => Some(o),
+            Request::Check(o) | Request::Upgrade(o) | Request::Reconcile(o) | Request::Adopt(o) => Some(o),
             Request::Plan { options, .. }
             | Request::Rebase { options, .. }
-            | Request::EditDerivation { options, .. } => Some(options),
+            | Request::EditDerivation { options, .. }
+            | Request::Release { options, .. } => Some(options),
             Request::Rollback { .. } | Request::Pin { .. } => None,
         }
     }
@@ -148,9 +163,11 @@ impl Request {
             Request::Upgrade(o) if o.download_only => "org.osctl1.download",
             Request::Upgrade(_) => "org.osctl1.upgrade",
             Request::Rebase { .. } => "org.osctl1.rebase",
-            Request::Reconcile(o) if o.dry_run => "org.osctl1.check",
+            Request::Reconcile(o) | Request::Adopt(o) if o.dry_run => "org.osctl1.check",
+            Request::Release { options, .. } if options.dry_run => "org.osctl1.check",
             // A dry run as well: whoever names a package makes root solve and install it, if only aside.
             Request::Reconcile(_) | Request::EditDerivation { .. } => "org.osctl1.derive",
+            Request::Adopt(_) | Request::Release { .. } => "org.osctl1.derive",
             Request::Rollback { .. } => "org.osctl1.rollback",
             Request::Pin { .. } => "org.osctl1.manage",
         }];
@@ -171,7 +188,8 @@ impl Request {
         match self {
             Request::Check(_) | Request::Plan { .. } => false,
             Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => true,
-            Request::EditDerivation { .. } | Request::Rollback { .. } | Request::Pin { .. } => true,
+            Request::EditDerivation { .. } | Request::Adopt(_) | Request::Release { .. } => true,
+            Request::Rollback { .. } | Request::Pin { .. } => true,
         }
     }
 }
@@ -203,6 +221,16 @@ mod tests {
             upgrade(Options { allow_unverified: true, ..Default::default() }),
             ["org.osctl1.upgrade", "org.osctl1.lower-verification"]
         );
+    }
+
+    #[test]
+    fn who_changes_the_owner_of_a_host_may_change_its_drop_ins() {
+        for dry_run in [false, true] {
+            let options = Options { dry_run, lossy: true, ..Default::default() };
+            let expected = if dry_run { "org.osctl1.check" } else { "org.osctl1.derive" };
+            assert_eq!(Request::Adopt(options.clone()).actions(), [expected]);
+            assert_eq!(Request::Release { to: None, options }.actions(), [expected]);
+        }
     }
 
     #[test]

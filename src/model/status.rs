@@ -279,7 +279,8 @@ impl Status {
 
     /// What is known about why requests are not met: what the last job that could have met them said.
     pub fn why_unmet(&self, unmet: &Unmet) -> Option<&str> {
-        let derives = |job: &&Job| ["upgrade", "rebase", "reconcile", "edit"].contains(&job.kind.as_str());
+        let derives =
+            |job: &&Job| ["upgrade", "rebase", "reconcile", "edit", "adopt"].contains(&job.kind.as_str());
         let last = self.jobs.iter().find(|job| derives(job) && job.state.is_final())?;
         let names = |note: &&String| unmet.owner.split(", ").any(|owner| note.contains(owner));
         let noted = || last.result.as_ref()?.notes.iter().find(names).map(String::as_str);

@@ -57,7 +57,7 @@ pub use download::download;
 pub use estimate::{layer_commits, layers};
 pub use fetch::{Patience, forget_spool};
 pub use import::import_in_process;
-pub use refs::{find, forget_unused, has_unused, retain, retain_latest};
+pub use refs::{describe, find, forget_unused, has_unused, retain, retain_latest};
 pub use resolve::resolve_in_process;
 pub use resolver::resolve;
 pub use types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved, Worker};

@@ -171,7 +171,7 @@ pub fn find(repo: &ostree::Repo, digest: &Digest) -> Result<Option<Base>> {
 }
 
 /// What a commit says about the image it was made of; `None` if it was made of none, or is not complete.
-pub(super) fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>> {
+pub fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>> {
     let (variant, state) = repo.load_commit(commit).doing_with(|| format!("reading commit {commit}"))?;
     if state.contains(ostree::RepoCommitState::PARTIAL) {
         return Ok(None);

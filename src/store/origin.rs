@@ -17,6 +17,7 @@
 //! kept-local=["/etc/a"]             declared paths where the local version was kept
 //! ```
 
+use crate::model::handover::Key;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::verification::{Level, Verification};
 use crate::model::{Context, Result};
@@ -57,6 +58,20 @@ pub struct Origin {
     pub kept_local: Vec<String>,
     /// Keys that are not ours to rewrite, as `group/key`.
     pub unknown: Vec<String>,
+    /// What another tool reads, which the deployment is handed back to: nothing of ours is written.
+    pub released: Option<Vec<Key>>,
+}
+
+/// Every key of an origin file.
+pub fn keys(file: &glib::KeyFile) -> Vec<Key> {
+    let mut found = Vec::new();
+    for group in file.groups() {
+        for key in file.keys(&group).iter().flat_map(|keys| keys.iter()) {
+            let value = file.value(&group, key).unwrap_or_default();
+            found.push(Key { group: group.to_string(), key: key.to_string(), value: value.to_string() });
+        }
+    }
+    found
 }
 
 impl Origin {
@@ -112,7 +127,13 @@ impl Origin {
             bound_set: ours("bound-set"),
             kept_local: ours("kept-local").and_then(|p| serde_json::from_str(&p).ok()).unwrap_or_default(),
             unknown,
+            released: None,
         }
+    }
+
+    /// Whether we wrote it, or would.
+    pub fn is_ours(&self) -> bool {
+        self.base.is_some() && self.unknown.is_empty()
     }
 
     /// The origin file to write.
@@ -123,6 +144,18 @@ impl Origin {
             let prefix = if signed { SIGNED } else { UNVERIFIED };
             file.set_string(ORIGIN, IMAGE, &format!("{prefix}{image}"));
         }
+        match &self.released {
+            Some(keys) => keys.iter().for_each(|key| file.set_value(&key.group, &key.key, &key.value)),
+            None => self.write_ours(&file),
+        }
+        // A key file that GLib cannot read back would be found at the next boot only.
+        glib::KeyFile::new()
+            .load_from_data(&file.to_data(), glib::KeyFileFlags::NONE)
+            .doing("checking the new origin file")?;
+        Ok(file)
+    }
+
+    fn write_ours(&self, file: &glib::KeyFile) {
         if self.input.is_some() {
             file.set_string(ORIGIN, UNCONFIGURED, REFUSAL);
             file.set_boolean(RPMOSTREE, MANAGED, true);
@@ -145,11 +178,6 @@ impl Origin {
                 file.set_string(OURS, key, &value);
             }
         }
-        // A key file that GLib cannot read back would be found at the next boot only.
-        glib::KeyFile::new()
-            .load_from_data(&file.to_data(), glib::KeyFileFlags::NONE)
-            .doing("checking the new origin file")?;
-        Ok(file)
     }
 }
 
@@ -174,7 +202,7 @@ mod tests {
             bound_set: Some("k".into()),
             verification: Some(Verification::default()),
             kept_local: vec!["/etc/a".into(), "/etc/b".into()],
-            unknown: Vec::new(),
+            ..Default::default()
         };
         assert_eq!(Origin::read(&origin.write().unwrap()), origin);
     }
@@ -225,6 +253,28 @@ mod tests {
         let file = origin.write().unwrap();
         assert_eq!(file.string(ORIGIN, IMAGE).unwrap(), signed);
         assert_eq!(Origin::read(&file), origin);
+    }
+
+    #[test]
+    fn a_released_origin_is_the_image_and_what_the_other_tool_reads() {
+        let key = Key { group: "packages".into(), key: "requested".into(), value: "vim;no;".into() };
+        let origin = Origin {
+            image: Some("r.io/os:1".parse().unwrap()),
+            base: Some("abc".into()),
+            input: Some(Digest::of(b"y")),
+            released: Some(vec![key.clone()]),
+            ..Default::default()
+        };
+        let file = origin.write().unwrap();
+        let image = Key {
+            group: ORIGIN.into(),
+            key: IMAGE.into(),
+            value: "ostree-unverified-image:docker://r.io/os:1".into(),
+        };
+        assert_eq!(keys(&file), [image, key]);
+        let names = file.string_list("packages", "requested").unwrap();
+        assert_eq!(names.iter().map(|n| n.to_string()).collect::<Vec<_>>(), ["vim", "no"]);
+        assert!(!Origin::read(&file).is_ours());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The deployments as readers see them, read without the lock.
 
-use super::origin::Origin;
+use super::origin::{self, Origin};
 use super::tree::CommitTree;
 use crate::derive::provenance::{PackageRecord, Provenance, UnitRecord, UserRecord};
+use crate::model::handover::Key;
 use crate::model::kargs::{self, Owned};
 use crate::model::status::{
     Deployment, Derivation, DropIn, OwnedKarg, OwnedPath, OwnedUnit, OwnedUser, PackageRequest,
@@ -87,6 +88,12 @@ impl Snapshot {
 /// The stable id of a deployment.
 pub fn id_of(d: &ostree::Deployment) -> String {
     format!("{}-{}.{}", d.osname(), d.csum(), d.deployserial())
+}
+
+/// Every key of the origin of the deployment with this id.
+pub fn origin_keys(sysroot: &ostree::Sysroot, id: &str) -> Vec<Key> {
+    let found = sysroot.deployments().into_iter().find(|d| id_of(d) == id);
+    found.and_then(|d| d.origin()).map(|file| origin::keys(&file)).unwrap_or_default()
 }
 
 /// Reads all deployments.

@@ -10,6 +10,7 @@ mod daemon;
 mod download;
 mod edit;
 mod failpoints;
+mod handover;
 mod host;
 mod image;
 mod pipeline;

@@ -1,10 +1,12 @@
 //! One verb, one file: its arguments, and what it asks.
 
+pub mod adopt;
 pub mod cancel;
 pub mod config;
 pub mod derive;
 pub mod docs;
 mod editing;
+mod handing;
 pub mod install;
 pub mod jobs;
 pub mod kargs;
@@ -15,6 +17,7 @@ pub mod pin;
 pub mod plan;
 pub mod rebase;
 pub mod reconcile;
+pub mod release;
 pub mod rollback;
 pub mod status;
 pub mod uninstall;

@@ -1,6 +1,7 @@
 //! What goes over the bus, and what comes back.
 
 use super::*;
+use crate::model::handover::{Handover, Owner};
 use crate::model::plan::{Facts, Part, Plan, Release};
 
 fn dict(entries: &[(&str, Value<'static>)]) -> Dict {
@@ -162,11 +163,27 @@ fn options_survive_the_way_over_the_bus() {
         frozen: true,
         update_lock: false,
         retry: false,
+        lossy: false,
         kargs: vec!["quiet".into()],
         stateroot: Some("os".into()),
     };
     assert_eq!(decode(Verb::Rebase, &owned(encode(&options))).unwrap().options, options);
     assert!(encode(&Options::default()).is_empty());
+}
+
+#[test]
+fn a_release_names_a_tool_that_we_know() {
+    for tool in Tool::ALL {
+        let found =
+            decode(Verb::Release, &dict(&[("to", tool.name().into()), ("lossy", true.into())])).unwrap();
+        assert_eq!((found.to, found.options.lossy), (Some(*tool), true));
+        let details = details(&Request::Release { to: found.to, options: found.options });
+        assert_eq!((&*details["to"], &*details["lossy"]), (tool.name(), "true"));
+    }
+    let error = decode(Verb::Release, &dict(&[("to", "dnf".into())])).unwrap_err();
+    assert_eq!((error.kind, error.details["key"].as_str()), (ErrorKind::InvalidArgument, "to"));
+    let error = decode(Verb::Adopt, &dict(&[("to", "bootc".into())])).unwrap_err();
+    assert_eq!(error.to_string(), "unknown option \"to\"");
 }
 
 #[test]
@@ -216,6 +233,7 @@ fn results_survive_the_way_over_the_bus() {
             places: Vec::new(),
             notes: Vec::new(),
         }))),
+        handover: Some(Box::new(Handover::new(Owner::Bootc, Some("r.io/os:1".parse().unwrap())))),
     };
     assert_eq!(parse_result(&owned(result(Some(&r)))), r);
 }

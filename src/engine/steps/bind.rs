@@ -21,6 +21,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// No image at all.
+    pub fn nothing(derived: &Derived) -> Wanted {
+        Wanted { images: Vec::new(), commit: derived.commit.clone() }
+    }
+
     /// The set, as it is recorded.
     pub fn set(&self) -> Result<BoundSet> {
         BoundSet::new(self.images.clone())

@@ -81,6 +81,7 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
         owned_kargs: computed.owned.to_json(),
         notes,
         without,
+        released: None,
     })
 }
 

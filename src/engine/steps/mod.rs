@@ -1,5 +1,6 @@
 //! The steps of the pipeline, one file a phase.
 
+pub(super) mod adopt;
 pub(super) mod bind;
 pub(super) mod cleanup;
 pub(super) mod derive;
@@ -9,6 +10,7 @@ pub(super) mod packages;
 pub(super) mod permit;
 pub(super) mod plan;
 pub(super) mod pull;
+pub(super) mod release;
 pub(super) mod resolve;
 pub(super) mod rollback;
 pub(super) mod stage;

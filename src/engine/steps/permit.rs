@@ -50,16 +50,9 @@ pub fn lowered(view: &View<'_>, target: &Target) -> Option<String> {
 /// Refuses hosts and deployments that another tool owns.
 pub fn owned(view: &View<'_>) -> Result<()> {
     let before = view.before;
-    let foreign = |e: &&Entry| !e.deployment.incompatible.is_empty();
+    let foreign = |e: &&Entry| !e.deployment.incompatible.is_empty() && !view.adopts;
     if let Some(entry) = before.merge().filter(foreign) {
         let keys = entry.deployment.incompatible.join(", ");
-        let layered =
-            keys.contains("packages/") || keys.contains("rpmostree") || keys.contains("baserefspec");
-        let hint = if layered {
-            "it belongs to rpm-ostree: remove its layers first with: rpm-ostree reset, or go on using rpm-ostree"
-        } else {
-            "it belongs to another tool: go on using that, or deploy afresh"
-        };
         return Err(Error::new(
             ErrorKind::Conflict,
             format!(
@@ -67,7 +60,7 @@ pub fn owned(view: &View<'_>) -> Result<()> {
                 entry.deployment.id
             ),
         )
-        .hint(hint)
+        .hint("it belongs to another tool: see what osctl would take over with: osctl adopt --dry-run")
         .detail("keys", keys));
     }
     if let Some(staged) = before.staged()

@@ -69,6 +69,7 @@ pub async fn describe(cx: &Cx, env: &Env, goal: &Goal, options: &Options) -> Res
         options,
         before: &before,
         keeps_digests: *goal == Goal::Reconcile,
+        adopts: false,
         edited: None,
         staged_is_ours: before.staged_is(pending.as_ref().map(|p| p.deployment.as_str())),
     };

@@ -7,8 +7,8 @@ use crate::model::image::ImageRef;
 use crate::model::job::Step;
 use crate::model::request::{Goal, Options};
 use crate::model::{Context, Error, ErrorKind, Result};
-use crate::pull::FetchOptions;
-use crate::store::snapshot::Snapshot;
+use crate::pull::{Base, FetchOptions, ImageKind};
+use crate::store::snapshot::{Entry, Snapshot};
 use crate::sys::{auth, policy};
 use std::path::Path;
 
@@ -30,23 +30,28 @@ pub async fn target(view: &View<'_>, goal: &Goal) -> Result<Target> {
 /// The base that the next deployment has.
 fn present(before: &Snapshot) -> Result<Target> {
     let next = before.next().ok_or_else(no_deployment)?;
-    let Some(digest) = next.deployment.digest.clone() else {
+    let (image, verification) = (next.deployment.image.clone(), next.origin.verification.clone());
+    Ok(Target::Present { base: base_of(next)?, image, verification })
+}
+
+/// The base that this deployment has.
+pub fn base_of(entry: &Entry) -> Result<Base> {
+    let deployment = &entry.deployment;
+    let Some(digest) = deployment.digest.clone() else {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            format!("deployment {} was not made from a container image", next.deployment.id),
+            format!("deployment {} was not made from a container image", deployment.id),
         )
         .hint("move to one first: osctl rebase IMAGE"));
     };
-    let base = crate::pull::Base {
-        commit: next.deployment.base_checksum.clone(),
+    Ok(Base {
+        commit: deployment.base_checksum.clone(),
         digest,
-        version: Some(next.deployment.version.clone()).filter(|v| !v.is_empty()),
-        created: next.deployment.timestamp,
-        labels: next.deployment.labels.clone(),
-        kind: crate::pull::ImageKind::Plain,
-    };
-    let (image, verification) = (next.deployment.image.clone(), next.origin.verification.clone());
-    Ok(Target::Present { base, image, verification })
+        version: Some(deployment.version.clone()).filter(|v| !v.is_empty()),
+        created: deployment.timestamp,
+        labels: deployment.labels.clone(),
+        kind: ImageKind::Plain,
+    })
 }
 
 /// How images are fetched on this host.
@@ -103,7 +108,8 @@ fn tracked(before: &Snapshot) -> Result<ImageRef> {
     })
 }
 
-fn no_deployment() -> Error {
+/// There is nothing to start from.
+pub fn no_deployment() -> Error {
     Error::new(ErrorKind::WrongState, "there is no deployment yet")
         .hint("make the first one: osctl rebase IMAGE")
 }

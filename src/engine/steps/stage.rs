@@ -33,7 +33,8 @@ pub struct Staged {
 
 /// "No changes in input.", if the next boot already has exactly this.
 pub fn unchanged(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Result<Option<JobResult>> {
-    let Some(next) = job.before.next() else { return Ok(None) };
+    // What another tool deployed is not ours, however much alike it is.
+    let Some(next) = job.before.next().filter(|_| !job.adopts) else { return Ok(None) };
     let level = |v: &Option<Verification>| v.as_ref().map(|v| v.level).unwrap_or_default();
     let same = next.deployment.checksum == derived.commit
         // A signature that is asked for from now on is to be asked for ever after.
