@@ -32,7 +32,7 @@ pub struct Args {
     /// A directory of drop-ins, a root that has one in etc/osctl/derive.d, or a single .yaml or .bu file.
     #[arg(short, long, value_name = "PATH")]
     pub input: PathBuf,
-    /// Where the image goes: oci:PATH[:TAG], oci-archive:PATH[:TAG], containers-storage:NAME, docker://NAME.
+    /// Where the image goes: `oci:PATH[:TAG]`, `oci-archive:PATH[:TAG]`, containers-storage:NAME, docker://NAME.
     #[arg(short, long, value_name = "TARGET")]
     pub output: String,
     /// Keep what was fetched and made here, for the next build [default: nothing is kept].
