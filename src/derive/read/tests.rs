@@ -1,10 +1,11 @@
 use super::*;
+use crate::model::dropin::MAX_DROPIN;
 use crate::model::manifest::Node;
 use cap_std_ext::cap_std::ambient_authority;
 use ostree_ext::gio::prelude::Cast;
+use rustix::fs::{FileType, Mode};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
 
 /// A config root in a temporary directory.
 struct Host {
