@@ -26,46 +26,65 @@ pub(super) fn write(
     labels: &Labels,
     filtered: &Filtered,
 ) -> Result<String> {
-    let doing = || format!("writing the commit of {}; the running system is unchanged", resolved.image);
     let kernel = kernel(repo, &mut root)?;
-    let metadata = metadata(resolved, &kernel, filtered);
-    let transaction = repo.auto_transaction(gio::Cancellable::NONE).doing_with(doing)?;
+    let mut metadata = metadata(resolved, filtered);
+    metadata.insert("ostree.bootable", true.to_variant());
+    metadata.insert("ostree.linux", kernel.to_variant());
+    let doing = "beginning a transaction; the running system is unchanged";
+    let transaction = repo.auto_transaction(gio::Cancellable::NONE).doing(doing)?;
     let tree = labels.apply(repo, &mut root)?;
-    let commit = repo
-        .write_commit_with_time(
-            None,
-            None,
-            None,
-            Some(&metadata),
-            &tree,
-            resolved.created,
-            gio::Cancellable::NONE,
-        )
-        .doing_with(doing)?;
     let names = [refs::of_image(&resolved.image)?, refs::claim(&resolved.image)?];
-    for name in &names {
+    put(repo, transaction, resolved, &tree, &metadata, &names)
+}
+
+/// The same of an image that is no OS: no kernel, no labels, and a ref that nobody takes for that of an OS.
+pub(super) fn write_content(
+    repo: &ostree::Repo,
+    transaction: ostree::TransactionGuard<'_>,
+    resolved: &Resolved,
+    root: &Dir,
+) -> Result<String> {
+    let mut metadata = metadata(resolved, &Filtered::new());
+    metadata.insert(refs::META_CONTENT, true.to_variant());
+    let names = [refs::of_content(&resolved.digest)];
+    put(repo, transaction, resolved, &root.write(repo)?, &metadata, &names)
+}
+
+fn put(
+    repo: &ostree::Repo,
+    transaction: ostree::TransactionGuard<'_>,
+    resolved: &Resolved,
+    tree: &ostree::RepoFile,
+    metadata: &BTreeMap<&str, glib::Variant>,
+    names: &[String],
+) -> Result<String> {
+    let (metadata, none) = (metadata.to_variant(), gio::Cancellable::NONE);
+    let commit = repo
+        .write_commit_with_time(None, None, None, Some(&metadata), tree, resolved.created, none)
+        .doing_with(|| {
+            format!("writing the commit of {}; the running system is unchanged", resolved.image)
+        })?;
+    for name in names {
         repo.transaction_set_ref(None, name, Some(&commit));
     }
     // The ref becomes visible in here, after the objects were synced.
-    refs::commit(repo, transaction, &names)?;
+    refs::commit(repo, transaction, names)?;
     refs::repaired(repo, &commit)?;
     Ok(commit.into())
 }
 
-fn metadata(resolved: &Resolved, kernel: &str, filtered: &Filtered) -> glib::Variant {
+fn metadata(resolved: &Resolved, filtered: &Filtered) -> BTreeMap<&'static str, glib::Variant> {
     let mut metadata: BTreeMap<&str, glib::Variant> = BTreeMap::from([
         (refs::META_DIGEST, resolved.digest.as_str().to_variant()),
         (refs::META_MANIFEST, resolved.manifest_text.to_variant()),
         (refs::META_CONFIG, resolved.config_text.to_variant()),
         // Readers expect the key also where there is nothing.
         ("ostree.tar-filtered", filtered.to_variant()),
-        ("ostree.bootable", true.to_variant()),
-        ("ostree.linux", kernel.to_variant()),
     ]);
     if let Some(version) = &resolved.version {
         metadata.insert("version", version.to_variant());
     }
-    metadata.to_variant()
+    metadata
 }
 
 /// The kernel's release. Refuses a tree that cannot boot, naming what is missing.

@@ -10,7 +10,7 @@ use ostree_ext::ostree;
 
 /// The layers of the image, each with whether it is here.
 pub fn layers(repo: &ostree::Repo, resolved: &Resolved) -> Result<Vec<plan::Layer>> {
-    let whole = refs::find(repo, &resolved.digest)?.is_some();
+    let whole = refs::find_as(repo, resolved.kind, &resolved.digest)?.is_some();
     let layer = |(layer, made): (&Layer, Made)| {
         Ok(plan::Layer {
             digest: layer.digest.clone(),
@@ -49,7 +49,7 @@ pub(super) fn is_here(repo: &ostree::Repo, layer: &Layer, made: Made) -> Result<
 /// The layers, with how each is kept: those that carry an ostree commit in another way than those above.
 pub(super) fn with_kinds(resolved: &Resolved) -> Result<impl Iterator<Item = (&Layer, Made)>> {
     let carrying = match resolved.kind {
-        ImageKind::Plain => 0,
+        ImageKind::Plain | ImageKind::Content => 0,
         ImageKind::Encapsulated => encapsulated::carrying(resolved)?,
     };
     let made = move |at: usize| if at < carrying { Made::Chunk } else { Made::Layer };

@@ -94,7 +94,10 @@ pub async fn import_in_process(
 
 /// The image, if it is here under whatever reference; it then has this one as well.
 pub(super) fn found(repo: &ostree::Repo, resolved: &Resolved) -> Result<Option<Base>> {
-    let Some(base) = refs::find(repo, &resolved.digest)? else { return Ok(None) };
+    let Some(base) = refs::find_as(repo, resolved.kind, &resolved.digest)? else { return Ok(None) };
+    if resolved.kind == ImageKind::Content {
+        return Ok(Some(base));
+    }
     refs::name(repo, &resolved.image, &base.commit)?;
     Ok(Some(base))
 }
@@ -136,6 +139,7 @@ pub(super) async fn import(
         let commit = match resolved.kind {
             ImageKind::Encapsulated => encapsulated::merge(&report, &repo, &resolved)?,
             ImageKind::Plain => plain_image(&report, &repo, &resolved, &opts)?,
+            ImageKind::Content => content(&repo, &resolved)?,
         };
         refs::describe(&repo, &commit)?
             .ok_or_else(|| Error::new(ErrorKind::Internal, "the merge commit does not describe its image"))
@@ -405,14 +409,27 @@ fn plain_image(
 ) -> Result<String> {
     let doing = "merging the layers; the running system is unchanged";
     let transaction = repo.auto_transaction(gio::Cancellable::NONE).doing(doing)?;
-    let mut root = Dir::new(write_dirmeta(repo, 0, 0, 0o755, &BTreeMap::new())?);
-    merge_layers(repo, &mut root, &resolved.layers, Directories::TakeLayer, |_, _| Ok(()))?;
+    let mut root = merged(repo, resolved)?;
     for note in plain::map(repo, &mut root, opts)? {
         report(Report::Note(note));
     }
     // What mapping wrote is not referenced before the next transaction: it is repeated if that one fails.
     transaction.commit(gio::Cancellable::NONE).doing(doing)?;
     commit::write(repo, resolved, root, &Labels::FromTree, &Filtered::new())
+}
+
+fn content(repo: &ostree::Repo, resolved: &Resolved) -> Result<String> {
+    let doing = "merging the layers; the running system is unchanged";
+    let transaction = repo.auto_transaction(gio::Cancellable::NONE).doing(doing)?;
+    let root = merged(repo, resolved)?;
+    commit::write_content(repo, transaction, resolved, &root)
+}
+
+/// The tree of all layers, as they are.
+fn merged(repo: &ostree::Repo, resolved: &Resolved) -> Result<Dir> {
+    let mut root = Dir::new(write_dirmeta(repo, 0, 0, 0o755, &BTreeMap::new())?);
+    merge_layers(repo, &mut root, &resolved.layers, Directories::TakeLayer, |_, _| Ok(()))?;
+    Ok(root)
 }
 
 /// Applies layers that are all here, each changed by `prepare` before.

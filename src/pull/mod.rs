@@ -14,6 +14,7 @@
 //!  refs/heads/osctl/verified/{layer,chunk}/<digest>     the same commit again: the blob had its digest
 //!  refs/heads/ostree/container/image/<image reference>  the merge commit; manifest and config in its metadata
 //!  refs/heads/ostree/container/baseimage/osctl/<commit> our reason to keep a merge commit
+//!  refs/heads/ostree/container/baseimage/osctl-content/<digest>  an image that is no OS: its merge commit
 //! ```
 //!
 //! Talking to skopeo and writing objects both block in ways that a dropped future cannot end. So resolving has a thread that
@@ -57,7 +58,7 @@ pub use download::download;
 pub use estimate::{layer_commits, layers};
 pub use fetch::{Patience, forget_spool};
 pub use import::import_in_process;
-pub use refs::{describe, find, forget_unused, has_unused, retain, retain_latest};
+pub use refs::{Needed, describe, find, find_content, forget_unused, has_unused, retain, retain_latest};
 pub use resolve::resolve_in_process;
 pub use resolver::resolve;
 pub use types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved, Worker};

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const IMAGES: &str = "ostree/container/image";
+/// Commit metadata: it is of an image that is no OS.
+pub(super) const META_CONTENT: &str = "osctl.content";
 /// Below it the names of refs below [`IMAGES`] that we wrote, with the commits that we wrote to them.
 const CLAIMED: &str = "osctl/image";
 const LAYERS: &str = "ostree/container/blob";
@@ -30,6 +32,17 @@ pub(super) const META_CONFIG: &str = "ostree.container.image-config";
 /// Our part of the refs that keep the base of a derived commit.
 fn ours() -> String {
     format!("{BASE_IMAGE_PREFIX}/osctl")
+}
+
+/// Where the refs of images are that are no OS, by their digest: where their layers are kept, and nobody looks for
+/// something that boots.
+fn contents() -> String {
+    format!("{BASE_IMAGE_PREFIX}/osctl-content")
+}
+
+/// The ref of an image that is no OS.
+pub(super) fn of_content(digest: &Digest) -> String {
+    format!("{}/{}", contents(), digest.hex())
 }
 
 /// The base that was downloaded last.
@@ -170,6 +183,23 @@ pub fn find(repo: &ostree::Repo, digest: &Digest) -> Result<Option<Base>> {
     Ok(None)
 }
 
+/// The same for an image that was pulled as something of this kind.
+pub(super) fn find_as(repo: &ostree::Repo, kind: ImageKind, digest: &Digest) -> Result<Option<Base>> {
+    match kind {
+        ImageKind::Encapsulated | ImageKind::Plain => find(repo, digest),
+        ImageKind::Content => find_content(repo, digest),
+    }
+}
+
+/// A finished pull of an image that is no OS.
+pub fn find_content(repo: &ostree::Repo, digest: &Digest) -> Result<Option<Base>> {
+    let Some(commit) = resolve(repo, &of_content(digest))? else { return Ok(None) };
+    if is_damaged_commit(repo, &commit)? {
+        return Ok(None);
+    }
+    describe(repo, &commit)
+}
+
 /// What a commit says about the image it was made of; `None` if it was made of none, or is not complete.
 pub fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>> {
     let (variant, state) = repo.load_commit(commit).doing_with(|| format!("reading commit {commit}"))?;
@@ -196,7 +226,10 @@ pub fn describe(repo: &ostree::Repo, commit: &str) -> Result<Option<Base>> {
         digest,
         version,
         created: ostree::commit_get_timestamp(&variant),
-        kind: kind_of(&labels, &diff_ids).unwrap_or(ImageKind::Encapsulated),
+        kind: match meta.contains(META_CONTENT) {
+            true => ImageKind::Content,
+            false => kind_of(&labels, &diff_ids).unwrap_or(ImageKind::Encapsulated),
+        },
         labels,
     }))
 }
@@ -261,11 +294,20 @@ fn durable(repo: &ostree::Repo, names: &[String]) -> Result<()> {
         .doing("syncing refs")
 }
 
-/// The refs of ours that keep bases which are neither in `keep` nor the last one that was downloaded.
-fn unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<Vec<String>> {
+/// What deployments need of the repository beside themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needed {
+    /// The commits of their bases.
+    pub bases: BTreeSet<String>,
+    /// The digests of the images that are no OS which they were made with.
+    pub contents: BTreeSet<Digest>,
+}
+
+/// The refs of ours that keep bases which are neither in `keep` nor the last one that was downloaded, and other images.
+fn unused(repo: &ostree::Repo, keep: &Needed) -> Result<Vec<String>> {
     let bases = list(repo, &ours())?;
     let latest = bases.get(&latest()).cloned();
-    let needed = |commit: &String| keep.contains(commit) || latest.as_ref() == Some(commit);
+    let needed = |commit: &String| keep.bases.contains(commit) || latest.as_ref() == Some(commit);
     let mut names: Vec<String> = bases.iter().filter(|(_, c)| !needed(c)).map(|(n, _)| n.clone()).collect();
     for (claim, commit) in list(repo, CLAIMED)?.iter().filter(|(_, commit)| !needed(commit)) {
         let image = claim.trim_start_matches(CLAIMED).trim_start_matches('/');
@@ -275,19 +317,21 @@ fn unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<Vec<String>> {
         }
         names.push(claim.clone());
     }
+    let contents: BTreeSet<String> = keep.contents.iter().map(of_content).collect();
+    names.extend(list(repo, &self::contents())?.into_keys().filter(|name| !contents.contains(name)));
     Ok(names)
 }
 
 /// Whether [`forget_unused`] would remove anything.
-pub fn has_unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<bool> {
+pub fn has_unused(repo: &ostree::Repo, keep: &Needed) -> Result<bool> {
     Ok(!unused(repo, keep)?.is_empty())
 }
 
-/// Removes our refs of bases that are not in `keep`, then those of layers that no image needs any more.
+/// Removes our refs of bases and other images that are not in `keep`, then those of layers that no image needs any more.
 ///
 /// The last base that was downloaded stays: it may be deployed yet. Returns how many refs went. Objects stay until the
 /// caller prunes the repository. No transaction may be open.
-pub fn forget_unused(repo: &ostree::Repo, keep: &BTreeSet<String>) -> Result<u32> {
+pub fn forget_unused(repo: &ostree::Repo, keep: &Needed) -> Result<u32> {
     let mut removed = 0;
     for name in unused(repo, keep)? {
         remove(repo, &name)?;

@@ -96,7 +96,17 @@ async fn ask(image: &ImageRef, opts: &FetchOptions, caller: &Caller) -> Result<R
     };
     pulse::tick();
     trust::check(image, &digest, opts, caller).await?;
-    describe(image.clone(), digest, manifest, manifest_text, config)
+    let resolved = describe(image.clone(), digest, manifest, manifest_text, config)?;
+    if opts.content { as_content(resolved) } else { Ok(resolved) }
+}
+
+/// The same for an image that is no OS.
+fn as_content(resolved: Resolved) -> Result<Resolved> {
+    if resolved.kind == ImageKind::Encapsulated {
+        let why = format!("{} is a whole OS, and not content for one; nothing was staged", resolved.image);
+        return Err(Error::new(ErrorKind::Unsupported, why).hint("move to it with: osctl rebase IMAGE"));
+    }
+    Ok(Resolved { kind: ImageKind::Content, ..resolved })
 }
 
 /// The configurations that need not be fetched, by their digest.

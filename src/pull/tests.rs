@@ -3,6 +3,7 @@
 mod encapsulated;
 mod faults;
 mod foreign;
+mod keep;
 mod plain;
 pub(super) mod registry;
 mod sources;

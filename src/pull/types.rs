@@ -28,6 +28,9 @@ pub struct FetchOptions {
     pub tmp: Option<PathBuf>,
     /// Accept a plain image with files in `/var`, and leave them out.
     pub drop_var: bool,
+    /// The image is no OS: it is taken as it is, and kept apart from those that are.
+    #[serde(default)]
+    pub content: bool,
     /// At most so many bytes a second come from the network, in all; `None` is as fast as it goes.
     pub rate_limit: Option<NonZeroU64>,
     /// Layers that are fetched at the same time; `None` is our choice.
@@ -69,6 +72,8 @@ pub enum ImageKind {
     Encapsulated,
     /// Ordinary layers only.
     Plain,
+    /// Ordinary layers, which are no tree that boots: packages, or content for another tree.
+    Content,
 }
 
 /// A layer as the manifest lists it.

@@ -1,7 +1,9 @@
 //! Removing what no deployment needs, and nothing else.
 
 use super::snapshot::{self, Snapshot};
+use crate::model::image::Digest;
 use crate::model::{Context, Result};
+use crate::pull::Needed;
 use ostree_ext::{gio, glib, ostree};
 use std::collections::BTreeSet;
 
@@ -12,6 +14,8 @@ pub const DERIVED: &str = "osctl/derived";
 pub const LAYERED: &str = "osctl/layered";
 /// Commit metadata: the digest of the lock that a derived commit was made with.
 pub const META_LOCK_DIGEST: &str = "osctl.lock-digest";
+/// Commit metadata: the digests of the images whose content or packages are in a derived commit.
+pub const META_CONTENTS: &str = "osctl.content-images";
 
 /// What pruning kept and removed.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +34,7 @@ pub fn prune(sysroot: &ostree::Sysroot, cancellable: &gio::Cancellable) -> Resul
         repo.set_ref_immediate(None, &name, None, Some(cancellable))
             .doing_with(|| format!("dropping {name}"))?;
     }
-    crate::pull::forget_unused(&repo, &bases(&snapshot))?;
+    crate::pull::forget_unused(&repo, &needed(&repo, &snapshot)?)?;
     // Not `cleanup`, which prunes as well and prints to standard output.
     sysroot.prepare_cleanup(Some(cancellable)).doing("removing old deployments")?;
     let (_, _, freed) = repo
@@ -42,7 +46,7 @@ pub fn prune(sysroot: &ostree::Sysroot, cancellable: &gio::Cancellable) -> Resul
 /// Whether earlier jobs left something that no deployment needs.
 pub fn has_leftovers(sysroot: &ostree::Sysroot) -> Result<bool> {
     let (repo, snapshot) = (sysroot.repo(), snapshot::read(sysroot)?);
-    Ok(!unneeded(&repo, &snapshot)?.is_empty() || crate::pull::has_unused(&repo, &bases(&snapshot))?)
+    Ok(!unneeded(&repo, &snapshot)?.is_empty() || crate::pull::has_unused(&repo, &needed(&repo, &snapshot)?)?)
 }
 
 /// Refs of derived commits that no deployment has.
@@ -83,6 +87,19 @@ fn layers(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<BTreeSet<String>> 
     Ok(names)
 }
 
-fn bases(snapshot: &Snapshot) -> BTreeSet<String> {
-    snapshot.entries.iter().map(|e| e.deployment.base_checksum.clone()).collect()
+fn needed(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<Needed> {
+    let mut needed = Needed::default();
+    for deployment in snapshot.entries.iter().map(|e| &e.deployment) {
+        needed.bases.insert(deployment.base_checksum.clone());
+        needed.contents.extend(contents_of(repo, &deployment.checksum)?);
+    }
+    Ok(needed)
+}
+
+/// The digests of the images that are no OS, and that a commit was made with.
+fn contents_of(repo: &ostree::Repo, commit: &str) -> Result<Vec<Digest>> {
+    let (object, _) = repo.load_commit(commit).doing_with(|| format!("reading commit {commit}"))?;
+    let meta = glib::VariantDict::new(Some(&object.child_value(0)));
+    let digests = meta.lookup::<Vec<String>>(META_CONTENTS).ok().flatten().unwrap_or_default();
+    Ok(digests.iter().filter_map(|digest| digest.parse().ok()).collect())
 }

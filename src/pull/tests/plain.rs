@@ -2,9 +2,7 @@
 
 use crate::model::{ErrorKind, Result};
 use crate::pull::fixture::{Layout, Pack, Scratch, Tar, below, bootable};
-use crate::pull::types::{Base, Report};
-use crate::pull::{find, forget_unused, retain, retain_latest};
-use std::collections::BTreeSet;
+use crate::pull::types::Report;
 
 /// What is in `/usr/x` after these layers.
 async fn merged(layers: Vec<Tar>) -> Result<Vec<(String, String)>> {
@@ -685,34 +683,4 @@ async fn a_wrong_uncompressed_digest_is_a_mismatch() {
         .unwrap_err();
     assert_eq!(error.kind, ErrorKind::DigestMismatch, "{}", error.chain());
     assert!(scratch.repo.list_refs(None, ostree_ext::gio::Cancellable::NONE).unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn only_kept_images_stay() {
-    let scratch = Scratch::new();
-    let pull = async |n: u8| -> Base {
-        let layers =
-            [(bootable().finish(), Pack::Gzip), (x().file("usr/x/a", 0o644, &[n]).finish(), Pack::Gzip)];
-        let layout = Layout::write(&scratch.path(&format!("oci{n}")), &layers);
-        scratch.pull(&layout.image()).await.unwrap()
-    };
-    let (one, two) = (pull(1).await, pull(2).await);
-    retain(&scratch.repo, &one).unwrap();
-    retain_latest(&scratch.repo, &two).unwrap();
-    let names = || scratch.repo.list_refs(None, ostree_ext::gio::Cancellable::NONE).unwrap().len();
-    // Three layers that are vouched for, two images that are claimed, two bases, and which of them came last.
-    assert_eq!(names(), 13);
-    let theirs = &crate::pull::refs::of_image(&"docker://quay.io/admin/other:1".parse().unwrap()).unwrap();
-    let none = ostree_ext::gio::Cancellable::NONE;
-    scratch.repo.set_ref_immediate(None, theirs, Some(&one.commit), none).unwrap();
-    let both = BTreeSet::from([one.commit.clone(), two.commit.clone()]);
-    assert_eq!(forget_unused(&scratch.repo, &both).unwrap(), 0);
-    assert_eq!(forget_unused(&scratch.repo, &BTreeSet::from([two.commit.clone()])).unwrap(), 3);
-    assert_eq!(names(), 11, "another program's image stays, with its layers");
-    scratch.repo.set_ref_immediate(None, theirs, None, none).unwrap();
-    assert_eq!(forget_unused(&scratch.repo, &BTreeSet::from([two.commit.clone()])).unwrap(), 1);
-    // What was downloaded last stays without a deployment.
-    assert_eq!(forget_unused(&scratch.repo, &BTreeSet::new()).unwrap(), 0);
-    assert_eq!(find(&scratch.repo, &one.digest).unwrap(), None);
-    assert_eq!(find(&scratch.repo, &two.digest).unwrap(), Some(two));
 }
