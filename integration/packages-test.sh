@@ -83,6 +83,19 @@ SCRIPT
   packages_index "$R"
 }
 
+# extension TAG FILE...: LAYOUT:TAG of an image with a repository of these packages.
+extension() {
+  local tag=$1 t=$D/extension place
+  shift
+  rm -rf "$t"
+  place=$t/usr/share/osctl/extensions
+  mkdir -p "$place"
+  cp "$@" "$place"
+  packages_index "$place"
+  tar -C "$t" --sort=name --mtime=@1704067200 --numeric-owner -cf "$D/$tag.tar" .
+  python3 "$REPO_DIR/integration/lib/oci.py" "$D/layout" "$tag" "$D/$tag.tar" >/dev/null
+}
+
 # image TAG [PACKAGE]...: LAYOUT:TAG of the base with these packages.
 image() {
   local tag=$1 t=$D/tree
@@ -219,6 +232,7 @@ host host-a
 cp "$(next)/usr/etc/passwd" "$(next)/usr/etc/group" "$H"
 check "without packages there is no lock to export" refused 'has no lock' lock export
 dropin 50-agent 'packages: [agent]'
+check "a check says which packages would come, and why" eval 'said "install agent $(version 1.0) (50-agent.yaml)" reconcile --check && grep -qF "install agent-common $(version 1.0) (needed by what is requested)" "$D/out" "$D/err"'
 check "a package is installed with what it needs" osctl reconcile
 check "its files are there" has usr/share/agent/common 1
 check "its database knows it, and what it needs" eval 'database_knows agent 1.0 && database_knows agent-common 1.0'
@@ -273,6 +287,58 @@ else
   check "rpm-ostree does not get packages of apt" refused 'rpm-ostree cannot express what this host has: package agent' release --to rpm-ostree
 fi
 host host-a
+
+# Packages that are files beside drop-ins, and those of an image that carries a repository.
+derive_d=$H/config/etc/osctl/derive.d
+mkdir -p "$derive_d/packages" "$R/files/usr/share/local"
+echo 1 >"$R/files/usr/share/local/version"
+UNSIGNED=1 package "$R" local 1.0 requires "$(at_least hotfix-extra 1)"
+mv "$R/$(package_file local 1.0)" "$derive_d/packages/"
+dropin 70-local "packages: [{local: packages/$(package_file local 1.0)}]"
+check "a package file is installed with what it needs from a repository" eval 'osctl reconcile && has usr/share/local/version 1 && database_knows hotfix-extra 1.0'
+check "the lock says that it was a file" eval '[ "$(jq -r ".packages[] | select(.name == \"local\").source" "$(next)/usr/lib/osctl/derive.lock")" = "local:packages/$(package_file local 1.0)" ]'
+check "the file is traced back to its drop-in" said "package local:packages/$(package_file local 1.0): applied, version $(version 1.0)" why "local:packages/$(package_file local 1.0)"
+cp "$R/$(package_file hotfix 1.1)" "$derive_d/packages/"
+dropin 70-local "packages: [{local: packages/$(package_file hotfix 1.1)}]"
+check "a package file does not replace a package of the base by itself" refused hotfix reconcile
+dropin 70-local "override-replace: [{local: packages/$(package_file hotfix 1.1)}]"
+check "unless it is told to" eval 'osctl reconcile && has usr/share/hotfix/version 2 && [ "$(jq -r ".replaced[0].version" "$(next)/usr/lib/osctl/derive.lock")" = "$(version 1.0)" ]'
+echo 'no package' >"$derive_d/packages/bad.$KIND"
+dropin 70-local "packages: [{local: packages/bad.$KIND}]"
+check "a file that is no package is refused by its name" refused "packages/bad.$KIND: it is no package" reconcile
+chmod 666 "$derive_d/packages/bad.$KIND"
+check "and one that anybody may write to" refused 'can be written by group or others' reconcile
+rm -r "$derive_d/packages"
+check "and one that is not there" refused 'packages: does not exist' reconcile
+forget 70-local
+
+rm -rf "$D/extra"
+mkdir -p "$D/extra" "$R/files/usr/share/agent"
+echo 3 >"$R/files/usr/share/agent/common"
+UNSIGNED=1 package "$R" agent-common 3.0
+mkdir -p "$R/files/usr/share/extra"
+echo 1 >"$R/files/usr/share/extra/version"
+UNSIGNED=1 package "$R" extra 1.0 requires "$(at_least agent-common 1)"
+mv "$R/$(package_file agent-common 3.0)" "$R/$(package_file extra 1.0)" "$D/extra/"
+extension ext-1 "$D/extra"/*
+forget 50-agent
+dropin 70-extra "extensions: {image: 'oci:$D/layout:ext-{label:generation}', packages: [extra]}"
+check "a label that the image does not have is named" refused 'the base image has no label generation' reconcile
+dropin 70-extra "extensions: {image: 'oci:$D/layout:v1', packages: [extra]}"
+check "an image without a repository is no extension" refused 'has no repository of' reconcile
+dropin 70-extra "extensions: {image: 'oci:$D/layout:ext-1', packages: [extra]}"
+check "a package of an extension is installed" eval 'osctl reconcile && has usr/share/extra/version 1'
+check "with what it needs from the same image, before other repositories" has usr/share/agent/common 3
+check "the image is in the lock by its digest" eval '[ "$(jq -r ".images[\"oci:$D/layout:ext-1\"]" "$(next)/usr/lib/osctl/derive.lock")" = "$(skopeo inspect --format "{{.Digest}}" "oci:$D/layout:ext-1")" ]'
+mv "$D/layout" "$D/layout.gone"
+printf 'files: [{path: /usr/lib/more, contents: {inline: x}}]\n' >"$derive_d/75-more.yaml"
+check "nothing of it is needed to derive again" eval 'osctl reconcile && has usr/share/extra/version 1'
+check "an image that cannot be had is that of before" said 'packages are those of before' reconcile --update-lock
+mv "$D/layout.gone" "$D/layout"
+forget 75-more
+forget 70-extra
+dropin 50-agent 'packages: [agent]'
+check "and then there is no extension any more" eval 'osctl reconcile && lacks usr/share/extra && has usr/share/agent/common 1'
 
 # A file beside it needs no package manager.
 printf 'files: [{path: /etc/motd.d/x, contents: {inline: hello}}]\n' >"$H/config/etc/osctl/derive.d/60-file.yaml"

@@ -568,6 +568,8 @@ pub fn packages(deployment: &Deployment) -> Vec<Out> {
             Asked::Install => "install",
             Asked::Remove => "remove",
             Asked::Replace => "replace",
+            Asked::Extension => "extension",
+            Asked::Layer => "layer",
         };
         let outcome = match p.outcome {
             deviation::Outcome::Applied => "applied",

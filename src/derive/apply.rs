@@ -25,9 +25,10 @@ use super::units;
 use crate::model::dropin::path::forbidden;
 use crate::model::dropin::with_entries_of;
 use crate::model::image::Digest;
+use crate::model::lock::Lock;
 use crate::model::manifest::{Manifest, Meta, Node};
 use crate::model::{Context, Error, ErrorKind, Result};
-use crate::store::prune::META_LOCK_DIGEST;
+use crate::store::prune::{META_CONTENTS, META_LOCK_DIGEST};
 use crate::store::tree::CommitTree;
 use ostree_ext::gio::prelude::*;
 use ostree_ext::{gio, glib, ostree};
@@ -182,7 +183,7 @@ fn derive(
             None,
             None,
             None,
-            Some(&metadata(&base, &provenance)),
+            Some(&metadata(&base, &provenance, layer.map(|layer| &layer.lock))),
             &root,
             ostree::commit_get_timestamp(&base),
             cancellable,
@@ -240,7 +241,7 @@ pub fn reference(base_commit: &str, key: &Digest) -> String {
     format!("{REF_PREFIX}/{base_commit}/{}", key.hex())
 }
 
-fn metadata(base: &glib::Variant, provenance: &Provenance) -> glib::Variant {
+fn metadata(base: &glib::Variant, provenance: &Provenance, lock: Option<&Lock>) -> glib::Variant {
     let json = |value: serde_json::Result<String>| {
         value.expect("lists of records with string keys always serialise").to_variant()
     };
@@ -254,6 +255,10 @@ fn metadata(base: &glib::Variant, provenance: &Provenance) -> glib::Variant {
     all.insert(META_DROP_INS, json(serde_json::to_string(&provenance.drop_ins)));
     if let Some(lock) = &provenance.lock_digest {
         all.insert(META_LOCK_DIGEST, lock.as_str().to_variant());
+    }
+    let images: Vec<&str> = lock.iter().flat_map(|lock| lock.images.values()).map(Digest::as_str).collect();
+    if !images.is_empty() {
+        all.insert(META_CONTENTS, images.to_variant());
     }
     all.insert(META_VERSION, provenance::VERSION.to_variant());
     all.to_variant()

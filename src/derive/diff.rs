@@ -49,6 +49,10 @@ pub enum Subject {
     RemovedPackage,
     /// A package of the base in another version.
     ReplacedPackage,
+    /// An image that carries packages for the base.
+    Extension,
+    /// An image on top of the base.
+    Layer,
 }
 
 impl Subject {
@@ -63,6 +67,8 @@ impl Subject {
             Subject::Package => "package ",
             Subject::RemovedPackage => "removal of package ",
             Subject::ReplacedPackage => "replacement of package ",
+            Subject::Extension => "extension ",
+            Subject::Layer => "layer ",
         }
     }
 }
@@ -210,10 +216,13 @@ fn keyed<'a, V: PartialEq>(
 /// A request belongs to all drop-ins that make it.
 fn packages(all: &mut Vec<Difference>, before: Option<&Provenance>, manifest: &Manifest) {
     let now = &manifest.packages;
+    let layers = manifest.layers.iter().map(|l| (l.image.clone(), BTreeSet::from([l.owner.clone()])));
     for (subject, asked, now) in [
         (Subject::Package, Asked::Install, &now.install),
         (Subject::RemovedPackage, Asked::Remove, &now.remove),
         (Subject::ReplacedPackage, Asked::Replace, &now.replace),
+        (Subject::Extension, Asked::Extension, &now.extensions),
+        (Subject::Layer, Asked::Layer, &layers.collect()),
     ] {
         let owners = |owners: &BTreeSet<String>| owners.iter().cloned().collect::<Vec<_>>().join(", ");
         let was = before.into_iter().flat_map(|b| &b.packages).filter(|(_, record)| record.asked == asked);

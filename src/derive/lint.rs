@@ -1,8 +1,10 @@
 //! Checking drop-ins and bound files offline, without root: all files, all errors, nothing printed.
 
+use super::packages::cache;
 use super::read::{is_dropin, is_treefile};
 use crate::model::dropin::{self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_LEAVES, Merger, Text};
 use crate::model::manifest::Node;
+use crate::model::packages::LocalPackage;
 use crate::model::{Context, Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -207,6 +209,20 @@ impl Beside for Directory<'_> {
         let bytes = read_file(&path, MAX_CONTENTS)?;
         let private = std::fs::metadata(&path).is_ok_and(|m| m.mode() & 0o077 == 0);
         Ok(Local { bytes, private })
+    }
+
+    fn package(&self, name: &str) -> Result<LocalPackage> {
+        let path = self.0.join(name);
+        let shown = path.display().to_string();
+        let refuse = |why: &str| {
+            Error::new(ErrorKind::InvalidDropIn, format!("{shown}: {why}")).detail("file", &shown)
+        };
+        if !std::fs::symlink_metadata(&path).map_err(|e| refuse("cannot be read").source(e))?.is_file() {
+            return Err(refuse("is not a regular file"));
+        }
+        let file = std::fs::File::open(&path).map_err(|e| refuse("cannot be read").source(e))?;
+        let (digest, size) = cache::digest_of(file).map_err(|e| refuse("cannot be read").source(e))?;
+        Ok(LocalPackage { path: shown, digest, size })
     }
 
     fn tree(&self, name: &str) -> Result<Vec<Leaf>> {

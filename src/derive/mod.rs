@@ -1,6 +1,7 @@
 //! From drop-ins to a commit: decode, apply, compare.
 
 pub mod apply;
+pub mod compose;
 pub mod contents;
 pub mod diff;
 pub mod etc;

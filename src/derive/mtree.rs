@@ -3,6 +3,8 @@
 //! libostree's `MutableTree` opens a directory object only when something below it is asked for, so the
 //! cost follows the paths that are touched, never the size of the tree.
 
+use super::packages::cache;
+use crate::model::image::Digest;
 use crate::model::manifest::Meta;
 use crate::model::{Context, Error, ErrorKind, Result};
 use ostree_ext::gio::prelude::*;
@@ -231,6 +233,28 @@ impl<'a> Tree<'a> {
         parent.replace_file(name, &checksum).doing_with(doing)
     }
 
+    /// Puts a file or a link of the repository at a real path, with the label that it has there.
+    pub fn put_object(&self, real: &str, checksum: &str) -> Result<()> {
+        let doing = || format!("writing {real}");
+        if !self.is_labelled() {
+            let (parent, name) = self.parent(real)?;
+            return parent.replace_file(name, checksum).doing_with(doing);
+        }
+        let (stream, info, xattrs) = self.repo.load_file(checksum, self.cancellable).doing_with(doing)?;
+        let meta = meta_of(&info);
+        match (stream, info.symlink_target()) {
+            (_, Some(target)) => self.put_owned_link(real, meta.uid, meta.gid, &target.to_string_lossy()),
+            (stream, None) => {
+                let size = u64::try_from(info.size()).unwrap_or_default();
+                let contents: Box<dyn Read> = match stream {
+                    Some(stream) => Box::new(stream.into_read()),
+                    None => Box::new(std::io::empty()),
+                };
+                self.put_stream(real, &meta, &without_label(&xattrs), size, contents)
+            }
+        }
+    }
+
     /// Puts a link at a real path; what was there is replaced.
     pub fn put_link(&self, real: &str, target: &str) -> Result<()> {
         self.put_owned_link(real, 0, 0, target)
@@ -316,6 +340,45 @@ impl<'a> Tree<'a> {
             all.into_iter().map(|(name, value)| ([&name[..], b"\0"].concat(), value)).collect();
         Ok((!list.is_empty()).then(|| list.to_variant()))
     }
+}
+
+/// Extended attributes of an object, but for the label: that follows from the place.
+fn without_label(xattrs: &glib::Variant) -> Attributes {
+    let all = xattrs.get::<Vec<(Vec<u8>, Vec<u8>)>>().unwrap_or_default().into_iter();
+    let named = all.map(|(mut name, value)| {
+        // Each name has a NUL behind it.
+        name.truncate(name.iter().position(|b| *b == 0).unwrap_or(name.len()));
+        (name, value)
+    });
+    named.filter(|(name, _)| name != b"security.selinux").collect()
+}
+
+/// Whether two file objects are the same but for their labels.
+pub(super) fn is_same_object(
+    repo: &ostree::Repo,
+    (one, info): (&str, &gio::FileInfo),
+    (other, other_info): (&str, &gio::FileInfo),
+    cancellable: Option<&gio::Cancellable>,
+) -> Result<bool> {
+    if one == other {
+        return Ok(true);
+    }
+    if other_info.file_type() != gio::FileType::Regular
+        || meta_of(info) != meta_of(other_info)
+        || info.size() != other_info.size()
+    {
+        return Ok(false);
+    }
+    let read = |checksum: &str| -> Result<_> {
+        let doing = || format!("comparing {checksum}");
+        let (stream, _, xattrs) = repo.load_file(checksum, cancellable).doing_with(doing)?;
+        let digest = match stream {
+            Some(stream) => cache::digest_of(stream.into_read()).doing_with(doing)?.0,
+            None => Digest::of(b""),
+        };
+        Ok((digest, without_label(&xattrs)))
+    };
+    Ok(read(one)? == read(other)?)
 }
 
 /// Owner and mode of a file.

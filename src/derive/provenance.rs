@@ -202,13 +202,17 @@ impl Provenance {
     }
 }
 
-/// The requests of a manifest, and what a lock says became of them.
+/// The requests of a manifest for packages and images, and what a lock says became of them.
 pub(super) fn packages(manifest: &Manifest, lock: &Lock) -> BTreeMap<String, PackageRecord> {
     let name = |request: &str| request.split([':', '=']).next().unwrap_or_default().to_owned();
     let version = |request: &str| {
-        let is_it = |package: &&LockedPackage| {
-            package.name == name(request)
-                || request.starts_with(&format!("{}-{}", package.name, package.version))
+        let file = manifest.packages.local.get(request);
+        let is_it = |package: &&LockedPackage| match file {
+            Some(file) => package.digest == file.digest,
+            None => {
+                package.name == name(request)
+                    || request.starts_with(&format!("{}-{}", package.name, package.version))
+            }
         };
         lock.packages.iter().find(is_it).map(|p| p.version.clone())
     };
@@ -229,9 +233,16 @@ pub(super) fn packages(manifest: &Manifest, lock: &Lock) -> BTreeMap<String, Pac
         let applied = lock.removed.iter().any(|p| p.name == name(request));
         (request.clone(), record(Asked::Remove, drop_ins, applied, None))
     };
+    let image = |asked, image: &String, drop_ins: BTreeSet<String>| {
+        let digest = lock.images.get(image).map(Digest::to_string);
+        (image.clone(), record(asked, &drop_ins, digest.is_some(), digest))
+    };
     let all = requests.install.iter().map(added(Asked::Install));
     let all = all.chain(requests.replace.iter().map(added(Asked::Replace)));
-    all.chain(requests.remove.iter().map(gone)).collect()
+    let all = all.chain(requests.remove.iter().map(gone));
+    let extensions = requests.extensions.iter().map(|(name, by)| image(Asked::Extension, name, by.clone()));
+    let layers = manifest.layers.iter().map(|l| image(Asked::Layer, &l.image, [l.owner.clone()].into()));
+    all.chain(extensions).chain(layers).collect()
 }
 
 /// The users of a manifest, with their owners.
@@ -270,6 +281,7 @@ pub(super) fn contributions(manifest: &Manifest) -> Vec<Contribution> {
         .chain(manifest.groups.values().map(|g| g.owner.as_str()))
         .chain(manifest.kargs_append.iter().chain(&manifest.kargs_delete).map(|k| k.owner.as_str()))
         .chain(manifest.packages.owners())
+        .chain(manifest.layers.iter().map(|layer| layer.owner.as_str()))
         .collect();
     let digest = |owner: &str| {
         let mut mine = manifest.only(|other| other == owner);

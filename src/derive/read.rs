@@ -12,14 +12,17 @@
 mod host;
 mod image;
 
+use crate::derive::packages::cache;
 use crate::model::dropin::{self, Beside, Leaf, LeafKind, MAX_LEAVES, MAX_TREE, TREEFILE_OWNER, Text};
 use crate::model::manifest::Manifest;
+use crate::model::packages::LocalPackage;
 use crate::model::{Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
 use cap_std_ext::cap_std::fs::Dir;
 use host::HostDir;
 use image::{VendorDir, vendor};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Where the administrator's drop-ins are.
@@ -162,6 +165,22 @@ pub fn read_from(source: &Source, target: Option<&CommitTree>) -> Result<Manifes
         return Err(too_many("the host and the image together", MAX_DROPINS));
     }
     dropin::compile(&dropins)
+}
+
+/// The file of a package that a drop-in names by this path.
+pub fn package(source: &Source, target: &CommitTree, path: &str) -> Result<Box<dyn Read>> {
+    let host = source.drop_ins.as_ref();
+    let of_host = host.and_then(|dir| Some((dir, path.strip_prefix(&dir.shown)?.strip_prefix('/')?)));
+    match of_host {
+        Some((dir, name)) => Ok(Box::new(dir.open_file(name)?.0)),
+        None => Ok(Box::new(image::vendor_stream(target, path)?)),
+    }
+}
+
+/// What a package file is.
+fn package_in(path: String, file: impl Read) -> Result<LocalPackage> {
+    let (digest, size) = cache::digest_of(file).map_err(|e| unreadable(&path, e))?;
+    Ok(LocalPackage { path, digest, size })
 }
 
 /// The text of one drop-in of the host as it is now; `None` if there is none. A masked one is refused.

@@ -14,6 +14,10 @@ pub enum Asked {
     Remove,
     /// A package of the base in another version.
     Replace,
+    /// An image that carries packages for the base.
+    Extension,
+    /// An image on top of the base.
+    Layer,
 }
 
 impl Asked {
@@ -23,6 +27,8 @@ impl Asked {
             Asked::Install => "package",
             Asked::Remove => "removal of package",
             Asked::Replace => "replacement of package",
+            Asked::Extension => "extension",
+            Asked::Layer => "layer",
         }
     }
 }
@@ -83,6 +89,7 @@ pub fn line(derivation: &Derivation) -> Option<String> {
         (packages(Asked::Install), "package", "packages"),
         (packages(Asked::Remove), "removed", "removed"),
         (packages(Asked::Replace), "replaced", "replaced"),
+        (packages(Asked::Layer), "layer", "layers"),
         (files.len(), "file", "files"),
         (units.len(), "unit", "units"),
         (derivation.users.len(), "user", "users"),

@@ -40,6 +40,7 @@ steps! {
     PullRecord = Pull "pull.record",
     DeriveRead = Derive "derive.read",
     DeriveFetch = Derive "derive.fetch",
+    DeriveImages = Derive "derive.images",
     DeriveSolve = Derive "derive.solve",
     DeriveInstall = Derive "derive.install",
     DeriveCommit = Derive "derive.commit",

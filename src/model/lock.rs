@@ -5,8 +5,9 @@
 
 use super::error::{Context, Error, ErrorKind, Result};
 use super::image::Digest;
-use super::packages::is_name;
-use std::collections::BTreeMap;
+use super::layers::{Digests, LayerImage};
+use super::packages::{Packages, is_name};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the lock of a derived tree is.
 pub const PATH: &str = "/usr/lib/osctl/derive.lock";
@@ -90,8 +91,9 @@ pub struct Lock {
     pub base_digest: Digest,
     /// The digest of what was asked for ([`Lock::request_digest`]).
     pub request_digest: Digest,
-    /// Whose packages they are.
-    pub manager: Manager,
+    /// Whose packages they are; `None` if there are only images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manager: Option<Manager>,
     /// What is installed.
     pub packages: Vec<LockedPackage>,
     /// What of the base is gone.
@@ -100,6 +102,9 @@ pub struct Lock {
     /// What of the base is replaced.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replaced: Vec<BasePackage>,
+    /// The digests of the images that it was made with, by their references.
+    #[serde(default, skip_serializing_if = "Digests::is_empty")]
+    pub images: Digests,
     /// Users that the packages made, known after they were installed once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub users: BTreeMap<String, LockedUser>,
@@ -109,8 +114,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// The digest of what drop-ins ask of the package manager: a lock fits no other request.
-    pub fn request_digest(packages: &super::packages::Packages) -> Digest {
+    /// The digest of what drop-ins ask of the package manager, and of images: a lock fits no other request.
+    pub fn request_digest(packages: &Packages, layers: &[LayerImage]) -> Digest {
         let names = |requests: &BTreeMap<String, std::collections::BTreeSet<String>>| {
             requests.keys().cloned().collect::<Vec<_>>()
         };
@@ -122,10 +127,15 @@ impl Lock {
             .collect();
         let asked = (names(&packages.install), names(&packages.remove), names(&packages.replace), repos);
         let choice = (names(&packages.enabled_repos), &packages.replace_from);
-        // A lock that was made before there was a choice still fits.
-        let bytes = match choice.0.is_empty() && choice.1.is_empty() {
-            true => serde_json::to_vec(&asked),
-            false => serde_json::to_vec(&(asked, choice)),
+        let layers: Vec<_> = layers.iter().map(|layer| (&layer.image, layer.overwrite)).collect();
+        let images = (names(&packages.extensions), &packages.local, layers);
+        // A lock that was made before there was a choice, or images, still fits.
+        let has_choice = !choice.0.is_empty() || !choice.1.is_empty();
+        let has_images = !images.0.is_empty() || !images.1.is_empty() || !images.2.is_empty();
+        let bytes = match (has_choice, has_images) {
+            (false, false) => serde_json::to_vec(&asked),
+            (true, false) => serde_json::to_vec(&(asked, choice)),
+            (_, true) => serde_json::to_vec(&(asked, choice, images)),
         };
         Digest::of(&bytes.expect("maps with string keys always serialise"))
     }
@@ -138,6 +148,47 @@ impl Lock {
         decides.users.clear();
         decides.groups.clear();
         Digest::of(&serde_json::to_vec(&decides).expect("records of strings always serialise"))
+    }
+
+    /// How this lock differs from the one before, a line each. `by` says who asks for a package or an image.
+    pub fn changes(&self, before: Option<&Lock>, by: impl Fn(&str) -> Option<String>) -> Vec<String> {
+        let asked = |name: &str| by(name).unwrap_or_else(|| "needed by what is requested".to_owned());
+        let versions = |lock: Option<&Lock>| -> BTreeMap<(String, String), String> {
+            let packages = lock.into_iter().flat_map(|lock| &lock.packages);
+            packages.map(|p| ((p.name.clone(), p.architecture.clone()), p.version.clone())).collect()
+        };
+        let (was, now) = (versions(before), versions(Some(self)));
+        let base: BTreeMap<&str, &str> =
+            self.replaced.iter().map(|p| (p.name.as_str(), p.version.as_str())).collect();
+        let mut lines = Vec::new();
+        for (key @ (name, _), version) in &now {
+            let old = was.get(key).map(String::as_str).or(base.get(name.as_str()).copied());
+            match old {
+                Some(old) if was.get(key) != Some(version) => {
+                    lines.push(format!("change {name} {old} to {version} ({})", asked(name)));
+                }
+                Some(_) => {}
+                None => lines.push(format!("install {name} {version} ({})", asked(name))),
+            }
+        }
+        for ((name, architecture), version) in &was {
+            if !now.contains_key(&(name.clone(), architecture.clone())) {
+                lines.push(format!("no longer install {name} {version} (nothing asks for it)"));
+            }
+        }
+        let gone = |lock: Option<&Lock>| -> BTreeSet<BasePackage> {
+            lock.into_iter().flat_map(|lock| lock.removed.iter().cloned()).collect()
+        };
+        let (was, now) = (gone(before), gone(Some(self)));
+        lines.extend(
+            now.difference(&was).map(|p| format!("remove {} {} ({})", p.name, p.version, asked(&p.name))),
+        );
+        lines.extend(was.difference(&now).map(|p| format!("no longer remove {} {}", p.name, p.version)));
+        let none = Digests::new();
+        let was = before.map_or(&none, |lock| &lock.images);
+        let new = self.images.iter().filter(|(image, digest)| was.get(*image) != Some(digest));
+        lines.extend(new.map(|(image, digest)| format!("take {image} as {digest} ({})", asked(image))));
+        lines
     }
 
     /// The text of the file.
@@ -171,12 +222,60 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::packages::Packages;
     use proptest::prelude::*;
 
     #[test]
+    fn what_a_new_lock_changes_is_said_with_who_asks_for_it() {
+        let package = |text: &str| {
+            let (name, version) = text.split_once(' ').unwrap();
+            let (name, version) = (name.to_owned(), version.to_owned());
+            let digest = Digest::of(text.as_bytes());
+            LockedPackage {
+                name,
+                version,
+                architecture: "all".into(),
+                digest,
+                size: 1,
+                source: String::new(),
+            }
+        };
+        let of_base = |name: &str| BasePackage { name: name.into(), version: "1".into() };
+        let lock = |packages: &[&str], removed: &[&str], replaced: &[&str], images: &[(&str, &str)]| Lock {
+            version: VERSION,
+            base_digest: Digest::of(b"base"),
+            request_digest: Digest::of(b""),
+            manager: Some(Manager::Apt),
+            packages: packages.iter().map(|text| package(text)).collect(),
+            removed: removed.iter().map(|name| of_base(name)).collect(),
+            replaced: replaced.iter().map(|name| of_base(name)).collect(),
+            images: images.iter().map(|(name, d)| ((*name).to_owned(), Digest::of(d.as_bytes()))).collect(),
+            users: BTreeMap::new(),
+            groups: BTreeMap::new(),
+        };
+        let by =
+            |name: &str| ["agent", "vim", "moby", "r.io/ext"].contains(&name).then(|| "50-a.yaml".to_owned());
+        let before = lock(&["agent 1", "common 1", "old 1"], &["gone"], &[], &[("r.io/ext", "1")]);
+        let now = lock(&["agent 1", "common 2", "new 1", "vim 2"], &["moby"], &["vim"], &[("r.io/ext", "2")]);
+        let taken = format!("take r.io/ext as {} (50-a.yaml)", Digest::of(b"2"));
+        assert_eq!(
+            now.changes(Some(&before), by),
+            [
+                "change common 1 to 2 (needed by what is requested)",
+                "install new 1 (needed by what is requested)",
+                "change vim 1 to 2 (50-a.yaml)",
+                "no longer install old 1 (nothing asks for it)",
+                "remove moby 1 (50-a.yaml)",
+                "no longer remove gone 1",
+                &taken,
+            ]
+        );
+        assert!(now.changes(Some(&now), by).is_empty());
+        assert_eq!(before.changes(None, by).len(), 5);
+    }
+
+    #[test]
     fn a_choice_of_repositories_is_another_request_and_none_is_what_it_was() {
-        let digest = |packages: &Packages| Lock::request_digest(packages).to_string();
+        let digest = |packages: &Packages| Lock::request_digest(packages, &[]).to_string();
         let mut packages = Packages::default();
         packages.install.insert("vim".into(), ["a.yaml".into()].into());
         // Locks in deployments have it.
@@ -186,6 +285,16 @@ mod tests {
         let chosen = digest(&packages);
         packages.replace_from.insert("vim".into(), "fedora".into());
         assert!(before != chosen && chosen != digest(&packages));
+        let layer = |image: &str, overwrite| LayerImage { image: image.into(), owner: "a".into(), overwrite };
+        let with = |layers: &[LayerImage]| Lock::request_digest(&packages, layers);
+        let one = with(&[layer("r.io/a", false)]);
+        assert!(
+            one != with(&[])
+                && one != with(&[layer("r.io/a", true)])
+                && one != with(&[layer("r.io/b", false)])
+        );
+        packages.extensions.insert("r.io/ext".into(), ["a.yaml".into()].into());
+        assert_ne!(one, Lock::request_digest(&packages, &[layer("r.io/a", false)]));
     }
 
     fn package() -> impl Strategy<Value = LockedPackage> {
@@ -209,10 +318,11 @@ mod tests {
         ) {
             let base = |p: &LockedPackage| BasePackage { name: p.name.clone(), version: p.version.clone() };
             let lock = Lock {
+                images: Digests::new(),
                 version: VERSION,
                 base_digest: Digest::of(b"base"),
                 request_digest: Digest::of(b"request"),
-                manager: Manager::Dnf,
+                manager: Some(Manager::Dnf),
                 removed: packages.iter().map(base).collect(),
                 replaced: packages.iter().map(base).collect(),
                 packages,

@@ -5,8 +5,9 @@
 
 use super::contents::Contents;
 use super::image::Digest;
-use super::packages::Packages;
-use std::collections::BTreeMap;
+use super::layers::LayerImage;
+use super::packages::{OnUnavailable, Packages};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The name of the drop-in (`50-agent.yaml`) that an entry came from.
 pub type Owner = String;
@@ -166,6 +167,8 @@ pub struct Manifest {
     pub groups: BTreeMap<String, Group>,
     /// What is asked of the package manager.
     pub packages: Packages,
+    /// Images on top of the base, lowest first.
+    pub layers: Vec<LayerImage>,
     /// Appended kernel arguments, in merge order.
     pub kargs_append: Vec<Karg>,
     /// Deleted kernel arguments, in merge order.
@@ -180,6 +183,7 @@ impl Manifest {
             && self.users.is_empty()
             && self.groups.is_empty()
             && self.packages.is_empty()
+            && self.layers.is_empty()
             && self.kargs_append.is_empty()
             && self.kargs_delete.is_empty()
     }
@@ -198,9 +202,17 @@ impl Manifest {
             users: kept(&self.users, |u| keep(&u.owner)),
             groups: kept(&self.groups, |g| keep(&g.owner)),
             packages: self.packages.only(&keep),
+            layers: self.layers.iter().filter(|l| keep(&l.owner)).cloned().collect(),
             kargs_append: kargs(&self.kargs_append),
             kargs_delete: kargs(&self.kargs_delete),
         }
+    }
+
+    /// The drop-ins that ask for packages or images, and have this policy.
+    pub fn with_policy(&self, policy: OnUnavailable) -> BTreeSet<Owner> {
+        let of = |owner: &Owner| self.packages.on_unavailable.get(owner).copied().unwrap_or_default();
+        let layers = self.layers.iter().map(|l| &l.owner).filter(|owner| of(owner) == policy);
+        self.packages.with_policy(policy).into_iter().chain(layers.cloned()).collect()
     }
 
     /// The digest of everything that decides the derived commit.
@@ -218,6 +230,8 @@ impl Manifest {
             groups: &'a BTreeMap<String, Group>,
             #[serde(skip_serializing_if = "Packages::is_empty")]
             packages: &'a Packages,
+            #[serde(skip_serializing_if = "<[LayerImage]>::is_empty")]
+            layers: &'a [LayerImage],
             kargs_append: &'a [Karg],
             kargs_delete: &'a [Karg],
         }
@@ -227,6 +241,7 @@ impl Manifest {
             users: &self.users,
             groups: &self.groups,
             packages: &self.packages,
+            layers: &self.layers,
             kargs_append: &self.kargs_append,
             kargs_delete: &self.kargs_delete,
         };

@@ -13,6 +13,7 @@ pub mod handover;
 pub mod image;
 pub mod job;
 pub mod kargs;
+pub mod layers;
 pub mod lock;
 pub mod manifest;
 pub mod mutation;

@@ -26,6 +26,8 @@ enum Kind {
     Remove,
     Replace,
     Repos,
+    Extensions,
+    Layers,
     Files,
     Units,
     Users,
@@ -33,11 +35,13 @@ enum Kind {
 }
 
 /// The keys of `[allow]`, with what a refusal calls one of them.
-const KINDS: [(&str, Kind, &str); 8] = [
+const KINDS: [(&str, Kind, &str); 10] = [
     ("packages", Kind::Packages, "package"),
     ("override-remove", Kind::Remove, "removal of package"),
     ("override-replace", Kind::Replace, "replacement of package"),
     ("repos", Kind::Repos, "repository"),
+    ("extensions", Kind::Extensions, "extension"),
+    ("layers", Kind::Layers, "layer"),
     ("files", Kind::Files, "path"),
     ("units", Kind::Units, "unit"),
     ("users", Kind::Users, "user or group"),
@@ -157,6 +161,7 @@ fn changes(manifest: &Manifest) -> Vec<Change<'_>> {
         (Kind::Packages, &packages.install),
         (Kind::Remove, &packages.remove),
         (Kind::Replace, &packages.replace),
+        (Kind::Extensions, &packages.extensions),
     ];
     let mut changes = Vec::new();
     for (kind, requests) in requests {
@@ -164,6 +169,7 @@ fn changes(manifest: &Manifest) -> Vec<Change<'_>> {
     }
     let mut add = |kind: Kind, name, by: &str| changes.push(Change { kind, name, by: by.to_owned() });
     packages.repos.iter().for_each(|(id, repo)| add(Kind::Repos, id, &repo.owner));
+    manifest.layers.iter().for_each(|layer| add(Kind::Layers, &layer.image, &layer.owner));
     for (path, node) in &manifest.nodes {
         // A unit is a unit, however its file is declared.
         match unit_of(path) {
@@ -211,6 +217,8 @@ packages: [agent, vim]
 override-remove: [moby-engine]
 override-replace: [kernel-6.9.1-2, fix=1]
 repos: [{id: vendor, baseurl: 'https://r.example/', gpgcheck: false}]
+extensions: {image: 'r.example/ext:1', packages: [agent]}
+layers: [{image: r.example/tools}]
 files: [{path: /etc/agent/a.conf, contents: {inline: a}}]
 links: [{path: /usr/lib/x, target: y}]
 units: [{name: agent.service, contents: '[Service]', dropins: [{name: 1.conf, contents: a}]}, {name: x.timer, mask: true}]
@@ -232,6 +240,9 @@ kernel-arguments: {append: [console=ttyS0], delete: [quiet]}
             ("allow.override-replace = ['fix']", Some("replacement of package kernel-6.9.1-2")),
             ("allow.override-replace = ['fix=*', 'kernel']", None),
             ("allow.repos = false", Some("repository vendor")),
+            ("allow.extensions = ['other/*']", Some("extension r.example/ext:1")),
+            ("allow.layers = false", Some("layer r.example/tools")),
+            ("allow.layers = ['r.example/*']", None),
             ("allow.files = ['/etc/agent/', '/usr']", None),
             ("allow.files = ['/etc', '/usr/lib/xy']", Some("path /usr/lib/x")),
             ("allow.files = ['/']", None),

@@ -1,5 +1,6 @@
 //! What drop-ins ask of the package manager of the target, without any package manager's own rules.
 
+use super::image::Digest;
 use super::manifest::Owner;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +46,21 @@ pub enum Key {
     Inline(#[serde(with = "hex")] Vec<u8>),
 }
 
+/// How a request for a package file begins.
+pub const LOCAL: &str = "local:";
+
+/// A package file beside a drop-in.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LocalPackage {
+    /// Where it lies, as the administrator would write it. Does not matter to what is made of it.
+    #[serde(skip)]
+    pub path: String,
+    /// The digest of the file.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
 /// Everything that drop-ins ask of the package manager. Several may ask for the same.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Packages {
@@ -64,6 +80,12 @@ pub struct Packages {
     /// enabled.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub enabled_repos: BTreeMap<String, BTreeSet<Owner>>,
+    /// Images that carry a repository for the base, by their references: see [`super::layers::expand`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extensions: BTreeMap<String, BTreeSet<Owner>>,
+    /// Package files that lie beside drop-ins, by the request that names each: [`LOCAL`] and the file.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub local: BTreeMap<String, LocalPackage>,
     /// What to do about a drop-in whose packages cannot be had; decides nothing about those that can.
     #[serde(skip)]
     pub on_unavailable: BTreeMap<Owner, OnUnavailable>,
@@ -77,7 +99,7 @@ impl Packages {
 
     /// The drop-ins that ask for something.
     pub fn owners(&self) -> BTreeSet<&str> {
-        let requests = [&self.install, &self.remove, &self.replace, &self.enabled_repos];
+        let requests = [&self.install, &self.remove, &self.replace, &self.enabled_repos, &self.extensions];
         let requests = requests.into_iter().flat_map(BTreeMap::values);
         let owners = requests.flatten().map(String::as_str);
         owners.chain(self.repos.values().map(|r| r.owner.as_str())).collect()
@@ -92,12 +114,17 @@ impl Packages {
                 .map(|(name, by)| (name.clone(), by.iter().filter(|o| keep(o)).cloned().collect()));
             kept.filter(|(_, by): &(_, BTreeSet<Owner>)| !by.is_empty()).collect::<BTreeMap<_, _>>()
         };
-        let replace = kept(&self.replace);
+        let (install, replace) = (kept(&self.install), kept(&self.replace));
+        let asked = |name: &String| install.contains_key(name) || replace.contains_key(name);
+        let local = self.local.iter().filter(|(name, _)| asked(name));
+        let local = local.map(|(name, l)| (name.clone(), l.clone())).collect();
         let from = self.replace_from.iter().filter(|(name, _)| replace.contains_key(*name));
         let repos = self.repos.iter().filter(|(_, r)| keep(&r.owner));
         let policy = self.on_unavailable.iter().filter(|(o, _)| keep(o));
         Packages {
-            install: kept(&self.install),
+            local,
+            install,
+            extensions: kept(&self.extensions),
             remove: kept(&self.remove),
             replace_from: from.map(|(name, repo)| (name.clone(), repo.clone())).collect(),
             replace,
@@ -105,6 +132,18 @@ impl Packages {
             repos: repos.map(|(id, r)| (id.clone(), r.clone())).collect(),
             on_unavailable: policy.map(|(o, p)| (o.clone(), *p)).collect(),
         }
+    }
+
+    /// The drop-ins that ask for this package or this image.
+    pub fn asking(&self, name: &str) -> Option<String> {
+        let is_it = |request: &str| match request.strip_prefix(name) {
+            Some(rest) => rest.is_empty() || rest.starts_with([':', '=', '-', '.']),
+            None => false,
+        };
+        let requests = [&self.install, &self.remove, &self.replace, &self.extensions];
+        let requests = requests.into_iter().flatten().filter(|(request, _)| is_it(request));
+        let owners: BTreeSet<&str> = requests.flat_map(|(_, by)| by).map(String::as_str).collect();
+        (!owners.is_empty()).then(|| owners.into_iter().collect::<Vec<_>>().join(", "))
     }
 
     /// The drop-ins that ask for something and have this policy.

@@ -77,6 +77,7 @@ pub fn outcome(request: &PackageRequest) -> String {
         (Outcome::Redundant, Asked::Replace) => {
             "redundant: the image has this version now, the hotfix can go".into()
         }
+        (Outcome::Redundant, Asked::Extension | Asked::Layer) => "redundant: nothing of it is used".into(),
     }
 }
 

@@ -120,6 +120,16 @@ impl CommitTree {
                 format!("{path} is larger than {limit} bytes"),
             ));
         }
+        let mut bytes = Vec::new();
+        if let Some(mut stream) = self.stream(&real)? {
+            stream.read_to_end(&mut bytes).doing_with(|| format!("reading {path}"))?;
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The content of a file, links followed; `None` if there is none.
+    pub fn stream(&self, path: &str) -> Result<Option<impl Read + use<>>> {
+        let Some(real) = self.resolve(path, true)? else { return Ok(None) };
         // Not `gio::File::read`: libostree returns a stream from it that is no GFileInputStream, which the
         // bindings assert.
         let file = self.repo_file(&real)?;
@@ -127,11 +137,7 @@ impl CommitTree {
             .repo()
             .load_file(&file.checksum(), gio::Cancellable::NONE)
             .doing_with(|| format!("opening {path}"))?;
-        let mut bytes = Vec::new();
-        if let Some(stream) = stream {
-            stream.into_read().read_to_end(&mut bytes).doing_with(|| format!("reading {path}"))?;
-        }
-        Ok(Some(bytes))
+        Ok(stream.map(InputStreamExtManual::into_read))
     }
 
     /// The names in a directory, sorted, links followed; empty if there is none.

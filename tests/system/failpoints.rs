@@ -1,7 +1,7 @@
 //! Every failpoint, once as an error and once as SIGKILL of the whole process group.
 
 use crate::host::{World, text};
-use crate::image::layer_digests;
+use crate::image::{Image, layer_digests};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -9,9 +9,8 @@ fn names() -> Vec<String> {
     let out = Command::new(env!("CARGO_BIN_EXE_osctld")).arg("--list-failpoints").output().unwrap();
     assert!(out.status.success());
     let all = String::from_utf8(out.stdout).unwrap();
-    // The trees of these tests have no package manager: integration/packages-test.sh cuts these two steps. Three are those
-    // of a build of an image (`build.rs`).
-    let others = ["derive.solve", "derive.install", "pull.image", "export."];
+    // Those of a build of an image: `build.rs`. Packages: integration/packages-test.sh.
+    let others = ["pull.image", "export."];
     let of_others = |name: &&str| others.iter().any(|other| name.starts_with(other));
     all.lines().filter(|name| !of_others(name)).map(str::to_owned).collect()
 }
@@ -21,10 +20,18 @@ fn names() -> Vec<String> {
 fn cut_at(points: &[String], action: &str) {
     let world = World::new();
     let (layers, app) = reference(&world);
+    let tools = world.images.path().join("tools");
+    Image::with_file("usr/lib/tools", b"tools").write(&tools);
+    world.registry.push_layout(&tools, "tools:1");
+    let tools = layer_digests(&tools);
     for point in points {
         let host = world.host();
         let before = host.deployments();
         world.declare(&host);
+        host.drop_in(
+            "40-tools.yaml",
+            &format!("layers: [{{image: \"{}\"}}]\n", world.registry.name("tools:1")),
+        );
         world.push_os("2");
         world.registry.clear_log();
         let out = host.osctl_with(&format!("{point}={action}"), &["upgrade"]);
@@ -57,7 +64,7 @@ fn cut_at(points: &[String], action: &str) {
         assert_eq!((final_set.len(), &final_set[1]), (2, &before[0]), "{what}");
         host.fsck();
         assert!(host.podman_images().iter().any(|i| i.ends_with("app:1")), "{what}");
-        let is_content = |d: &&String| layers.contains(d) || app.contains(d);
+        let is_content = |d: &&String| layers.contains(d) || app.contains(d) || tools.contains(d);
         for digest in second.iter().filter(is_content) {
             assert!(!first.contains(digest), "{digest} was complete and was fetched again after {what}");
         }

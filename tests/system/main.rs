@@ -13,6 +13,7 @@ mod failpoints;
 mod handover;
 mod host;
 mod image;
+mod layers;
 mod pipeline;
 mod plan;
 mod registry;

@@ -173,7 +173,9 @@ fn end(job: &Job) -> &str {
 fn package(request: &PackageRequest) -> String {
     let what = match request.asked {
         Asked::Install => request.request.clone(),
-        Asked::Remove | Asked::Replace => format!("{} {}", request.asked.words(), request.request),
+        Asked::Remove | Asked::Replace | Asked::Extension | Asked::Layer => {
+            format!("{} {}", request.asked.words(), request.request)
+        }
     };
     format!("{what}: {} ({})", why::outcome(request), request.owners.join(", "))
 }

@@ -1,11 +1,14 @@
 //! The packages of the base: they stay as they are, but for what a request names.
 
-use super::Question;
+use super::cache::Cache;
+use super::{FILES, Question, backend, file_name};
 use crate::model::lock::{self, BasePackage, Lock, LockedPackage, Manager};
+use crate::model::packages::{LOCAL, LocalPackage};
 use crate::model::text::{one_line, without_logins};
-use crate::model::{Error, ErrorKind, Result};
+use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::tail;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Lines of output that an error shows.
 pub(super) const SHOWN: usize = 25;
@@ -19,6 +22,14 @@ pub(super) struct Package {
 }
 
 impl Package {
+    pub(super) fn of(package: &LockedPackage) -> Package {
+        Package {
+            name: package.name.clone(),
+            architecture: package.architecture.clone(),
+            version: package.version.clone(),
+        }
+    }
+
     fn is(&self, of_base: &BasePackage) -> bool {
         self.name == of_base.name && self.version == of_base.version
     }
@@ -40,6 +51,106 @@ impl Installed {
     }
 }
 
+/// The requests for packages by their names.
+pub(super) fn names<V>(requests: &BTreeMap<String, V>) -> impl Iterator<Item = &String> {
+    requests.keys().filter(|request| !request.starts_with(LOCAL))
+}
+
+/// Packages whose files are there before anything is fetched: of drop-ins, and of a lock of before.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known(pub Vec<LockedPackage>);
+
+impl Known {
+    /// What drop-ins bring, and what of a lock is not in the base or may replace what is. What files replace may change.
+    pub(super) fn of(
+        local: BTreeMap<String, LockedPackage>,
+        lock: Option<&Lock>,
+        question: &Question,
+        base: &Installed,
+        free: &mut BTreeSet<String>,
+    ) -> Known {
+        let replacing = local.iter().filter(|(request, _)| question.packages.replace.contains_key(*request));
+        free.extend(replacing.map(|(_, package)| package.name.clone()));
+        let same = |p: &LockedPackage| base.0.contains(&Package::of(p));
+        let mut known: Vec<LockedPackage> = local.into_values().filter(|p| !same(p)).collect();
+        let wanted = |p: &&LockedPackage| !base.has(&p.name, None) || free.contains(&p.name);
+        for package in lock.iter().flat_map(|lock| &lock.packages).filter(wanted) {
+            if !known.iter().any(|k| (&k.name, &k.architecture) == (&package.name, &package.architecture)) {
+                known.push(package.clone());
+            }
+        }
+        Known(known)
+    }
+
+    /// The packages that a package manager would install, all of which are here.
+    pub(super) fn all_of(&self, new: impl Iterator<Item = Package>) -> Result<Vec<LockedPackage>> {
+        let one = |p: Package| {
+            let found = self.find(&p.name, &p.architecture, &p.version);
+            found.cloned().ok_or_else(|| not_kept(&p.name))
+        };
+        new.map(one).collect()
+    }
+
+    /// The one that a package manager would take.
+    pub(super) fn find(&self, name: &str, architecture: &str, version: &str) -> Option<&LockedPackage> {
+        let is_it =
+            |p: &&LockedPackage| p.name == name && p.architecture == architecture && p.version == version;
+        self.0.iter().find(is_it)
+    }
+
+    /// Where the sandbox has the files.
+    pub(super) fn files(&self, manager: Manager) -> impl Iterator<Item = String> {
+        self.0.iter().map(move |package| format!("{FILES}/{}", file_name(manager, package)))
+    }
+
+    /// Puts the files into a directory of ours.
+    pub(super) fn provide(&self, manager: Manager, cache: &Cache, files: &Path) -> Result<()> {
+        self.0.iter().try_for_each(|p| cache.copy(p, &files.join(file_name(manager, p))))
+    }
+}
+
+/// Puts the package files of drop-ins into `files`, which the sandbox sees at [`FILES`], and finds out what they are.
+pub(super) fn local(
+    cache: &Cache,
+    question: &Question,
+    files: &Path,
+    identify: impl Fn(&str) -> Result<Package>,
+) -> Result<BTreeMap<String, LockedPackage>> {
+    let manager = question.target.manager;
+    let ending = format!(".{}", backend(manager).ending());
+    let mut found = BTreeMap::new();
+    for (request, file) in &question.packages.local {
+        if !request.ends_with(&ending) {
+            let why = format!("{}: it is no package of {}; nothing was staged", file.path, manager.name());
+            return Err(Error::new(ErrorKind::InvalidDropIn, why).detail("file", &file.path));
+        }
+        let mut package = LockedPackage {
+            name: file.path.clone(),
+            version: String::new(),
+            architecture: String::new(),
+            digest: file.digest.clone(),
+            size: file.size,
+            source: request.clone(),
+        };
+        let name = format!("{}{ending}", file.digest.hex());
+        cache.copy(&package, &files.join(&name))?;
+        let is = identify(&format!("{FILES}/{name}"))?;
+        (package.name, package.version, package.architecture) = (is.name, is.version, is.architecture);
+        let to = files.join(file_name(manager, &package));
+        std::fs::rename(files.join(&name), to).doing_with(|| format!("providing {}", file.path))?;
+        found.insert(request.clone(), package);
+    }
+    Ok(found)
+}
+
+/// A package file that its own package manager does not know what it is.
+pub(super) fn unidentified(question: &Question, file: &str, why: &str) -> Error {
+    let is_it = |l: &&LocalPackage| file.contains(l.digest.hex());
+    let path = question.packages.local.values().find(is_it).map_or(file, |local| &local.path);
+    let why = format!("{path}: it is no package: {}; nothing was staged", one_line(why));
+    Error::new(ErrorKind::InvalidDropIn, why).detail("file", path)
+}
+
 /// What a package manager would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Answer {
@@ -53,15 +164,16 @@ pub(super) struct Answer {
 
 impl Answer {
     /// The lock. Who the packages make is known when they were installed.
-    pub(super) fn locked(mut self, manager: Manager, question: &Question) -> Lock {
+    pub(super) fn locked(mut self, question: &Question) -> Lock {
         self.packages.sort();
         self.removed.sort();
         self.replaced.sort();
         Lock {
             version: lock::VERSION,
             base_digest: question.base_digest.clone(),
-            request_digest: Lock::request_digest(&question.packages),
-            manager,
+            request_digest: question.request.clone(),
+            manager: Some(question.target.manager),
+            images: question.images.clone(),
             packages: self.packages,
             removed: self.removed,
             replaced: self.replaced,
@@ -98,6 +210,11 @@ pub(super) fn unfitting(problems: &[String]) -> Error {
     unsolved(format!("the requests do not fit the base: {}", problems.join("; ")))
         .detail("problems", problems.join("\n"))
         .hint("take a base image that fits, or name the packages in override-replace or override-remove")
+}
+
+/// A package that would be needed, and is not here.
+pub(super) fn not_kept(name: &str) -> Error {
+    unsolved(format!("{name} is not among the packages that are kept"))
 }
 
 /// Names that no repository has.
@@ -137,11 +254,7 @@ pub(super) fn not_installed(package: Option<&str>, output: &str) -> Error {
 pub(super) fn exactly(before: &Installed, after: &Installed, lock: &Lock) -> Result<()> {
     let mut expected = before.clone();
     expected.0.retain(|package| !lock.removed.iter().chain(&lock.replaced).any(|gone| package.is(gone)));
-    expected.0.extend(lock.packages.iter().map(|package| Package {
-        name: package.name.clone(),
-        architecture: package.architecture.clone(),
-        version: package.version.clone(),
-    }));
+    expected.0.extend(lock.packages.iter().map(Package::of));
     if expected == *after {
         return Ok(());
     }
@@ -193,7 +306,8 @@ mod tests {
             version: lock::VERSION,
             base_digest: Digest::of(b""),
             request_digest: Digest::of(b""),
-            manager: Manager::Apt,
+            manager: Some(Manager::Apt),
+            images: BTreeMap::new(),
             packages: vec![locked("tree", "2"), locked("vim", "2")],
             removed: vec![of_base("moby", "1")],
             replaced: vec![of_base("vim", "1")],

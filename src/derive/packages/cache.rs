@@ -42,9 +42,14 @@ impl Cache {
 
     /// Takes a file that somebody without rights fetched into `dir`, if it is the package.
     pub fn take(&self, package: &LockedPackage, dir: &Dir, name: &str) -> Result<()> {
+        let file = open(dir, name).doing_with(|| format!("opening the package {}", package.describe()))?;
+        self.keep(package, file)
+    }
+
+    /// Takes what is read, if it is the package.
+    pub fn keep(&self, package: &LockedPackage, file: impl Read) -> Result<()> {
         let doing = || format!("keeping the package {}", package.describe());
         std::fs::create_dir_all(&self.dir).doing_with(doing)?;
-        let file = open(dir, name).doing_with(doing)?;
         let mut to = tempfile::NamedTempFile::new_in(&self.dir).doing_with(doing)?;
         let found = copy(&mut file.take(package.size + 1), to.as_file_mut()).doing_with(doing)?;
         check(package, &found)?;
@@ -119,17 +124,19 @@ pub(super) fn read(dir: &Dir, name: &str, limit: u64) -> Result<Vec<u8>> {
 /// The digest and the size of a file that somebody without rights put there.
 pub(super) fn digest(dir: &Dir, name: &str) -> Result<(Digest, u64)> {
     let doing = || format!("reading {name}");
-    let mut file = open(dir, name).doing_with(doing)?.take(MAX_PACKAGE);
-    let (hex, size) = copy(&mut file, &mut io::sink()).doing_with(doing)?;
-    let digest = format!("sha256:{hex}").parse().map_err(|_| Error::new(ErrorKind::Internal, doing()))?;
-    Ok((digest, size))
+    digest_of(open(dir, name).doing_with(doing)?.take(MAX_PACKAGE)).doing_with(doing)
 }
 
-fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<(String, u64)> {
+/// The digest and the size of a file.
+pub(in crate::derive) fn digest_of(mut file: impl Read) -> io::Result<(Digest, u64)> {
+    copy(&mut file, &mut io::sink())
+}
+
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<(Digest, u64)> {
     let (mut hash, mut size, mut buffer) = (sha2::Sha256::new(), 0, vec![0; 256 << 10]);
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return Ok((hex::encode(hash.finalize()), size)),
+            Ok(0) => return Ok((Digest::finished(hash), size)),
             Ok(n) => {
                 hash.update(&buffer[..n]);
                 size += n as u64;
@@ -141,15 +148,15 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<(String, u64)> 
     }
 }
 
-fn check(package: &LockedPackage, (digest, size): &(String, u64)) -> Result<()> {
-    if digest == package.digest.hex() && *size == package.size {
+fn check(package: &LockedPackage, (digest, size): &(Digest, u64)) -> Result<()> {
+    if *digest == package.digest && *size == package.size {
         return Ok(());
     }
     let what =
         format!("the file of {} is not the one that was promised; nothing was staged", package.describe());
     Err(Error::new(ErrorKind::DigestMismatch, what)
         .detail("expected", &package.digest)
-        .detail("found", format!("sha256:{digest}")))
+        .detail("found", digest))
 }
 
 #[cfg(test)]

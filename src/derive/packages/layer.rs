@@ -6,7 +6,6 @@
 
 use super::Installed;
 use super::collect;
-use super::detect::Target;
 use crate::derive::mtree::{Entry, Tree};
 use crate::model::dropin::with_entries_of;
 use crate::model::image::Digest;
@@ -55,18 +54,20 @@ pub fn check_out(
         .doing_with(|| format!("checking out {base}"))
 }
 
-/// Makes the commit of what was installed.
+/// Makes the commit of what was installed `on` the base with its layers.
 pub fn commit(
     repo: &ostree::Repo,
     base: &str,
-    target: &Target,
+    on: &str,
     installed: &Installed,
     cancellable: Option<&gio::Cancellable>,
 ) -> Result<Layer> {
     let doing = "committing the packages";
     let transaction = repo.auto_transaction(cancellable).doing(doing)?;
-    let tree = Tree::open(repo, base, cancellable)?;
-    collect::apply(&tree, &installed.upper, target)?;
+    let tree = Tree::open(repo, on, cancellable)?;
+    if let Some((upper, target)) = &installed.changes {
+        collect::apply(&tree, upper, target)?;
+    }
     let plain = Meta { mode: 0o644, uid: 0, gid: 0 };
     for (path, contents) in &installed.generated {
         // An image that was built from a derived tree has such files for its own packages.

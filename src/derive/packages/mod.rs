@@ -14,6 +14,7 @@ mod collect;
 pub mod detect;
 mod dnf;
 mod etc;
+pub mod extension;
 pub mod layer;
 mod room;
 mod var;
@@ -22,13 +23,16 @@ pub use room::Room;
 
 use crate::engine::cx::Cx;
 use crate::model::image::Digest;
-use crate::model::lock::{Lock, Manager};
+use crate::model::layers::Digests;
+use crate::model::lock::{Lock, LockedPackage, Manager};
 use crate::model::packages::{Key, Packages, Repo};
 use crate::model::{Error, ErrorKind, Result};
 use crate::sys::sandbox::{Sandbox, Who};
 use crate::sys::user;
+use base::Known;
 use detect::Target;
 use room::Inside;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,8 +57,10 @@ trait Backend: Sync {
     /// Whether a file is only there while packages are installed, or says when and in which order that was.
     fn is_transient(&self, path: &str, database: &str) -> bool;
 
-    /// Finds out which packages are needed, and brings those into the cache that it does not have.
-    fn solve(&self, inside: &Inside, cache: &cache::Cache, question: &Question) -> Result<Lock>;
+    /// Finds out which packages are needed, and brings those into the cache that it does not have. `files` is an empty
+    /// directory.
+    fn solve(&self, inside: &Inside, cache: &cache::Cache, question: &Question, files: &Path)
+    -> Result<Lock>;
 
     /// Brings what is locked into the cache.
     fn fetch(&self, inside: &Inside, cache: &cache::Cache, question: &Question, lock: &Lock) -> Result<()>;
@@ -92,6 +98,12 @@ pub struct Question {
     pub target: Target,
     /// The manifest digest of the base.
     pub base_digest: Digest,
+    /// The digest of everything that is asked for ([`Lock::request_digest`]).
+    pub request: Digest,
+    /// The digests of the images that it is made with, by their references.
+    pub images: Digests,
+    /// Directories that are repositories, beside [`Packages::repos`].
+    pub extensions: Vec<extension::Directory>,
     /// Variables for proxies.
     pub proxies: Vec<(String, String)>,
 }
@@ -120,8 +132,9 @@ pub fn check(manager: Manager, packages: &Packages) -> Result<()> {
 
 /// Finds out which packages are needed, and fetches those that the cache does not have.
 pub async fn solve(cx: &Cx, room: &Room, cache: &cache::Cache, question: Question) -> Result<Lock> {
-    let cache = cache.clone();
-    let work = move |inside: &Inside| backend(question.target.manager).solve(inside, &cache, &question);
+    let (cache, files) = (cache.clone(), room.dir("local")?);
+    let work =
+        move |inside: &Inside| backend(question.target.manager).solve(inside, &cache, &question, &files);
     room.enter(cx, SOLVE, true, work).await
 }
 
@@ -151,8 +164,8 @@ pub async fn resolve_from(
 /// What installing made.
 #[derive(Debug, Clone)]
 pub struct Installed {
-    /// The changed files.
-    pub upper: PathBuf,
+    /// The changed files, and whose database is among them; `None` if no package was installed.
+    pub changes: Option<(PathBuf, Target)>,
     /// The lock, with the users that were made.
     pub lock: Lock,
     /// Generated files: path and content.
@@ -169,9 +182,7 @@ pub async fn install(
     time: u64,
 ) -> Result<Installed> {
     let files = room.dir("packages")?;
-    for package in &lock.packages {
-        cache.copy(package, &files.join(file_name(&lock, package)))?;
-    }
+    Known(lock.packages.clone()).provide(target.manager, cache, &files)?;
     let upper = room.upper(INSTALL);
     let work = move |inside: &Inside| {
         let before = var::prepare(inside, &target)?;
@@ -185,15 +196,15 @@ pub async fn install(
         if let Some(conf) = accounts.made_by_packages(inside, &mut lock)? {
             generated.push((etc::CONF.to_owned(), conf.into_bytes()));
         }
-        Ok(Installed { upper, lock, generated })
+        Ok(Installed { changes: Some((upper, target)), lock, generated })
     };
     room.enter(cx, INSTALL, false, work).await
 }
 
 /// The name that a package's file has while it is installed.
-fn file_name(lock: &Lock, package: &crate::model::lock::LockedPackage) -> String {
+fn file_name(manager: Manager, package: &LockedPackage) -> String {
     // Only the architecture tells two packages of one name apart.
-    let ending = backend(lock.manager).ending();
+    let ending = backend(manager).ending();
     format!("{}_{}.{ending}", package.name.replace(':', "_"), package.architecture)
 }
 
@@ -224,7 +235,17 @@ fn fetcher(inside: &Inside, question: &Question) -> Result<Sandbox> {
     for (name, value) in &question.proxies {
         sandbox = sandbox.variable(name, value);
     }
+    for directory in &question.extensions {
+        sandbox = sandbox.show(directory.real.clone(), directory.seen());
+    }
     Ok(sandbox)
+}
+
+/// The repositories of a question, with how each is declared: those of drop-ins, and directories.
+fn repositories(question: &Question) -> impl Iterator<Item = (String, Cow<'_, Repo>)> {
+    let declared = question.packages.repos.iter().map(|(id, repo)| (id.clone(), Cow::Borrowed(repo)));
+    let directories = question.extensions.iter();
+    declared.chain(directories.map(|d| (d.id(), Cow::Owned(d.repository(question.target.manager)))))
 }
 
 #[cfg(test)]

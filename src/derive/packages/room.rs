@@ -55,6 +55,11 @@ impl Room {
         self.path.join("base")
     }
 
+    /// Where the content of an image is to be checked out.
+    pub fn extension(&self, commit: &str) -> PathBuf {
+        self.path.join(format!("extension-{commit}"))
+    }
+
     /// A directory for one purpose.
     pub fn dir(&self, name: &str) -> Result<PathBuf> {
         let mut path = self.path.clone();

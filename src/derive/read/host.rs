@@ -1,13 +1,16 @@
 //! The directories of the administrator, whose writers are looked at.
 
 use super::{
-    Leaves, MAX_DROPINS, below, check_name, check_size, check_trust, no_file, refuse, too_many, unreadable,
+    Leaves, MAX_DROPINS, below, check_name, check_size, check_trust, no_file, package_in, refuse, too_many,
+    unreadable,
 };
 use crate::model::dropin::{Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_DROPIN, MAX_LEAVES, Text};
+use crate::model::packages::LocalPackage;
 use crate::model::{Error, Result};
 use cap_std_ext::cap_std::fs::Dir;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -115,17 +118,44 @@ fn open_below(dir: &OwnedFd, name: &str, path: &str, trust: Trust) -> Result<Own
     Ok(dir)
 }
 
-impl Beside for HostDir {
-    fn file(&self, name: &str) -> Result<Local> {
+impl Unread {
+    /// The error where only a file will do.
+    fn no_file(self, path: &str) -> Error {
+        match self {
+            Unread::Link => refuse(path, "is a symbolic link"),
+            Unread::Directory => no_file(path),
+            Unread::Because(e) => *e,
+        }
+    }
+}
+
+impl HostDir {
+    /// The directory of a file, and the names of both.
+    fn parent<'n>(&self, name: &'n str) -> Result<(OwnedFd, &'n str, String)> {
         let (parents, file) = name.rsplit_once('/').unwrap_or(("", name));
         let (dir, path) = self.below(parents)?;
-        let path = format!("{path}/{file}");
-        match read_regular(&dir, file, &path, MAX_CONTENTS, self.trust) {
-            Ok((file, _)) => Ok(file),
-            Err(Unread::Link) => Err(refuse(&path, "is a symbolic link")),
-            Err(Unread::Directory) => Err(no_file(&path)),
-            Err(Unread::Because(e)) => Err(*e),
-        }
+        Ok((dir, file, format!("{path}/{file}")))
+    }
+
+    /// A file of any size, and its path.
+    pub(super) fn open_file(&self, name: &str) -> Result<(File, String)> {
+        let (dir, file, path) = self.parent(name)?;
+        let opened = open_regular(&dir, file, &path, self.trust);
+        let (file, _) = opened.map_err(|unread| unread.no_file(&path))?;
+        Ok((file, path))
+    }
+}
+
+impl Beside for HostDir {
+    fn file(&self, name: &str) -> Result<Local> {
+        let (dir, file, path) = self.parent(name)?;
+        let read = read_regular(&dir, file, &path, MAX_CONTENTS, self.trust);
+        read.map(|(file, _)| file).map_err(|unread| unread.no_file(&path))
+    }
+
+    fn package(&self, name: &str) -> Result<LocalPackage> {
+        let (file, path) = self.open_file(name)?;
+        package_in(path, file)
     }
 
     fn tree(&self, name: &str) -> Result<Vec<Leaf>> {
@@ -220,7 +250,7 @@ impl From<Error> for Unread {
     }
 }
 
-/// Reads a regular file whose writer is trusted, and its mode. Non-blocking: a FIFO must not hold us up.
+/// Reads a regular file whose writer is trusted, and its mode.
 fn read_regular(
     dir: impl AsFd,
     name: &str,
@@ -228,6 +258,17 @@ fn read_regular(
     limit: u64,
     trust: Trust,
 ) -> Result<(Local, u32), Unread> {
+    let (file, stat) = open_regular(dir, name, path, trust)?;
+    check_size(path, u64::try_from(stat.st_size).unwrap_or(u64::MAX), limit)?;
+    let mut bytes = Vec::new();
+    // It may grow while we read.
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, e))?;
+    check_size(path, bytes.len() as u64, limit)?;
+    Ok((Local { bytes, private: stat.st_mode & 0o077 == 0 }, stat.st_mode))
+}
+
+/// Opens a regular file whose writer is trusted. Non-blocking: a FIFO must not hold us up.
+fn open_regular(dir: impl AsFd, name: &str, path: &str, trust: Trust) -> Result<(File, Stat), Unread> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -244,10 +285,5 @@ fn read_regular(
         _ => return Err(no_file(path).into()),
     }
     trust.check(path, stat.st_uid, stat.st_mode)?;
-    check_size(path, u64::try_from(stat.st_size).unwrap_or(u64::MAX), limit)?;
-    let mut bytes = Vec::new();
-    // It may grow while we read.
-    std::fs::File::from(fd).take(limit + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, e))?;
-    check_size(path, bytes.len() as u64, limit)?;
-    Ok((Local { bytes, private: stat.st_mode & 0o077 == 0 }, stat.st_mode))
+    Ok((fd.into(), stat))
 }

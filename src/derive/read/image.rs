@@ -1,13 +1,15 @@
 //! The directory of the image.
 
 use super::{
-    Found, Leaves, MAX_DROPINS, VENDOR_DIR, below, check_name, check_size, check_trust, is_dropin, refuse,
-    too_many,
+    Found, Leaves, MAX_DROPINS, VENDOR_DIR, below, check_name, check_size, check_trust, is_dropin,
+    package_in, refuse, too_many,
 };
 use crate::model::dropin::{Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_DROPIN, Text};
+use crate::model::packages::LocalPackage;
 use crate::model::{Context, ErrorKind, Result};
 use crate::store::tree::{CommitTree, Kind};
 use std::collections::BTreeMap;
+use std::io::Read;
 
 pub(super) fn vendor(tree: &CommitTree, found: &mut BTreeMap<String, Found>) -> Result<()> {
     let Some(real) = tree.resolve(VENDOR_DIR, true)? else { return Ok(()) };
@@ -78,6 +80,11 @@ impl Beside for VendorDir<'_> {
         vendor_file(self.0, &self.inside(name)?, MAX_CONTENTS).map(everybodys)
     }
 
+    fn package(&self, name: &str) -> Result<LocalPackage> {
+        let path = self.inside(name)?;
+        package_in(path.clone(), vendor_stream(self.0, &path)?)
+    }
+
     fn tree(&self, name: &str) -> Result<Vec<Leaf>> {
         let path = self.inside(name)?;
         let path = path.trim_end_matches('/');
@@ -96,6 +103,20 @@ fn everybodys(bytes: Vec<u8>) -> Local {
 }
 
 fn vendor_file(tree: &CommitTree, path: &str, limit: u64) -> Result<Vec<u8>> {
+    check_size(path, checked(tree, path)?, limit)?;
+    tree.read(path, limit)
+        .kind(ErrorKind::InvalidDropIn, format!("{path}: cannot be read"))?
+        .ok_or_else(|| refuse(path, "does not exist"))
+}
+
+/// A file of any size.
+pub(super) fn vendor_stream(tree: &CommitTree, path: &str) -> Result<impl Read + use<>> {
+    checked(tree, path)?;
+    tree.stream(path)?.ok_or_else(|| refuse(path, "does not exist"))
+}
+
+/// The size of what is a file that only root writes to.
+fn checked(tree: &CommitTree, path: &str) -> Result<u64> {
     let Some(info) = tree.lookup(path)? else { return Err(refuse(path, "does not exist")) };
     match crate::store::tree::kind_of(&info) {
         Kind::File => {}
@@ -103,8 +124,5 @@ fn vendor_file(tree: &CommitTree, path: &str, limit: u64) -> Result<Vec<u8>> {
         Kind::Directory => return Err(refuse(path, "is not a regular file")),
     }
     check_trust(path, info.attribute_uint32("unix::uid"), info.attribute_uint32("unix::mode"))?;
-    check_size(path, u64::try_from(info.size()).unwrap_or(u64::MAX), limit)?;
-    tree.read(path, limit)
-        .kind(ErrorKind::InvalidDropIn, format!("{path}: cannot be read"))?
-        .ok_or_else(|| refuse(path, "does not exist"))
+    Ok(u64::try_from(info.size()).unwrap_or(u64::MAX))
 }

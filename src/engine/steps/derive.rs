@@ -94,8 +94,22 @@ pub async fn describe(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Resu
     }
     if let Some(next) = job.before.next().cloned() {
         let manifest = derived.manifest.clone();
-        let differences = job.store.run(job.cx, move |s, _| changes(&s.repo(), &next, &manifest)).await?;
-        notes.extend(differences.lines());
+        let commit = derived.commit.clone();
+        let lines = job.store.run(job.cx, move |s, _| {
+            let repo = s.repo();
+            let mut lines = changes(&repo, &next, &manifest)?.lines();
+            let locks = [&next.deployment.checksum, &commit].map(|commit| packages::recorded(&repo, commit));
+            let [before, now] = locks;
+            if let Some(now) = now? {
+                let layers = |name: &str| manifest.layers.iter().find(|l| l.image == name);
+                let by = |name: &str| {
+                    manifest.packages.asking(name).or_else(|| layers(name).map(|l| l.owner.clone()))
+                };
+                lines.extend(now.changes(before?.as_ref(), by));
+            }
+            Ok(lines)
+        });
+        notes.extend(lines.await?);
     }
     notes.extend(wanted.images.iter().map(|i| format!("bound image: {} {}", i.spec.reference, i.digest)));
     Ok(JobResult {
@@ -146,6 +160,8 @@ fn unmet(difference: &Difference) -> Option<Unmet> {
         Subject::Package => Asked::Install,
         Subject::RemovedPackage => Asked::Remove,
         Subject::ReplacedPackage => Asked::Replace,
+        Subject::Extension => Asked::Extension,
+        Subject::Layer => Asked::Layer,
         Subject::Path | Subject::Unit | Subject::User | Subject::Group => return None,
         Subject::KernelArgument | Subject::DeletedKernelArgument => return None,
     };

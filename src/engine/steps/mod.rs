@@ -6,6 +6,8 @@ pub(super) mod cleanup;
 pub(super) mod derive;
 pub(super) mod edit;
 pub(super) mod fetch;
+pub(super) mod images;
+pub(super) mod lock;
 pub(super) mod packages;
 pub(super) mod permit;
 pub(super) mod plan;

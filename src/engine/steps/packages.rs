@@ -1,19 +1,19 @@
-//! derive.solve and derive.install: the base with its packages.
+//! The base with its layers and its packages.
 //!
 //! ```text
-//! /etc/osctl/derive.lock fits ──────────────────────┐
-//! reconcile, and the lock of what boots next fits ──┼─► Lock ─► made before? ─► install
-//! otherwise solve ──► repositories cannot be used ──┤
-//!                     the cache solves it ──────────┘
-//!                     skip: without those drop-ins, keep: try again later, fail: end
+//! derive.images ──► derive.solve ──► Lock ──► made before? ──► derive.install
+//!        └──────────────┴──► cannot be had ──► skip: without those drop-ins, keep: try again later, fail: end
 //! ```
 
+use crate::derive::compose;
 use crate::derive::packages::cache::Cache;
 use crate::derive::packages::detect::{self, Target};
 use crate::derive::packages::layer::{self, Layer};
-use crate::derive::packages::{self, Question, Room};
+use crate::derive::packages::{self, Installed, Room};
 use crate::engine::pipeline::Job;
 use crate::engine::stages::Pulled;
+use crate::engine::steps::images::{self, Images};
+use crate::engine::steps::lock::{self, Chosen, Solving};
 use crate::engine::unavailable::now;
 use crate::model::image::Digest;
 use crate::model::job::Step;
@@ -43,38 +43,38 @@ pub struct Layered {
     pub without: Option<(Instead, String)>,
 }
 
-/// What a job solves with.
-struct Prepared {
-    target: Target,
-    keys: BTreeMap<String, Vec<u8>>,
+/// What is known before anything is fetched.
+pub(super) struct Prepared {
+    /// The package manager and its database; `None` if nothing is asked of it.
+    pub target: Option<Target>,
+    /// Keys of repositories that are files.
+    pub keys: BTreeMap<String, Vec<u8>>,
     /// The lock of what boots next.
-    before: Option<Lock>,
+    pub before: Option<Lock>,
     time: u64,
 }
 
 /// The base with the packages that drop-ins ask for.
 pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: bool) -> Result<Layered> {
     let mut layered = Layered { layer: None, manifest, notes: Vec::new(), without: None };
-    if layered.manifest.packages.is_empty() {
-        return Ok(layered);
-    }
-    let prepared = prepare(job, pulled, &layered.manifest).await?;
     let cache = Cache::at(job.env.layout.packages());
     let mut room = None;
-    let lock = loop {
-        if layered.manifest.packages.is_empty() {
+    let (prepared, images, on, lock) = loop {
+        if layered.manifest.packages.is_empty() && layered.manifest.layers.is_empty() {
             return Ok(layered);
         }
-        let work = locked(job, pulled, &layered, &prepared, &cache, resolve, &mut room);
-        let error = match job.cx.step(Step::DeriveSolve, work).await {
-            Ok((lock, trouble)) => {
+        let prepared = prepare(job, pulled, &layered.manifest).await?;
+        let chosen = lock::choose(job, pulled, &layered.manifest, &prepared, resolve)?;
+        let error = match solved(job, pulled, &layered.manifest, &prepared, &chosen, &cache, &mut room).await
+        {
+            Ok(Solved { images, on, lock, trouble }) => {
                 if let Some(why) = trouble {
                     let note = format!("packages are those of before, because of: {why}");
                     job.cx.message(note.clone());
                     layered.notes.push(note);
                     layered.without = Some((Instead::Kept, why));
                 }
-                break lock;
+                break (prepared, images, on, lock);
             }
             Err(error) => error,
         };
@@ -91,131 +91,105 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
         layered.notes.push(note);
         layered.without = Some((Instead::LeftOut, error.chain()));
         layered.manifest = layered.manifest.only(|owner| !skipped.contains(owner));
+        // It has what the other drop-ins asked for, too.
+        room = None;
     };
     let (base, digest) = (pulled.base.commit.clone(), lock.digest());
     layered.layer = job.store.run(job.cx, move |s, _| layer::find(&s.repo(), &base, &digest)).await?;
     if layered.layer.is_none() {
-        let work = install(job, pulled, &prepared, &cache, lock, room);
+        let (manifest, cache) = (&layered.manifest, &cache);
+        let solving = Solving { manifest, prepared: &prepared, images: &images, cache, on: &on };
+        let work = install(job, pulled, &solving, lock, room);
         layered.layer = Some(job.cx.step(Step::DeriveInstall, work).await?);
     }
     Ok(layered)
 }
 
+/// What the requests came to.
+struct Solved {
+    images: Images,
+    /// The commit that packages are installed on: the base with its layers.
+    on: String,
+    lock: Lock,
+    /// Why something of before is used.
+    trouble: Option<String>,
+}
+
+async fn solved(
+    job: &Job<'_>,
+    pulled: &Pulled,
+    manifest: &Manifest,
+    prepared: &Prepared,
+    chosen: &Chosen,
+    cache: &Cache,
+    room: &mut Option<Room>,
+) -> Result<Solved> {
+    let complete = chosen.lock.as_ref().is_some_and(|lock| cache.missing(&lock.packages).is_empty());
+    let manager = prepared.target.as_ref().filter(|_| !complete).map(|target| target.manager);
+    let bring = images::bring(job, pulled, manifest, chosen, prepared.before.as_ref(), manager);
+    let images = match manifest.layers.is_empty() && manifest.packages.extensions.is_empty() {
+        true => Images::default(),
+        false => job.cx.step(Step::DeriveImages, bring).await?,
+    };
+    let on = composed(job, &pulled.base.commit, &images).await?;
+    let solving = Solving { manifest, prepared, images: &images, cache, on: &on };
+    let work = lock::lock(job, pulled, chosen, &solving, room);
+    let (lock, trouble) = job.cx.step(Step::DeriveSolve, work).await?;
+    Ok(Solved { images, on, lock, trouble })
+}
+
+/// The base with the layers on top of it.
+async fn composed(job: &Job<'_>, base: &str, images: &Images) -> Result<String> {
+    if images.layers.is_empty() {
+        return Ok(base.to_owned());
+    }
+    let (base, layers) = (base.to_owned(), images.layers.clone());
+    job.store.run(job.cx, move |s, c| compose::commit(&s.repo(), &base, &layers, Some(c))).await
+}
+
 /// The drop-ins that may be left out: those that say so, and after the grace all that do not forbid it, if the host is
 /// configured so.
 fn left_out(job: &Job<'_>, manifest: &Manifest) -> Result<BTreeSet<String>> {
-    let mut names = manifest.packages.with_policy(OnUnavailable::Skip);
+    let mut names = manifest.with_policy(OnUnavailable::Skip);
     let config = job.env.config()?.derive;
     if config.degraded_policy == Some(DegradedPolicy::Skip)
         && let Some(state) = job.env.journal()?.unavailable()?
         && state.is_over(now(), config.grace.unwrap_or(GRACE))
     {
-        names.extend(manifest.packages.with_policy(OnUnavailable::Keep));
+        names.extend(manifest.with_policy(OnUnavailable::Keep));
     }
     Ok(names)
 }
 
-/// What the requests come to; with why repositories could not be used, if packages of before are the answer.
-async fn locked(
+/// The room that packages are solved and installed in.
+pub(super) async fn enter<'r>(
     job: &Job<'_>,
-    pulled: &Pulled,
-    layered: &Layered,
-    prepared: &Prepared,
-    cache: &Cache,
-    resolve: bool,
-    room: &mut Option<Room>,
-) -> Result<(Lock, Option<String>)> {
-    let request = Lock::request_digest(&layered.manifest.packages);
-    let misfit = |lock: &Lock| {
-        if lock.manager != prepared.target.manager {
-            Some(format!("it is for {}", lock.manager.name()))
-        } else if lock.base_digest != pulled.base.digest {
-            Some(format!("it is for the base {}", lock.base_digest))
-        } else if lock.request_digest != request {
-            Some("it is for other requests".to_owned())
-        } else {
-            None
-        }
-    };
-    let question = Question {
-        packages: layered.manifest.packages.clone(),
-        keys: prepared.keys.clone(),
-        target: prepared.target.clone(),
-        base_digest: pulled.base.digest.clone(),
-        proxies: proxies(job),
-    };
-    let (name, handed_in) = job.env.handed_in_lock()?;
-    let why_not = handed_in.as_ref().and_then(misfit);
-    if job.options.frozen && (handed_in.is_none() || why_not.is_some()) {
-        let why = why_not.unwrap_or_else(|| "it does not exist".to_owned());
-        return Err(Error::new(
-            ErrorKind::LockMismatch,
-            format!("{name} cannot be used: {why}; nothing was staged"),
-        )
-        .hint("make it on a host that has these drop-ins and this image: osctl lock export"));
-    }
-    if let Some(why) = &why_not {
-        job.cx.message(format!("{name} does not count: {why}"));
-    }
-    let anew = resolve || job.options.update_lock;
-    let kept = prepared.before.clone().filter(|lock| !anew && misfit(lock).is_none());
-    let handed_in = handed_in.filter(|_| why_not.is_none() && !job.options.update_lock);
-    let is_handed_in = handed_in.is_some();
-    if let Some(lock) = handed_in.or(kept) {
-        if cache.missing(&lock.packages).is_empty() {
-            return Ok((lock, None));
-        }
-        let here = enter(job, pulled, room).await?;
-        match packages::fetch(job.cx, here, cache, question.clone(), lock.clone()).await {
-            Ok(()) => return Ok((lock, None)),
-            // Nobody has that version any more: what is asked for may still be had.
-            Err(error) if error.kind == ErrorKind::RepoUnavailable && !is_handed_in => {
-                job.cx.message(format!("solving anew: {}", error.chain()));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let here = enter(job, pulled, room).await?;
-    let error = match packages::solve(job.cx, here, cache, question.clone()).await {
-        Err(error) if error.kind == ErrorKind::RepoUnavailable => error,
-        outcome => return Ok((outcome?, None)),
-    };
-    let ending = layered.manifest.packages.with_policy(OnUnavailable::Fail);
-    let usable =
-        |lock: &Lock| lock.manager == prepared.target.manager && cache.missing(&lock.packages).is_empty();
-    let Some(lock) = prepared.before.clone().filter(|lock| ending.is_empty() && usable(lock)) else {
-        return Err(error);
-    };
-    match packages::resolve_from(job.cx, here, cache, question, lock).await {
-        Ok(lock) => Ok((lock, Some(error.chain()))),
-        Err(other) => {
-            job.cx.message(format!("the packages of before do not solve it either: {}", other.chain()));
-            Err(error)
-        }
-    }
-}
-
-async fn enter<'r>(job: &Job<'_>, pulled: &Pulled, room: &'r mut Option<Room>) -> Result<&'r Room> {
+    solving: &Solving<'_>,
+    room: &'r mut Option<Room>,
+) -> Result<&'r Room> {
     match room {
         Some(room) => Ok(room),
-        None => Ok(room.insert(checked_out(job, &pulled.base.commit).await?)),
+        None => Ok(room.insert(checked_out(job, solving).await?)),
     }
 }
 
 async fn install(
     job: &Job<'_>,
     pulled: &Pulled,
-    prepared: &Prepared,
-    cache: &Cache,
+    solving: &Solving<'_>,
     lock: Lock,
     mut room: Option<Room>,
 ) -> Result<Layer> {
-    let here = enter(job, pulled, &mut room).await?;
-    let target = prepared.target.clone();
-    let installed = packages::install(job.cx, here, cache, target.clone(), lock, prepared.time).await?;
-    let base = pulled.base.commit.clone();
+    let installed = match solving.prepared.target.clone() {
+        None => Installed { changes: None, lock, generated: Vec::new() },
+        Some(target) => {
+            let here = enter(job, solving, &mut room).await?;
+            packages::install(job.cx, here, solving.cache, target, lock, solving.prepared.time).await?
+        }
+    };
+    let (base, on) = (pulled.base.commit.clone(), solving.on.to_owned());
     let commit = move |s: &ostree::Sysroot, c: &ostree_ext::gio::Cancellable| {
-        layer::commit(&s.repo(), &base, &target, &installed, Some(c))
+        layer::commit(&s.repo(), &base, &on, &installed, Some(c))
     };
     let made = job.store.run(job.cx, commit).await;
     // What was installed is read until here.
@@ -232,8 +206,13 @@ async fn prepare(job: &Job<'_>, pulled: &Pulled, manifest: &Manifest) -> Result<
         .run(job.cx, move |s, _| {
             let repo = s.repo();
             let tree = CommitTree::open(&repo, &base)?;
-            let target = detect::target(&tree)?;
-            packages::check(target.manager, &manifest.packages)?;
+            let target = match manifest.packages.is_empty() {
+                true => None,
+                false => Some(detect::target(&tree)?),
+            };
+            if let Some(target) = &target {
+                packages::check(target.manager, &manifest.packages)?;
+            }
             // One that cannot be read is solved anew.
             let before = next.and_then(|next| recorded(&repo, &next).ok().flatten());
             Ok(Prepared { target, keys: keys(&tree, &manifest)?, before, time })
@@ -260,19 +239,16 @@ fn keys(tree: &CommitTree, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u
     Ok(keys)
 }
 
-async fn checked_out(job: &Job<'_>, base: &str) -> Result<Room> {
+async fn checked_out(job: &Job<'_>, solving: &Solving<'_>) -> Result<Room> {
     let room = Room::below(&job.env.layout.work())?;
-    let (to, base) = (room.base(), base.to_owned());
-    job.store.run(job.cx, move |s, c| layer::check_out(&s.repo(), &base, &to, Some(c))).await?;
+    let (to, on, trees) = (room.base(), solving.on.to_owned(), solving.images.trees(&room));
+    let check_out = move |s: &ostree::Sysroot, c: &ostree_ext::gio::Cancellable| {
+        let all = std::iter::once((on, to)).chain(trees);
+        let repo = s.repo();
+        all.into_iter().try_for_each(|(commit, to)| layer::check_out(&repo, &commit, &to, Some(c)))
+    };
+    job.store.run(job.cx, check_out).await?;
     Ok(room)
-}
-
-/// As this daemon was told (curl(1), apt.conf(5)).
-fn proxies(job: &Job<'_>) -> Vec<(String, String)> {
-    ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"]
-        .iter()
-        .filter_map(|name| Some(((*name).to_lowercase(), job.env.variable(name)?.to_owned())))
-        .collect()
 }
 
 /// The digests of all packages that these commits were made of.

@@ -110,7 +110,7 @@ async fn found(job: &Job<'_>, entry: &Entry) -> Result<Found> {
         let text = CommitTree::open(&repo, &checksum)?.read(lock::PATH, lock::MAX_LOCK)?;
         let lock = text.map(|text| Lock::parse(lock::PATH, &text)).transpose()?;
         // Without a lock the package manager was not asked.
-        Ok(Found { tools, rpm: lock.is_none_or(|lock| lock.manager == Manager::Dnf) })
+        Ok(Found { tools, rpm: lock.is_none_or(|lock| lock.manager != Some(Manager::Apt)) })
     });
     work.await
 }

@@ -61,12 +61,26 @@ impl Merger {
             }
             self.manifest.packages.replace_from.insert(from.name, from.value);
         }
+        for layer in dropin.layers {
+            let what = format!("layer {}", layer.name);
+            self.claim(&path, &what, &what, &layer)?;
+            self.manifest.layers.push(layer.value);
+        }
+        for file in dropin.local {
+            // Two may name the same file, and then it is the same.
+            if self.manifest.packages.local.get(&file.name) != Some(&file.value) {
+                let what = format!("package {}", file.name);
+                self.claim(&path, &what, &what, &file)?;
+            }
+            self.manifest.packages.local.insert(file.name, file.value);
+        }
         let (all, new) = (&mut self.manifest.packages, dropin.packages);
         for (into, from) in [
             (&mut all.install, new.install),
             (&mut all.remove, new.remove),
             (&mut all.replace, new.replace),
             (&mut all.enabled_repos, new.enabled_repos),
+            (&mut all.extensions, new.extensions),
         ] {
             // Several drop-ins may need the same package.
             from.into_iter().for_each(|(name, owners)| into.entry(name).or_default().extend(owners));

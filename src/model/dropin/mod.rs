@@ -31,8 +31,9 @@ mod tests;
 
 use super::error::{Error, ErrorKind, Result};
 use super::image::Digest;
+use super::layers::LayerImage;
 use super::manifest::{Group, Karg, Manifest, Node, Source, Unit, User};
-use super::packages::{Packages, Repo};
+use super::packages::{LocalPackage, Packages, Repo};
 pub use merge::Merger;
 pub use sysusers::{sysusers_conf, with_entries_of};
 pub use treefile::OWNER as TREEFILE_OWNER;
@@ -83,6 +84,9 @@ pub struct Declarations {
     pub(crate) repos: Vec<Declared<Repo>>,
     /// The repository that a replacement is taken from.
     pub(crate) replace_from: Vec<Declared<String>>,
+    /// Package files, by the request that names each.
+    pub(crate) local: Vec<Declared<LocalPackage>>,
+    pub(crate) layers: Vec<Declared<LayerImage>>,
 }
 
 impl Declarations {
@@ -136,6 +140,12 @@ pub trait Beside {
     /// Reads a file.
     fn file(&self, name: &str) -> Result<Local>;
 
+    /// The digest of a package file. Where files are read for good it is not held in memory, and may be of any size.
+    fn package(&self, name: &str) -> Result<LocalPackage> {
+        let bytes = self.file(name)?.bytes;
+        Ok(LocalPackage { path: name.to_owned(), digest: Digest::of(&bytes), size: bytes.len() as u64 })
+    }
+
     /// Reads everything below a directory, in path order; the directory itself is not among it. An empty name is the
     /// drop-in's own directory.
     fn tree(&self, name: &str) -> Result<Vec<Leaf>>;
@@ -170,6 +180,8 @@ pub fn decode(text: &Text, beside: &dyn Beside) -> Result<Declarations> {
         packages: Packages::default(),
         repos: Vec::new(),
         replace_from: Vec::new(),
+        local: Vec::new(),
+        layers: Vec::new(),
     };
     let Some(root) = yaml::parse(&text.path, utf8)? else { return Ok(declarations) };
     let root = cursor::Cursor::root(&text.path, &root);

@@ -5,7 +5,8 @@ use super::decode::{Common, refuse};
 use super::{Beside, Declarations, Declared, path};
 use crate::model::contents::Contents;
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::packages::{Key, OnUnavailable, Repo, is_name, is_versioned};
+use crate::model::layers::{self, LayerImage};
+use crate::model::packages::{Key, LOCAL, OnUnavailable, Repo, is_name, is_versioned};
 
 /// More than any public key of a repository has.
 const MAX_KEY: usize = 1 << 20;
@@ -17,18 +18,8 @@ pub(super) fn stanzas(
     out: &mut Declarations,
     beside: &dyn Beside,
 ) -> Result<()> {
-    for key in ["extensions", "layers"] {
-        if let Some(place) = top.get(key) {
-            return Err(place
-                .error_of(ErrorKind::Unsupported, format!("`{key}` is not supported by this version"))
-                .hint("take the packages from a repository, or build an image with them and `osctl rebase` to it"));
-        }
-    }
-    for (place, name) in requests(top, "packages")? {
-        if !is_name(name) {
-            return Err(not_a_name(&place, name).hint(NAME_ONLY));
-        }
-        out.packages.install.entry(name.to_owned()).or_default().insert(common.owner.clone());
+    if let Some(place) = top.get("packages") {
+        install(&place, common, out, Some(beside))?;
     }
     for (place, name) in requests(top, "override-remove")? {
         if !is_name(name) {
@@ -36,13 +27,18 @@ pub(super) fn stanzas(
         }
         out.packages.remove.entry(name.to_owned()).or_default().insert(common.owner.clone());
     }
-    for (place, spec) in requests(top, "override-replace")? {
-        if !is_versioned(spec) {
-            return Err(place
-                .error(format!("`{}` is not a package with its version", printable(spec)))
-                .hint("write NAME=VERSION for apt, NAME-VERSION for rpm"));
-        }
-        out.packages.replace.entry(spec.to_owned()).or_default().insert(common.owner.clone());
+    for place in top.list("override-replace")? {
+        let spec = match file_of(&place)? {
+            Some(file) => local(&file, beside, out)?,
+            None => versioned(&place)?,
+        };
+        out.packages.replace.entry(spec).or_default().insert(common.owner.clone());
+    }
+    if let Some(place) = top.get("extensions") {
+        extension(&place, common, out)?;
+    }
+    for place in top.list("layers")? {
+        out.layers.push(layer(&place, common)?);
     }
     for place in top.list("repos")? {
         out.repos.push(repo(&place, common, beside)?);
@@ -51,6 +47,98 @@ pub(super) fn stanzas(
     out.packages.on_unavailable.insert(common.owner.clone(), policy);
     Ok(())
 }
+
+/// The packages of a list: names, and where there is a directory beside it also files.
+fn install(
+    list: &Cursor<'_>,
+    common: &Common,
+    out: &mut Declarations,
+    beside: Option<&dyn Beside>,
+) -> Result<()> {
+    for place in list.list()? {
+        let request = match (beside, file_of(&place)?) {
+            (Some(beside), Some(file)) => local(&file, beside, out)?,
+            (None, Some(_)) => return Err(place.error("an extension has packages by their names only")),
+            (_, None) => {
+                let name = place.text()?;
+                let is_file = ENDINGS.iter().any(|ending| name.ends_with(ending));
+                if !is_name(name) || is_file {
+                    return Err(not_a_name(&place, name).hint(if is_file { FILE } else { NAME_ONLY }));
+                }
+                name.to_owned()
+            }
+        };
+        out.packages.install.entry(request).or_default().insert(common.owner.clone());
+    }
+    Ok(())
+}
+
+/// The `local:` of an item that is a map.
+fn file_of<'a>(place: &Cursor<'a>) -> Result<Option<Cursor<'a>>> {
+    match place.map() {
+        Ok(_) => place.fields(&["local"])?.need("local").map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// A package file beside the drop-in; returns the request that names it.
+fn local(place: &Cursor<'_>, beside: &dyn Beside, out: &mut Declarations) -> Result<String> {
+    let name = place.text()?;
+    path::local(name).map_err(|r| refuse(place, r))?;
+    if !ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+        let why = format!("`{}` is not the file of a package", printable(name));
+        return Err(place.error(why).hint("packages end in .deb or .rpm"));
+    }
+    let value = beside.package(name).map_err(|e| super::decode::located(place, &e))?;
+    let request = format!("{LOCAL}{name}");
+    let declared = Declared { name: request.clone(), value, at: place.at(), key: place.key.clone() };
+    out.local.push(declared);
+    Ok(request)
+}
+
+fn versioned(place: &Cursor<'_>) -> Result<String> {
+    let spec = place.text()?;
+    if !is_versioned(spec) {
+        return Err(place
+            .error(format!("`{}` is not a package with its version", printable(spec)))
+            .hint("write NAME=VERSION for apt, NAME-VERSION for rpm"));
+    }
+    Ok(spec.to_owned())
+}
+
+/// An image with packages.
+fn extension(place: &Cursor<'_>, common: &Common, out: &mut Declarations) -> Result<()> {
+    let fields = place.fields(&["image", "packages"])?;
+    let image = image(&fields)?;
+    let packages = fields.need("packages")?;
+    if packages.list()?.is_empty() {
+        return Err(packages.error("an extension is an image with packages: there is none"));
+    }
+    install(&packages, common, out, None)?;
+    out.packages.extensions.entry(image).or_default().insert(common.owner.clone());
+    Ok(())
+}
+
+fn layer(place: &Cursor<'_>, common: &Common) -> Result<Declared<LayerImage>> {
+    let fields = place.fields(&["image", "overwrite"])?;
+    let image = image(&fields)?;
+    let overwrite = fields.boolean("overwrite")?.unwrap_or_default();
+    let value = LayerImage { image: image.clone(), owner: common.owner.clone(), overwrite };
+    Ok(Declared { name: image, value, at: place.at(), key: place.key.clone() })
+}
+
+/// The reference of an image, perhaps with what the base is to fill in.
+fn image(fields: &Fields<'_>) -> Result<String> {
+    let place = fields.need("image")?;
+    let text = place.text()?;
+    layers::check(text)
+        .map_err(|why| place.error(why).hint("for example registry.example.com/os-extensions:{version}"))?;
+    Ok(text.to_owned())
+}
+
+/// How the names of package files end.
+const ENDINGS: [&str; 2] = [".deb", ".rpm"];
+const FILE: &str = "put the file beside the drop-in, and name it so: {local: FILE}";
 
 fn requests<'a>(top: &Fields<'a>, key: &str) -> Result<Vec<(Cursor<'a>, &'a str)>> {
     top.get(key).map_or(Ok(Vec::new()), |place| place.texts())

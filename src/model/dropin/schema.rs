@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a drop-in has a map with keys of its own, and a drop-in with another key there.
-const MAPS: [(&str, &str); 15] = [
+const MAPS: [(&str, &str); 19] = [
     ("", "{no-key-of-ours: 1}"),
     ("kernel-arguments", "kernel-arguments: {no-key-of-ours: 1}"),
     ("files[]", "files: [{no-key-of-ours: 1}]"),
@@ -21,6 +21,10 @@ const MAPS: [(&str, &str); 15] = [
     ("units[]", "units: [{no-key-of-ours: 1}]"),
     ("units[].dropins[]", "units: [{name: a.service, dropins: [{no-key-of-ours: 1}]}]"),
     ("users[]", "users: [{no-key-of-ours: 1}]"),
+    ("packages[]", "packages: [{no-key-of-ours: 1}]"),
+    ("override-replace[]", "override-replace: [{no-key-of-ours: 1}]"),
+    ("extensions", "extensions: {no-key-of-ours: 1}"),
+    ("layers[]", "layers: [{no-key-of-ours: 1}]"),
     ("repos[]", "repos: [{no-key-of-ours: 1}]"),
     ("repos[].gpgkey", "repos: [{id: a, baseurl: 'https://a/', gpgkey: {no-key-of-ours: 1}}]"),
 ];

@@ -21,6 +21,7 @@ impl Beside for Files {
         let local = |bytes: &[u8], private| Ok(Local { bytes: bytes.to_vec(), private });
         match name {
             "conf/a" => local(b"local", false),
+            "agent.deb" | "hotfix.rpm" => local(b"package", false),
             "a.service" => local(b"[Install]\nWantedBy=x.target\n", false),
             "a.gz" => {
                 local(b"\x1f\x8b\x08\0\0\0\0\0\x02\xff\xcb\xc9ON\xcc\x01\0\xe8\x88\xd6\x8b\x05\0\0\0", false)

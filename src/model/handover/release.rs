@@ -4,7 +4,8 @@ use super::{Handover, Item, Key, Tool};
 use crate::model::bound::BoundSet;
 use crate::model::deviation::{Asked, is_dropin};
 use crate::model::image::ImageRef;
-use crate::model::status::Derivation;
+use crate::model::packages::LOCAL;
+use crate::model::status::{Derivation, PackageRequest};
 
 /// Where images bind other images in bootc's way.
 const BOOTC_BOUND: &str = "/usr/lib/bootc/bound-images.d/";
@@ -62,6 +63,7 @@ fn packages(handover: &mut Handover, tool: Tool, from: &Releasable<'_>) {
     for package in &from.derivation.packages {
         let what = format!("{} {}", package.asked.words(), package.request);
         let list = match (tool, package.asked) {
+            _ if package.request.starts_with(LOCAL) => None,
             (Tool::RpmOstree, Asked::Install) if from.rpm => Some((&mut requested, REQUESTED)),
             (Tool::RpmOstree, Asked::Remove) if from.rpm => Some((&mut remove, REMOVE)),
             (Tool::RpmOstree | Tool::Bootc, _) => None,
@@ -71,7 +73,7 @@ fn packages(handover: &mut Handover, tool: Tool, from: &Releasable<'_>) {
                 names.push_str(&format!("{};", package.request));
                 handover.converted.push(Item::new(what, format!("{group}/{key} of the origin")));
             }
-            None => handover.lost.push(Item::new(what, inexpressible(tool, from.rpm))),
+            None => handover.lost.push(Item::new(what, inexpressible(tool, from.rpm, package))),
         }
     }
     for ((group, key), value) in [(REQUESTED, requested), (REMOVE, remove)] {
@@ -93,8 +95,15 @@ fn packages(handover: &mut Handover, tool: Tool, from: &Releasable<'_>) {
     ]);
 }
 
-fn inexpressible(tool: Tool, rpm: bool) -> &'static str {
+fn inexpressible(tool: Tool, rpm: bool, package: &PackageRequest) -> &'static str {
     match tool {
+        _ if package.asked == Asked::Layer => {
+            "build it into the image: COPY --from=IMAGE in its Containerfile"
+        }
+        _ if package.asked == Asked::Extension => "no other tool takes packages from an image",
+        Tool::RpmOstree if rpm && package.request.starts_with(LOCAL) => {
+            "install the file: rpm-ostree install FILE"
+        }
         Tool::Bootc => "bootc changes no packages; build it into the image",
         Tool::RpmOstree if !rpm => "rpm-ostree installs packages of rpm only",
         Tool::RpmOstree => "rpm-ostree notes the file that replaces it: rpm-ostree override replace FILE",

@@ -6,13 +6,13 @@
 mod read;
 mod say;
 
-use super::base::{Answer, Installed, allowed, exactly, unsolved};
+use super::base::{self, Answer, Installed, Known, Package, allowed, exactly, names};
 use super::cache::Cache;
 use super::detect::Target;
 use super::room::Inside;
 use super::{
-    Backend, FETCH_LIMIT, FILES, INSTALL_LIMIT, Question, SOLVE_LIMIT, fetcher, fetching_user, file_name,
-    key_of,
+    Backend, FETCH_LIMIT, FILES, INSTALL_LIMIT, Question, SOLVE_LIMIT, fetcher, fetching_user, key_of,
+    repositories,
 };
 use crate::model::lock::{BasePackage, Lock, LockedPackage, Manager};
 use crate::model::{Context, Result};
@@ -42,6 +42,8 @@ const OPTIONS: [&str; 8] = [
 ];
 /// Where our repositories are, in the target.
 const SOURCES: &str = "/etc/apt/sources.list.d";
+/// Where apt is told which of them come first (apt_preferences(5)).
+const PREFERENCES: &str = "/etc/apt/preferences.d/osctl";
 /// dpkg's own directory, as its programs see it.
 const ADMIN: &str = "/var/lib/dpkg";
 /// Without it, scripts of System V would start services in the sandbox.
@@ -65,8 +67,32 @@ impl Backend for Apt {
             })
     }
 
-    fn solve(&self, inside: &Inside, cache: &Cache, question: &Question) -> Result<Lock> {
-        solve(inside, cache, question)
+    fn solve(&self, inside: &Inside, cache: &Cache, question: &Question, files: &Path) -> Result<Lock> {
+        let session = session(inside, question)?.knowing(cache, question, None, files)?;
+        let apt = |arguments: &[&str], limit| session.apt(arguments, limit);
+        inside.cx.message("reading the package lists");
+        let updated = apt(&["-qq", "update"], UPDATE_LIMIT)?;
+        if !updated.success {
+            return Err(unavailable(&updated.stderr));
+        }
+        for name in names(&question.packages.install).filter(|name| name.contains(['.', '+'])) {
+            // apt would take it for a regular expression where no package has the name.
+            let known = inside.run(&session.sandbox, "apt-cache", ["pkgnames", name], SOLVE_LIMIT)?;
+            if !String::from_utf8_lossy(&known.stdout).lines().any(|line| line == name) {
+                return Err(unsolvable("", &format!("E: Unable to locate package {name}")));
+            }
+        }
+        let mut wanted = arguments(&question.packages, &session.base);
+        wanted.extend(session.known.files(Manager::Apt));
+        let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        let (changes, removed, replaced) = session.simulate(&wanted)?;
+        let listed = apt(&[&["-qq", "--print-uris"], &wanted[..]].concat(), SOLVE_LIMIT)?;
+        if !listed.success {
+            return Err(unsolvable(&String::from_utf8_lossy(&listed.stdout), &listed.stderr));
+        }
+        let packages = packages(&changes, &session.known, &String::from_utf8_lossy(&listed.stdout))?;
+        session.fetch(cache, &packages)?;
+        Ok(Answer { packages, removed, replaced }.locked(question))
     }
 
     /// From where it was found: no list is needed for that.
@@ -82,11 +108,66 @@ impl Backend for Apt {
         lock: &Lock,
         files: &Path,
     ) -> Result<Lock> {
-        resolve_from(inside, cache, question, lock, files)
+        let session = session(inside, question)?.knowing(cache, question, Some(lock), files)?;
+        let mut wanted = arguments(&question.packages, &session.base);
+        // What is replaced has its file.
+        wanted.retain(|argument| !question.packages.replace.contains_key(argument));
+        wanted.extend(session.known.files(Manager::Apt));
+        let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        let (changes, removed, replaced) = session.simulate(&wanted)?;
+        let new = changes.install.into_iter().map(|((name, architecture), (_, version))| Package {
+            name,
+            architecture,
+            version,
+        });
+        let packages = session.known.all_of(new)?;
+        Ok(Answer { packages, removed, replaced }.locked(question))
     }
 
     fn install(&self, inside: &Inside, target: &Target, lock: &Lock, files: &Path, time: u64) -> Result<()> {
-        install(inside, target, lock, files, time)
+        inside.make_var(&["lib/apt/lists/partial", "cache/apt/archives/partial", "log/apt"], None)?;
+        inside.make_mount_point("lib/dpkg")?;
+        inside.put(POLICY, b"#!/bin/sh\n# Nothing is started while a tree is made.\nexit 101\n")?;
+        let tree = inside.tree()?;
+        let executable = cap_std_ext::cap_std::fs::PermissionsExt::from_mode(0o755);
+        tree.set_permissions(POLICY, executable).doing("preparing dpkg")?;
+        let sandbox = inside
+            .sandbox(Who::Installer)?
+            .bind(inside.real(&target.database)?, ADMIN)
+            .show(files.to_owned(), FILES)
+            .variable("DEBIAN_FRONTEND", "noninteractive")
+            .variable("DEBCONF_NONINTERACTIVE_SEEN", "true")
+            // Compilers of byte code take it as a sign not to write times down.
+            .variable("SOURCE_DATE_EPOCH", time.to_string())
+            .variable("PYTHONHASHSEED", "0");
+        let status = format!("{}/status", target.database);
+        let read = || inside.text(&status);
+        let before = installed(&read()?);
+        let mut arguments: Vec<String> = OPTIONS.iter().map(|o| (*o).to_owned()).collect();
+        // The base's are not upgraded, and nothing is found that was not locked.
+        let fixed = [
+            "-q",
+            "--no-install-recommends",
+            "--allow-downgrades",
+            "-oDpkg::Options::=--force-confdef",
+            "-oDpkg::Options::=--force-confold",
+            "-oDpkg::Options::=--force-unsafe-io",
+            "install",
+        ];
+        arguments.extend(fixed.map(str::to_owned));
+        arguments.extend(Known(lock.packages.clone()).files(Manager::Apt));
+        arguments.extend(lock.removed.iter().map(|package| format!("{}-", package.name)));
+        inside.cx.message(format!("installing {} packages", lock.packages.len()));
+        // Both outputs in the order in which they came.
+        let script = ["-c", "exec apt-get \"$@\" 2>&1", "apt-get"].map(str::to_owned);
+        let done = inside.run(&sandbox, "/bin/sh", script.into_iter().chain(arguments), INSTALL_LIMIT)?;
+        let said = String::from_utf8_lossy(&done.stdout);
+        if !done.success {
+            return Err(scriptlet_failed(&said));
+        }
+        said.lines().for_each(|line| tracing::debug!(line, "dpkg"));
+        let after = installed(&read()?);
+        exactly(&before, &after, lock)
     }
 }
 
@@ -97,9 +178,38 @@ struct Session<'a> {
     base: Installed,
     /// The packages of the base that may change.
     free: BTreeSet<String>,
+    known: Known,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    /// With the files of packages that are here: those of drop-ins, and what of a lock may be installed.
+    fn knowing(
+        mut self,
+        cache: &Cache,
+        question: &Question,
+        lock: Option<&Lock>,
+        files: &Path,
+    ) -> Result<Session<'a>> {
+        self.sandbox = self.sandbox.show(files.to_owned(), FILES);
+        let local = base::local(cache, question, files, |file| {
+            let arguments = ["--show", "--showformat", read::FORMAT, file];
+            let said = self.inside.run(&self.sandbox, "dpkg-deb", arguments, SOLVE_LIMIT)?;
+            let package = read::package(&String::from_utf8_lossy(&said.stdout));
+            package.filter(|_| said.success).ok_or_else(|| base::unidentified(question, file, &said.stderr))
+        })?;
+        self.known = Known::of(local, lock, question, &self.base, &mut self.free);
+        self.known.provide(Manager::Apt, cache, files)?;
+        // What is held would not be replaced by a file either.
+        self.hold(question)?;
+        Ok(self)
+    }
+
+    fn hold(&self, question: &Question) -> Result<()> {
+        let status = format!("{}/status", question.target.database);
+        let text = self.inside.text(&status)?;
+        self.inside.put(&status, hold(&text, &self.free).as_bytes())
+    }
+
     fn apt(&self, arguments: &[&str], limit: Duration) -> Result<Output> {
         self.inside.run(&self.sandbox, "apt-get", OPTIONS.iter().chain(arguments), limit)
     }
@@ -143,129 +253,19 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
     let var = ["lib/apt/lists/partial", "cache/apt/archives/partial", "log/apt", "tmp", "lib/dpkg"];
     inside.make_var(&var, fetching_user()?.into())?;
     let database = &question.target.database;
-    let status = format!("{database}/status");
-    let text = inside.text(&status)?;
-    let base = installed(&text);
+    let base = installed(&inside.text(&format!("{database}/status"))?);
     let free = freed(&question.packages);
-    inside.put(&status, hold(&text, &free).as_bytes())?;
-    for (id, repo) in &question.packages.repos {
-        let key = key_of(repo, question);
-        let (list, keyring) = source(id, repo, key)?;
+    for (id, repo) in repositories(question) {
+        let key = key_of(&repo, question);
+        let (list, keyring) = source(&id, &repo, key)?;
         inside.put(&format!("usr{SOURCES}/osctl-{id}.sources"), list.as_bytes())?;
         if let (Some(path), Some(key)) = (keyring, key) {
             inside.put(&format!("usr{path}"), key)?;
         }
     }
+    if !question.extensions.is_empty() {
+        inside.put(&format!("usr{PREFERENCES}"), read::FIRST.as_bytes())?;
+    }
     let sandbox = fetcher(inside, question)?.show(inside.real(database)?, ADMIN);
-    Ok(Session { inside, sandbox, base, free })
-}
-
-/// Solves with what a lock of before names and the cache has, without a network: on another base some of it may not be
-/// needed any more, and nothing else may be.
-fn resolve_from(
-    inside: &Inside,
-    cache: &Cache,
-    question: &Question,
-    lock: &Lock,
-    files: &Path,
-) -> Result<Lock> {
-    let mut session = session(inside, question)?;
-    let of_base = |p: &&LockedPackage| session.base.has(&p.name, None);
-    let replaced = |p: &&LockedPackage| session.free.contains(&p.name);
-    let known: Vec<&LockedPackage> = lock.packages.iter().filter(|p| !of_base(p) || replaced(p)).collect();
-    for package in &known {
-        cache.copy(package, &files.join(file_name(lock, package)))?;
-    }
-    session.sandbox = session.sandbox.show(files.to_owned(), FILES);
-    let mut wanted = arguments(&question.packages, &session.base);
-    // What is replaced has its file.
-    wanted.retain(|argument| !question.packages.replace.contains_key(argument));
-    wanted.extend(known.iter().map(|package| format!("{FILES}/{}", file_name(lock, package))));
-    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-    let (changes, removed, replaced) = session.simulate(&wanted)?;
-    let mut packages = Vec::new();
-    for ((name, architecture), (_, version)) in changes.install {
-        let same =
-            |p: &&&LockedPackage| p.name == name && p.architecture == architecture && p.version == version;
-        let package = known.iter().find(same);
-        let package =
-            package.ok_or_else(|| unsolved(format!("{name} is not among the packages that are kept")))?;
-        packages.push((*package).clone());
-    }
-    Ok(Answer { packages, removed, replaced }.locked(Manager::Apt, question))
-}
-
-/// Solves, and fetches what is missing.
-fn solve(inside: &Inside, cache: &Cache, question: &Question) -> Result<Lock> {
-    let session = session(inside, question)?;
-    let apt = |arguments: &[&str], limit| session.apt(arguments, limit);
-    inside.cx.message("reading the package lists");
-    let updated = apt(&["-qq", "update"], UPDATE_LIMIT)?;
-    if !updated.success {
-        return Err(unavailable(&updated.stderr));
-    }
-    for name in question.packages.install.keys().filter(|name| name.contains(['.', '+'])) {
-        // apt would take it for a regular expression where no package has the name.
-        let known = inside.run(&session.sandbox, "apt-cache", ["pkgnames", name], SOLVE_LIMIT)?;
-        if !String::from_utf8_lossy(&known.stdout).lines().any(|line| line == name) {
-            return Err(unsolvable("", &format!("E: Unable to locate package {name}")));
-        }
-    }
-    let wanted = arguments(&question.packages, &session.base);
-    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-    let (changes, removed, replaced) = session.simulate(&wanted)?;
-    let listed = apt(&[&["-qq", "--print-uris"], &wanted[..]].concat(), SOLVE_LIMIT)?;
-    if !listed.success {
-        return Err(unsolvable(&String::from_utf8_lossy(&listed.stdout), &listed.stderr));
-    }
-    let packages = packages(&changes, &String::from_utf8_lossy(&listed.stdout))?;
-    session.fetch(cache, &packages)?;
-    Ok(Answer { packages, removed, replaced }.locked(Manager::Apt, question))
-}
-
-/// Installs what is locked from files.
-fn install(inside: &Inside, target: &Target, lock: &Lock, files: &Path, time: u64) -> Result<()> {
-    inside.make_var(&["lib/apt/lists/partial", "cache/apt/archives/partial", "log/apt"], None)?;
-    inside.make_mount_point("lib/dpkg")?;
-    inside.put(POLICY, b"#!/bin/sh\n# Nothing is started while a tree is made.\nexit 101\n")?;
-    let tree = inside.tree()?;
-    let executable = cap_std_ext::cap_std::fs::PermissionsExt::from_mode(0o755);
-    tree.set_permissions(POLICY, executable).doing("preparing dpkg")?;
-    let sandbox = inside
-        .sandbox(Who::Installer)?
-        .bind(inside.real(&target.database)?, ADMIN)
-        .show(files.to_owned(), FILES)
-        .variable("DEBIAN_FRONTEND", "noninteractive")
-        .variable("DEBCONF_NONINTERACTIVE_SEEN", "true")
-        // Compilers of byte code take it as a sign not to write times down.
-        .variable("SOURCE_DATE_EPOCH", time.to_string())
-        .variable("PYTHONHASHSEED", "0");
-    let status = format!("{}/status", target.database);
-    let read = || inside.text(&status);
-    let before = installed(&read()?);
-    let mut arguments: Vec<String> = OPTIONS.iter().map(|o| (*o).to_owned()).collect();
-    // The base's are not upgraded, and nothing is found that was not locked.
-    let fixed = [
-        "-q",
-        "--no-install-recommends",
-        "--allow-downgrades",
-        "-oDpkg::Options::=--force-confdef",
-        "-oDpkg::Options::=--force-confold",
-        "-oDpkg::Options::=--force-unsafe-io",
-        "install",
-    ];
-    arguments.extend(fixed.map(str::to_owned));
-    arguments.extend(lock.packages.iter().map(|package| format!("{FILES}/{}", file_name(lock, package))));
-    arguments.extend(lock.removed.iter().map(|package| format!("{}-", package.name)));
-    inside.cx.message(format!("installing {} packages", lock.packages.len()));
-    // Both outputs in the order in which they came.
-    let script = ["-c", "exec apt-get \"$@\" 2>&1", "apt-get"].map(str::to_owned);
-    let done = inside.run(&sandbox, "/bin/sh", script.into_iter().chain(arguments), INSTALL_LIMIT)?;
-    let said = String::from_utf8_lossy(&done.stdout);
-    if !done.success {
-        return Err(scriptlet_failed(&said));
-    }
-    said.lines().for_each(|line| tracing::debug!(line, "dpkg"));
-    let after = installed(&read()?);
-    exactly(&before, &after, lock)
+    Ok(Session { inside, sandbox, base, free, known: Known::default() })
 }

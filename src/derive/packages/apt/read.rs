@@ -1,15 +1,29 @@
 //! What apt and dpkg read and print.
 
-use crate::derive::packages::base::{Installed, Package, unsolved};
+use crate::derive::packages::FILES;
+use crate::derive::packages::base::{Installed, Known, Package, names, unsolved};
 use crate::model::image::Digest;
 use crate::model::lock::{BasePackage, LockedPackage};
-use crate::model::packages::{Packages, Repo};
+use crate::model::packages::{Packages, Repo, is_name};
 use crate::model::text::one_line;
 use crate::model::{Error, ErrorKind, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where our keys are, in the target.
 const KEYS: &str = "/etc/apt/keyrings";
+
+/// Repositories of images come before all others: they are made for the base (apt_preferences(5)).
+pub(super) const FIRST: &str = "Package: *\nPin: origin \"\"\nPin-Priority: 990\n";
+
+/// What dpkg-deb prints for [`package`].
+pub(super) const FORMAT: &str = "${Package}\\t${Architecture}\\t${Version}\\n";
+
+/// The package that a line in [`FORMAT`] describes.
+pub(super) fn package(line: &str) -> Option<Package> {
+    let mut fields = line.trim_end().split('\t').map(str::to_owned);
+    let package = Package { name: fields.next()?, architecture: fields.next()?, version: fields.next()? };
+    (is_name(&package.name) && fields.next().is_none()).then_some(package)
+}
 
 /// The packages that are installed, with their versions.
 pub(super) fn installed(status: &str) -> Installed {
@@ -29,8 +43,8 @@ pub(super) fn installed(status: &str) -> Installed {
 
 /// The names of packages that requests may change.
 pub(super) fn freed(packages: &Packages) -> BTreeSet<String> {
-    let bare = |name: &str| name.split([':', '=']).next().unwrap_or_default().to_owned();
-    packages.remove.keys().chain(packages.replace.keys()).map(|name| bare(name)).collect()
+    let bare = |name: &String| name.split([':', '=']).next().unwrap_or_default().to_owned();
+    names(&packages.remove).chain(names(&packages.replace)).map(bare).collect()
 }
 
 /// The database with every package on hold, but for those that may be changed.
@@ -56,13 +70,13 @@ pub(super) fn hold(status: &str, free: &BTreeSet<String>) -> String {
 ///
 /// What the base has is not: apt would want to have the newest of it, and the base is on hold.
 pub(super) fn arguments(packages: &Packages, base: &Installed) -> Vec<String> {
-    let here = |request: &String| {
+    let here = |request: &&String| {
         let (name, arch) = request.split_once(':').map_or((request.as_str(), None), |(n, a)| (n, Some(a)));
         base.has(name, arch)
     };
     let mut all = vec!["--allow-downgrades".to_owned(), "install".to_owned()];
-    all.extend(packages.install.keys().filter(|request| !here(request)).cloned());
-    all.extend(packages.replace.keys().cloned());
+    all.extend(names(&packages.install).filter(|request| !here(request)).cloned());
+    all.extend(names(&packages.replace).cloned());
     all.extend(packages.remove.keys().map(|name| format!("{name}-")));
     all
 }
@@ -151,11 +165,21 @@ pub(super) fn changes(text: &str) -> Changes {
 /// The packages, with their digests and where they are.
 ///
 /// `--print-uris` has lines of `'URI' FILE SIZE SHA256:DIGEST`, without names: the file's name has them.
-pub(super) fn packages(changes: &Changes, uris: &str) -> Result<Vec<LockedPackage>> {
+pub(super) fn packages(changes: &Changes, known: &Known, uris: &str) -> Result<Vec<LockedPackage>> {
     let mut left = changes.install.clone();
     let mut found = Vec::new();
+    left.retain(|(name, architecture), (_, version)| match known.find(name, architecture, version) {
+        Some(package) => {
+            found.push(package.clone());
+            false
+        }
+        None => true,
+    });
     for line in uris.lines() {
         let Some((uri, rest)) = line.strip_prefix('\'').and_then(|l| l.split_once("' ")) else { continue };
+        if uri.starts_with(&format!("file:{FILES}/")) {
+            continue;
+        }
         let bad =
             || unsolved(format!("apt says of a package what osctl does not understand: {}", one_line(line)));
         let words: Vec<&str> = rest.split_whitespace().collect();
@@ -169,9 +193,13 @@ pub(super) fn packages(changes: &Changes, uris: &str) -> Result<Vec<LockedPackag
         if file.contains('/') {
             return Err(bad());
         }
-        let key = (name.to_owned(), arch.to_owned());
+        let (key, version) = ((name.to_owned(), arch.to_owned()), version.replace("%3a", ":"));
+        // A repository may have the same.
+        if known.find(name, arch, &version).is_some() {
+            continue;
+        }
         let Some((_, expected)) = left.remove(&key) else { return Err(bad()) };
-        if version.replace("%3a", ":") != expected {
+        if version != expected {
             return Err(bad());
         }
         let package = LockedPackage {
@@ -267,7 +295,7 @@ Conf tree (2.1.0-1 Debian:12.15/oldstable [amd64])
         let digest = "ab".repeat(32);
         let line = |file: &str, hash: &str| format!("'http://u:p@r.example/pool/x.deb' {file} 12 {hash}\n");
         let good = line("vim_2%3a9.0-2_amd64.deb", &format!("SHA256:{digest}"));
-        let found = packages(&changes, &good).unwrap();
+        let found = packages(&changes, &Known::default(), &good).unwrap();
         let package = &found[0];
         assert_eq!(package.describe(), "vim 2:9.0-2 (amd64)");
         assert_eq!((package.size, package.digest.hex()), (12, digest.as_str()));
@@ -279,7 +307,11 @@ Conf tree (2.1.0-1 Debian:12.15/oldstable [amd64])
             format!("{good}{good}"),
             String::new(),
         ] {
-            assert_eq!(packages(&changes, &bad).unwrap_err().kind, ErrorKind::DepsolveFailed, "{bad}");
+            assert_eq!(
+                packages(&changes, &Known::default(), &bad).unwrap_err().kind,
+                ErrorKind::DepsolveFailed,
+                "{bad}"
+            );
         }
     }
 

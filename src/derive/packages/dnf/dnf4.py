@@ -89,7 +89,10 @@ def store(base, place, install, gone):
         name = os.path.basename(package.location)
         path = "packages/" + name
         if package in remote:
-            shutil.move(package.localPkg(), place + "/" + path)
+            local = package.localPkg()
+            # What is in a directory of the host stays there.
+            take = shutil.move if os.access(os.path.dirname(local), os.W_OK) else shutil.copyfile
+            take(local, place + "/" + path)
         entry = {"nevra": str(package), "action": "Install", "repo_id": package.reponame, "package_path": path}
         rpms.append(entry)
     for package in gone:

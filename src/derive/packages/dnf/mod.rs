@@ -8,13 +8,13 @@ mod database;
 mod read;
 mod say;
 
-use super::base::{Answer, Installed, Package, allowed, exactly, unavailable, unsolved};
+use super::base::{self, Answer, Installed, Known, Package, allowed, exactly, not_kept, unavailable};
 use super::cache::{self, Cache};
 use super::detect::Target;
 use super::room::Inside;
 use super::{
-    Backend, FETCH_LIMIT, FILES, INSTALL_LIMIT, Question, SOLVE_LIMIT, fetcher, fetching_user, file_name,
-    key_of,
+    Backend, FETCH_LIMIT, FILES, INSTALL_LIMIT, Question, SOLVE_LIMIT, extension, fetcher, fetching_user,
+    key_of, repositories,
 };
 use crate::model::lock::{BasePackage, Lock, LockedPackage, Manager};
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -59,15 +59,15 @@ impl Backend for Dnf {
         of_rpm.is_some_and(|name| matches!(name, ".rpm.lock" | ".keyring.lock"))
     }
 
-    fn solve(&self, inside: &Inside, cache: &Cache, question: &Question) -> Result<Lock> {
-        let session = session(inside, question)?;
+    fn solve(&self, inside: &Inside, cache: &Cache, question: &Question, files: &Path) -> Result<Lock> {
+        let session = session(inside, question)?.knowing(cache, question, None, files)?;
         inside.cx.message("reading the metadata of the repositories");
-        let requests = read::requests(&question.packages, &session.base);
-        let answer =
-            session.solve(&requests, &question.packages.remove.keys().cloned().collect::<Vec<_>>())?;
+        let mut requests = read::requests(&question.packages, &session.base);
+        requests.extend(session.known.files(Manager::Dnf));
+        let answer = session.solve(&requests, question)?;
         let (removed, replaced) = session.of_base(&answer)?;
         let packages = session.verified(cache, &answer.new)?;
-        Ok(Answer { packages, removed, replaced }.locked(Manager::Dnf, question))
+        Ok(Answer { packages, removed, replaced }.locked(question))
     }
 
     fn fetch(&self, inside: &Inside, cache: &Cache, question: &Question, lock: &Lock) -> Result<()> {
@@ -103,37 +103,37 @@ impl Backend for Dnf {
         lock: &Lock,
         files: &Path,
     ) -> Result<Lock> {
-        let mut session = session(inside, question)?;
+        let mut session = session(inside, question)?.knowing(cache, question, Some(lock), files)?;
         session.offline = true;
-        let wanted = |p: &&LockedPackage| !session.base.has(&p.name, None) || session.free.contains(&p.name);
-        let known: Vec<&LockedPackage> = lock.packages.iter().filter(wanted).collect();
-        for package in &known {
-            cache.copy(package, &files.join(file_name(lock, package)))?;
-        }
-        session.sandbox = session.sandbox.show(files.to_owned(), FILES);
-        let requests: Vec<String> =
-            known.iter().map(|package| format!("{FILES}/{}", file_name(lock, package))).collect();
-        let remove: Vec<String> = question.packages.remove.keys().cloned().collect();
-        let answer = session.solve(&requests, &remove)?;
+        let requests: Vec<String> = session.known.files(Manager::Dnf).collect();
+        let answer = session.solve(&requests, question)?;
         let (removed, replaced) = session.of_base(&answer)?;
-        let mut packages = Vec::new();
-        for (package, _) in &answer.new {
-            let same = |p: &&&LockedPackage| {
-                (&p.name, &p.architecture, &p.version)
-                    == (&package.name, &package.architecture, &package.version)
-            };
-            packages.extend(known.iter().find(same).map(|p| (*p).clone()));
-        }
+        let packages = session.known.all_of(answer.new.into_iter().map(|(package, _)| package))?;
         let packages_of = |name: &str| packages.iter().any(|p: &LockedPackage| p.name == name);
         let asked = read::requests(&question.packages, &session.base);
         if let Some(name) = asked.iter().find(|request| !read::is_met(request, packages_of)) {
-            return Err(unsolved(format!("{name} is not among the packages that are kept")));
+            return Err(not_kept(name));
         }
-        Ok(Answer { packages, removed, replaced }.locked(Manager::Dnf, question))
+        Ok(Answer { packages, removed, replaced }.locked(question))
     }
 
     fn install(&self, inside: &Inside, target: &Target, lock: &Lock, files: &Path, time: u64) -> Result<()> {
-        install(inside, target, lock, files, time)
+        inside.make_var(&["tmp", "lib/rpm-state"], None)?;
+        let sandbox = inside
+            .sandbox(Who::Installer)?
+            .show(files.to_owned(), FILES)
+            // Compilers of byte code take it as a sign not to write times down.
+            .variable("SOURCE_DATE_EPOCH", time.to_string())
+            .variable("PYTHONHASHSEED", "0");
+        let before = installed(inside, &sandbox)?;
+        inside.cx.message(format!("installing {} packages", lock.packages.len()));
+        // Signatures were looked at when the lock was made, and its digests since; what is gone makes room first.
+        let remove: Vec<String> = lock.removed.iter().map(|p| format!("{}-{}", p.name, p.version)).collect();
+        rpm(inside, &sandbox, &["--erase", "--nodeps"], &remove)?;
+        let install: Vec<String> = Known(lock.packages.clone()).files(Manager::Dnf).collect();
+        rpm(inside, &sandbox, &["--upgrade", "--oldpackage", "--nosignature"], &install)?;
+        rewrite_database(inside, &sandbox, target, &before, time)?;
+        exactly(&before, &installed(inside, &sandbox)?, lock)
     }
 }
 
@@ -156,6 +156,7 @@ struct Session<'a> {
     /// The only repositories that count; none: those that the target has enabled.
     chosen: Vec<String>,
     offline: bool,
+    known: Known,
 }
 
 fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
@@ -169,12 +170,12 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
     } else {
         Version::Four("/usr/bin/python3")
     };
-    for (id, repo) in &question.packages.repos {
-        let key = key_of(repo, question);
-        let text = read::repository(id, repo)?;
+    for (id, repo) in repositories(question) {
+        let is_first = question.extensions.iter().any(|directory| directory.id() == id);
+        let text = read::repository(&id, &repo, is_first)?;
         inside.put(&format!("usr{REPOS}/osctl-{id}.repo"), text.as_bytes())?;
-        if let Some(key) = key {
-            inside.put(&format!("usr{}", read::key_path(id)), key)?;
+        if let Some(key) = key_of(&repo, question) {
+            inside.put(&format!("usr{}", read::key_path(&id)), key)?;
         }
     }
     // sqlite cannot even read where it cannot write.
@@ -186,8 +187,12 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
         .with_user_namespaces();
     let base = installed(inside, &sandbox)?;
     let free = read::freed(&question.packages, &base);
-    let chosen = read::chosen(&question.packages);
-    Ok(Session { inside, sandbox, version, store, base, free, chosen, offline: false })
+    let mut chosen = read::chosen(&question.packages);
+    if !chosen.is_empty() {
+        chosen.extend(question.extensions.iter().map(extension::Directory::id));
+    }
+    let known = Known::default();
+    Ok(Session { inside, sandbox, version, store, base, free, chosen, offline: false, known })
 }
 
 /// The packages that the database has.
@@ -200,7 +205,27 @@ fn installed(inside: &Inside, sandbox: &Sandbox) -> Result<Installed> {
     Ok(read::installed(&String::from_utf8_lossy(&done.stdout)))
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    /// With the files of packages that are here: those of drop-ins, and what of a lock may be installed.
+    fn knowing(
+        mut self,
+        cache: &Cache,
+        question: &Question,
+        lock: Option<&Lock>,
+        files: &Path,
+    ) -> Result<Session<'a>> {
+        self.sandbox = self.sandbox.show(files.to_owned(), FILES);
+        let local = base::local(cache, question, files, |file| {
+            let arguments = ["-qp", "--nosignature", "--queryformat", read::FORMAT, file];
+            let said = self.inside.run(&self.sandbox, "rpm", arguments, SOLVE_LIMIT)?;
+            let found = read::installed(&String::from_utf8_lossy(&said.stdout)).0.pop_first();
+            found.filter(|_| said.success).ok_or_else(|| base::unidentified(question, file, &said.stderr))
+        })?;
+        self.known = Known::of(local, lock, question, &self.base, &mut self.free);
+        self.known.provide(Manager::Dnf, cache, files)?;
+        Ok(self)
+    }
+
     /// The directory that dnf puts something into, which is not there yet.
     fn cleared(&self) -> Result<()> {
         self.inside.clear(&self.store, fetching_user()?)
@@ -244,38 +269,35 @@ impl Session<'_> {
     }
 
     /// What dnf would do, with the files of what is new.
-    fn solve(&self, install: &[String], remove: &[String]) -> Result<Transaction> {
+    fn solve(&self, install: &[String], question: &Question) -> Result<Transaction> {
+        let remove: Vec<String> = question.packages.remove.keys().cloned().collect();
         self.cleared()?;
         if install.is_empty() && remove.is_empty() {
             return Ok(Transaction::default());
         }
-        match self.version {
-            Version::Four(python) => {
-                let done = self.four(python, "solve", install, remove)?;
-                if !done.success {
-                    return Err(say::failed(&done.stderr));
-                }
-            }
+        let done = match self.version {
+            Version::Four(python) => self.four(python, "solve", install, &remove)?,
             Version::Five => {
                 let mut arguments = read::excludes(self.held(), MAX_ARGUMENT);
                 arguments.extend(["do", "--allow-downgrade"].map(str::to_owned));
-                for (action, names) in [("install", install), ("remove", remove)] {
+                for (action, names) in [("install", install), ("remove", &remove)] {
                     if !names.is_empty() {
                         arguments.push(format!("--action={action}"));
                         arguments.extend(names.iter().cloned());
                     }
                 }
                 arguments.push(format!("--store={STORE}/{NEW}"));
-                let done = self.five(&arguments)?;
-                if !done.success {
-                    return Err(say::failed(&done.stderr));
-                }
+                self.five(&arguments)?
             }
+        };
+        if !done.success {
+            return Err(say::failed(&done.stderr));
         }
-        match self.answered() {
-            Ok(place) => read::transaction(&text(&place, "transaction.json")?),
-            // There is nothing to do.
-            Err(_) => Ok(Transaction::default()),
+        // There is nothing to do where it stored nothing.
+        match self.store.join(NEW).symlink_metadata() {
+            Ok(_) => read::transaction(&text(&self.answered()?, "transaction.json")?),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Transaction::default()),
+            Err(e) => Err(e).doing("looking for what dnf answers"),
         }
     }
 
@@ -296,14 +318,18 @@ impl Session<'_> {
         let mut ready = BTreeSet::new();
         let mut locked = Vec::new();
         for (package, file) in packages {
+            if let Some(known) = self.known.find(&package.name, &package.architecture, &package.version) {
+                locked.push(known.clone());
+                continue;
+            }
             let repository = repositories
                 .iter()
                 .find(|r| r.id == file.repository)
                 .ok_or_else(|| unavailable(&format!("dnf has {} of no repository", package.name)))?;
-            if repository.is_signed && ready.insert(&repository.id) {
-                self.import(repository)?;
-            }
             if repository.is_signed {
+                if ready.insert(&repository.id) {
+                    self.import(repository)?;
+                }
                 self.check(repository, package, &file.path)?;
             }
             let (digest, size) = cache::digest(&place, &file.path)?;
@@ -398,27 +424,6 @@ fn names_in(dir: &Dir) -> Result<Vec<String>> {
 fn text(place: &Dir, name: &str) -> Result<String> {
     let bytes = cache::read(place, name, MAX_ANSWER)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Installs what is locked from files.
-fn install(inside: &Inside, target: &Target, lock: &Lock, files: &Path, time: u64) -> Result<()> {
-    inside.make_var(&["tmp", "lib/rpm-state"], None)?;
-    let sandbox = inside
-        .sandbox(Who::Installer)?
-        .show(files.to_owned(), FILES)
-        // Compilers of byte code take it as a sign not to write times down.
-        .variable("SOURCE_DATE_EPOCH", time.to_string())
-        .variable("PYTHONHASHSEED", "0");
-    let before = installed(inside, &sandbox)?;
-    inside.cx.message(format!("installing {} packages", lock.packages.len()));
-    // Signatures were looked at when the lock was made, and its digests since; what is gone makes room first.
-    let remove: Vec<String> = lock.removed.iter().map(|p| format!("{}-{}", p.name, p.version)).collect();
-    rpm(inside, &sandbox, &["--erase", "--nodeps"], &remove)?;
-    let install: Vec<String> =
-        lock.packages.iter().map(|package| format!("{FILES}/{}", file_name(lock, package))).collect();
-    rpm(inside, &sandbox, &["--upgrade", "--oldpackage", "--nosignature"], &install)?;
-    rewrite_database(inside, &sandbox, target, &before, time)?;
-    exactly(&before, &installed(inside, &sandbox)?, lock)
 }
 
 fn rpm(inside: &Inside, sandbox: &Sandbox, how: &[&str], what: &[String]) -> Result<()> {

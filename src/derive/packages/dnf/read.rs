@@ -1,6 +1,6 @@
 //! What dnf and rpm read and print.
 
-use crate::derive::packages::base::{Installed, Package};
+use crate::derive::packages::base::{Installed, Package, names};
 use crate::model::lock::BasePackage;
 use crate::model::packages::{Key, Packages, Repo};
 use crate::model::text::one_line;
@@ -58,7 +58,7 @@ fn named<'b>(request: &str, base: &'b Installed) -> Option<&'b Package> {
 
 /// The names of packages that requests may change.
 pub(super) fn freed(packages: &Packages, base: &Installed) -> BTreeSet<String> {
-    let requests = packages.remove.keys().chain(packages.replace.keys());
+    let requests = packages.remove.keys().chain(names(&packages.replace));
     requests.filter_map(|request| named(request, base)).map(|p| p.name.clone()).collect()
 }
 
@@ -75,8 +75,8 @@ pub(super) fn requests(packages: &Packages, base: &Installed) -> Vec<String> {
         let bare = |text: &str| text.split_once(':').map_or(text, |(_, rest)| rest).to_owned();
         ![whole.to_owned(), upstream.to_owned(), bare(whole), bare(upstream)].contains(&(**spec).to_owned())
     };
-    let install = packages.install.keys().filter(here);
-    install.chain(packages.replace.keys().filter(replaced)).cloned().collect()
+    let install = names(&packages.install).filter(here);
+    install.chain(names(&packages.replace).filter(replaced)).cloned().collect()
 }
 
 fn is_arch(request: &str, package: &Package) -> bool {
@@ -119,13 +119,16 @@ pub(super) fn key_path(id: &str) -> String {
 }
 
 /// A repository as dnf.conf(5) has it.
-pub(super) fn repository(id: &str, repo: &Repo) -> Result<String> {
+pub(super) fn repository(id: &str, repo: &Repo, is_first: bool) -> Result<String> {
     if !repo.suites.is_empty() || !repo.components.is_empty() {
         let why =
             format!("{}: repository {id} has suites or components, which dnf does not know", repo.owner);
         return Err(Error::new(ErrorKind::InvalidDropIn, why).detail("drop-in", &repo.owner));
     }
     let mut text = format!("[{id}]\nname={id}\nenabled=1\n");
+    if is_first {
+        text.push_str("priority=1\n");
+    }
     if !repo.baseurl.is_empty() {
         text.push_str(&format!("baseurl={}\n", repo.baseurl.join(" ")));
     }
@@ -404,11 +407,12 @@ mod tests {
             key,
         };
         assert_eq!(
-            repository("v", &repo(Some(Key::Inline(Vec::new())))).unwrap(),
+            repository("v", &repo(Some(Key::Inline(Vec::new()))), false).unwrap(),
             "[v]\nname=v\nenabled=1\nbaseurl=https://r.example/el9\nmirrorlist=https://m.example\ngpgcheck=1\ngpgkey=file:///etc/pki/osctl-v.asc\n"
         );
-        assert!(repository("v", &repo(None)).unwrap().ends_with("gpgcheck=0\n"));
+        let first = repository("v", &repo(None), true).unwrap();
+        assert!(first.contains("\npriority=1\n") && first.ends_with("gpgcheck=0\n"));
         let of_apt = Repo { suites: vec!["bookworm".into()], ..repo(None) };
-        assert_eq!(repository("v", &of_apt).unwrap_err().kind, ErrorKind::InvalidDropIn);
+        assert_eq!(repository("v", &of_apt, false).unwrap_err().kind, ErrorKind::InvalidDropIn);
     }
 }
