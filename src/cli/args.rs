@@ -3,6 +3,7 @@
 use super::{cmd, exit};
 use crate::client::Target;
 use crate::daemon::Roots;
+use crate::model::request::Options;
 use clap::CommandFactory as _;
 use std::path::PathBuf;
 
@@ -151,6 +152,28 @@ impl Verb {
 /// The command line with what every `--help` ends with.
 pub fn command() -> clap::Command {
     Osctl::command().mut_subcommands(|verb| verb.after_long_help(exit::help())).after_long_help(exit::help())
+}
+
+/// What a job that deploys may do, and when.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct Allowed {
+    /// Replace a deployment that somebody else staged.
+    #[arg(long)]
+    pub replace_staged: bool,
+    /// Allow what a rollback or a failed boot rejected.
+    #[arg(long)]
+    pub allow_rejected: bool,
+    /// Fail instead of waiting for other jobs.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+impl Allowed {
+    /// The options with what is allowed.
+    pub fn with(self, options: Options) -> Options {
+        let Allowed { replace_staged, allow_rejected, no_wait } = self;
+        Options { replace_staged, allow_rejected, no_wait, ..options }
+    }
 }
 
 /// How to follow a job.

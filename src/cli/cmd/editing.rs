@@ -1,6 +1,6 @@
 //! What the verbs share that edit a drop-in and reconcile.
 
-use crate::cli::args::Following;
+use crate::cli::args::{Allowed, Following};
 use crate::cli::{Session, follow};
 use crate::client::Result;
 use crate::model::edit::{Edit, What};
@@ -22,15 +22,9 @@ pub struct Editing {
     /// Refused: nothing is changed in the running system.
     #[arg(short = 'A', long)]
     pub apply_live: bool,
-    /// Replace a deployment that somebody else staged.
-    #[arg(long)]
-    pub replace_staged: bool,
-    /// Allow what a rollback or a failed boot rejected.
-    #[arg(long)]
-    pub allow_rejected: bool,
-    /// Fail instead of waiting for other jobs.
-    #[arg(long)]
-    pub no_wait: bool,
+    /// What is allowed.
+    #[command(flatten)]
+    pub allowed: Allowed,
     /// How to follow the job.
     #[command(flatten)]
     pub following: Following,
@@ -52,13 +46,7 @@ impl Editing {
         }
         let one = |(what, items): (What, &'a [String])| items.iter().map(move |item| (what, item.clone()));
         let edit = Edit::new(wishes.into_iter().flat_map(one).collect(), reset_all, self.idempotent)?;
-        let options = Options {
-            dry_run: self.dry_run,
-            replace_staged: self.replace_staged,
-            allow_rejected: self.allow_rejected,
-            no_wait: self.no_wait,
-            ..Options::default()
-        };
+        let options = self.allowed.with(Options { dry_run: self.dry_run, ..Options::default() });
         Ok(Request::EditDerivation { edit, options })
     }
 

@@ -1,6 +1,6 @@
 //! `osctl reconcile`.
 
-use crate::cli::args::Following;
+use crate::cli::args::{Allowed, Following};
 use crate::cli::{Session, follow};
 use crate::client::Result;
 use crate::model::request::{Options, Request};
@@ -23,15 +23,9 @@ pub struct Args {
     /// Try again what failed because packages could not be had, be it this or an upgrade, if that is due; else do nothing.
     #[arg(long, conflicts_with_all = ["frozen", "update_lock", "check"])]
     pub retry: bool,
-    /// Replace a deployment that somebody else staged.
-    #[arg(long)]
-    pub replace_staged: bool,
-    /// Allow what a rollback or a failed boot rejected.
-    #[arg(long)]
-    pub allow_rejected: bool,
-    /// Fail instead of waiting for other jobs.
-    #[arg(long)]
-    pub no_wait: bool,
+    /// What is allowed.
+    #[command(flatten)]
+    pub allowed: Allowed,
     /// How to follow the job.
     #[command(flatten)]
     pub following: Following,
@@ -40,17 +34,14 @@ pub struct Args {
 impl Args {
     /// What is asked.
     pub fn request(&self) -> Request {
-        Request::Reconcile(Options {
+        Request::Reconcile(self.allowed.with(Options {
             dry_run: self.check,
             download_only: self.download_only,
             frozen: self.frozen,
             update_lock: self.update_lock,
             retry: self.retry,
-            replace_staged: self.replace_staged,
-            allow_rejected: self.allow_rejected,
-            no_wait: self.no_wait,
             ..Options::default()
-        })
+        }))
     }
 }
 

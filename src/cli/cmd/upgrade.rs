@@ -1,6 +1,6 @@
 //! `osctl upgrade`.
 
-use crate::cli::args::Following;
+use crate::cli::args::{Allowed, Following};
 use crate::cli::{Session, follow};
 use crate::client::Result;
 use crate::model::bytes;
@@ -37,12 +37,6 @@ pub struct Limits {
     /// Install exactly the packages of /etc/osctl/derive.lock, or fail.
     #[arg(long)]
     pub frozen: bool,
-    /// Replace a deployment that somebody else staged.
-    #[arg(long)]
-    pub replace_staged: bool,
-    /// Allow what a rollback or a failed boot rejected.
-    #[arg(long)]
-    pub allow_rejected: bool,
     /// Allow an image that is verified less than what runs.
     #[arg(long)]
     pub allow_unverified: bool,
@@ -58,29 +52,26 @@ pub struct Limits {
     /// Say what would be done, and do nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Fail instead of waiting for other jobs.
-    #[arg(long)]
-    pub no_wait: bool,
+    /// What is allowed in any case.
+    #[command(flatten)]
+    pub allowed: Allowed,
 }
 
 impl Limits {
     /// The options of the request.
     pub fn options(&self) -> Options {
-        Options {
+        self.allowed.with(Options {
             require_digest: self.require_digest.clone(),
             download_only: self.download_only,
             dry_run: self.dry_run,
             allow_downgrade: self.allow_downgrade,
-            replace_staged: self.replace_staged,
-            allow_rejected: self.allow_rejected,
             rate_limit: self.rate_limit,
             max_bytes: self.max_bytes,
             allow_unverified: self.allow_unverified,
             drop_var: self.drop_var,
             frozen: self.frozen,
-            no_wait: self.no_wait,
             ..Options::default()
-        }
+        })
     }
 }
 
@@ -89,7 +80,7 @@ impl Args {
     pub fn request(&self) -> Request {
         if self.check {
             // A check has nothing to require or allow.
-            Request::Check(Options { no_wait: self.limits.no_wait, ..Options::default() })
+            Request::Check(Options { no_wait: self.limits.allowed.no_wait, ..Options::default() })
         } else {
             Request::Upgrade(self.limits.options())
         }
