@@ -191,6 +191,11 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// Every value, whatever its key.
+    pub fn values(&self) -> impl Iterator<Item = Cursor<'a>> {
+        self.entries.iter().filter_map(|(key, _)| self.get(&key.text))
+    }
+
     pub fn need(&self, key: &str) -> Result<Cursor<'a>> {
         self.get(key).ok_or_else(|| self.cursor.error(format!("`{key}` is missing")))
     }

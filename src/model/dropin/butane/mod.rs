@@ -42,6 +42,9 @@ pub(super) fn document(root: Cursor<'_>, out: &mut Declarations, beside: &dyn Be
     let common = Common { owner: out.source.name.clone(), on_conflict: OnConflict::default() };
     let context = Context { spec: Spec::of(&root)?, common, beside };
     let top = context.fields(&root)?;
+    if let Some(place) = top.get("metadata") {
+        metadata(&context.fields(&place)?)?;
+    }
     if let Some(place) = top.get("ignition") {
         // None of its keys can be done: naming the first of them is all there is to it.
         context.fields(&place)?;
@@ -66,6 +69,13 @@ pub(super) fn document(root: Cursor<'_>, out: &mut Declarations, beside: &dyn Be
         kargs::declare(fields.get("kernel_arguments"), None, &context.common, out)?;
     }
     Ok(())
+}
+
+/// The name and the labels of the MachineConfig that this would be in a cluster: nothing here depends on them.
+fn metadata(fields: &Fields<'_>) -> Result<()> {
+    fields.get("name").map(|name| name.text()).transpose()?;
+    let Some(labels) = fields.get("labels") else { return Ok(()) };
+    labels.map()?.values().try_for_each(|label| label.text().map(drop))
 }
 
 /// Refuses the value of a boolean that cannot be done.

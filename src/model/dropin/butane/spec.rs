@@ -107,11 +107,6 @@ const NO_LOG: Why = Why {
     message: "systemd-sysusers adds nobody to the login records",
     hint: "leave it out",
 };
-const METADATA: Why = Why {
-    kind: ErrorKind::UnsupportedStanza,
-    message: "there is no MachineConfig here",
-    hint: "leave it out: it belongs into the configuration that is given to the Machine Config Operator",
-};
 const FIPS: Why = Why {
     kind: ErrorKind::UnsupportedStanza,
     message: "a drop-in cannot turn FIPS mode on",
@@ -144,9 +139,9 @@ struct Key(&'static str, Since, Verdict);
 const KEYS: &[Key] = &[
     Key("variant", ALL, Read),
     Key("version", ALL, Read),
-    Key("metadata", OPENSHIFT, Refused(&METADATA)),
-    Key("metadata.name", OPENSHIFT, Refused(&METADATA)),
-    Key("metadata.labels", OPENSHIFT, Refused(&METADATA)),
+    Key("metadata", OPENSHIFT, Read),
+    Key("metadata.name", OPENSHIFT, Read),
+    Key("metadata.labels", OPENSHIFT, Read),
     Key("ignition", ALL, Read),
     Key("ignition.config", ALL, Refused(&MERGE)),
     Key("ignition.config.merge", ALL, Refused(&MERGE)),
