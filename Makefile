@@ -15,7 +15,7 @@ TARGET_DIR = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DEPS = integration/lib/deps.sh
 NEED_ROOT = @[ "$$(id -u)" = 0 ] || { echo "error: make $@ needs root: it mounts file systems, makes immutable ostree deployments and boots containers. Try: sudo make $@" >&2; exit 1; }
 
-.PHONY: help demo clean-demo test vm-test bench lint install
+.PHONY: help demo clean-demo test vm-test bench bench-derive lint install
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test        every test that needs no VM (root)"
 	@echo "make vm-test     boot, update and roll back real systems in nspawn and qemu (root); TIERS=nspawn for the quick one"
 	@echo "make bench       pulls against the reference importer and the machine's floor (root, an hour); RUNS=5 SCENARIOS=\"fresh noop\""
+	@echo "make bench-derive  what a derivation costs: one file on 30,000, and one package (root, minutes)"
 	@echo "make lint        formatting, clippy, docs, shellcheck, examples, licences"
 	@echo "make install     build and install; DESTDIR= PREFIX=$(PREFIX) PROFILE=$(INSTALL_PROFILE)"
 
@@ -53,6 +54,11 @@ bench:
 	$(NEED_ROOT)
 	@$(DEPS) bench
 	@PROFILE=$(INSTALL_PROFILE) RUNS=$(or $(RUNS),5) SCENARIOS="$(SCENARIOS)" integration/bench/bench.sh
+
+bench-derive:
+	$(NEED_ROOT)
+	@$(DEPS) bench
+	@PROFILE=$(INSTALL_PROFILE) RUNS=$(or $(RUNS),5) integration/bench/derive.sh
 
 lint:
 	@$(DEPS) lint
