@@ -4,8 +4,10 @@ use super::packages::cache;
 use super::read::{is_dropin, is_treefile};
 use crate::model::dropin::{self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_LEAVES, Merger, Text};
 use crate::model::manifest::Node;
+use crate::model::mutation::Policy;
 use crate::model::packages::LocalPackage;
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::conf;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -41,6 +43,8 @@ pub enum LintKind {
     Treefile,
     /// A file in a `bound-images.d`.
     Bound,
+    /// A file in a `policy.d`.
+    Policy,
 }
 
 /// One file.
@@ -74,7 +78,7 @@ pub struct LintError {
 }
 
 /// Checks a file, or everything below a directory: drop-ins directly in a `derive.d`, treefiles directly in an
-/// `origin.d` and bound files directly in a `bound-images.d`. A single `.yaml` file is a treefile if it is in an `origin.d`.
+/// `origin.d`, bound files directly in a `bound-images.d` and policies directly in a `policy.d`. A single `.yaml` file is a treefile if it is in an `origin.d`.
 ///
 /// `bound` checks one bound file and returns the images that it names. Fails only if `path` itself cannot be
 /// read: everything else is in the report.
@@ -92,6 +96,7 @@ pub fn lint(path: &Path, bound: &dyn Fn(&Path) -> Result<Vec<String>>) -> Result
         let kind = match path.extension().and_then(|e| e.to_str()) {
             Some("yaml") if dir.as_deref() == Some("origin.d") => LintKind::Treefile,
             Some("yaml" | "yml" | "bu") => LintKind::DropIn,
+            Some("toml") if dir.as_deref() == Some("policy.d") => LintKind::Policy,
             _ => LintKind::Bound,
         };
         found.push((path.to_owned(), kind));
@@ -108,6 +113,10 @@ pub fn lint(path: &Path, bound: &dyn Fn(&Path) -> Result<Vec<String>>) -> Result
                 };
                 LintFile { path: shown(&path), kind, images, errors, warnings: Vec::new() }
             }
+            LintKind::Policy => {
+                let errors = policy(&path).err().iter().map(LintError::from).collect();
+                LintFile { path: shown(&path), kind, images: Vec::new(), errors, warnings: Vec::new() }
+            }
             LintKind::DropIn | LintKind::Treefile => {
                 let dir = path.parent().map(Path::to_owned).unwrap_or_default();
                 drop_in(&path, kind, mergers.entry(dir).or_default())
@@ -115,6 +124,12 @@ pub fn lint(path: &Path, bound: &dyn Fn(&Path) -> Result<Vec<String>>) -> Result
         })
         .collect();
     Ok(LintReport { version: VERSION, files })
+}
+
+fn policy(path: &Path) -> Result<()> {
+    let text = String::from_utf8(read_file(path, conf::MAX_SIZE)?);
+    let text = text.kind(ErrorKind::InvalidArgument, format!("{} is not UTF-8", shown(path)))?;
+    Policy::parse(&text, &shown(path)).map(drop)
 }
 
 fn shown(path: &Path) -> String {
@@ -145,6 +160,7 @@ fn walk(dir: &Path, name: Option<&str>, depth: usize, found: &mut Vec<(PathBuf, 
         let kind = match name {
             Some("derive.d") if is_dropin(file_name) || file_name.ends_with(".yml") => LintKind::DropIn,
             Some("origin.d") if is_treefile(file_name) => LintKind::Treefile,
+            Some("policy.d") if conf::is_meant(file_name) => LintKind::Policy,
             Some("bound-images.d")
                 if [".toml", ".image", ".container"].iter().any(|s| file_name.ends_with(s)) =>
             {
@@ -178,7 +194,7 @@ fn check(path: &Path, kind: LintKind, merger: &mut Merger, warnings: &mut Vec<Li
     let text = Text {
         name: match kind {
             LintKind::Treefile => format!("{}{name}", dropin::TREEFILE_OWNER),
-            LintKind::DropIn | LintKind::Bound => name,
+            LintKind::DropIn | LintKind::Bound | LintKind::Policy => name,
         },
         path: shown(path),
         bytes: read_file(path, dropin::MAX_DROPIN)?,
@@ -303,8 +319,8 @@ impl From<&Error> for LintError {
         let number = |key: &str| detail(key).and_then(|t| t.parse().ok());
         let (line, column, key) = (number("line"), number("column"), detail("key").map(str::to_owned));
         let mut prefix = detail("file").unwrap_or_default().to_owned();
-        if let (Some(line), Some(column)) = (line, column) {
-            prefix.push_str(&format!(":{line}:{column}"));
+        for number in [line, column].into_iter().flatten() {
+            prefix.push_str(&format!(":{number}"));
         }
         let text = error.chain();
         let rest = text.strip_prefix(&format!("{prefix}: ")).unwrap_or(&text);

@@ -42,6 +42,9 @@ fn every_file_is_checked_and_the_report_has_exactly_this_shape() {
     write(dir, "b/derive.d/10-a.yaml", "links: [{path: /etc/x, target: y}]");
     write(dir, "b/bound-images.d/bad.container", "");
     write(dir, "b/bound-images.d/good.toml", "");
+    write(dir, "b/policy.d/10-a.toml", "[allow]\npackages = false\n");
+    write(dir, "b/policy.d/20-b.toml", "[allow]\npackage = false\n");
+    write(dir, "b/policy.d/README", "x");
     let report = lint(dir, &no_bound).unwrap();
     assert!(!report.is_clean());
     let json = serde_json::to_string_pretty(&report).unwrap().replace(&format!("{}/", dir.display()), "");
@@ -61,6 +64,8 @@ fn every_file_is_checked_and_the_report_has_exactly_this_shape() {
             {"path": "b/bound-images.d/bad.container", "kind": "bound", "images": [], "errors": [error(3, 1, "Image", "uses %i", null)], "warnings": []},
             {"path": "b/bound-images.d/good.toml", "kind": "bound", "images": ["quay.io/a:1"], "errors": [], "warnings": []},
             entry("b/derive.d/10-a.yaml", vec![], vec![]),
+            {"path": "b/policy.d/10-a.toml", "kind": "policy", "images": [], "errors": [], "warnings": []},
+            {"path": "b/policy.d/20-b.toml", "kind": "policy", "images": [], "errors": [{"line": 2, "column": null, "key": "package", "message": "unknown key \"package\"", "hint": "what can stand there: packages, override-remove, override-replace, repos, extensions, layers, files, units, users, kernel-arguments; see docs/dropins.md"}], "warnings": []},
         ]})
     );
 }
