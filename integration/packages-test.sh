@@ -2,12 +2,12 @@
 # shellcheck disable=SC2016  # commands of claims are evaluated when they are checked
 # Part of make test: packages-test.sh deb|rpm: drop-ins that ask for packages, on a base with its own apt or dnf, from a repository on
 # loopback. Every case is a job of `osctl --direct` on a scratch sysroot; what it says and what it left are looked at.
-# `DNF=5 SUITE=forky packages-test.sh rpm` is for dnf 5, which the stable release does not have.
+# `DNF=5 SUITE=forky packages-test.sh rpm` is for dnf 5, which the stable release does not have; PART=kernels ends after those.
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 need_root test
 KIND=${1:-deb}
 case $KIND in deb | rpm) ;; *) die "usage: packages-test.sh deb|rpm" ;; esac
-for part in rootfs "${KIND}s" check; do
+for part in rootfs "${KIND}s" kernels check; do
   # shellcheck source=/dev/null
   . "$REPO_DIR/integration/lib/$part.sh"
 done
@@ -104,9 +104,7 @@ image() {
   mkdir "$t"
   tar -xpf "$D/base.tar" -C "$t" --exclude='./dev/*'
   with_packages "$t" "$@"
-  mkdir -p "$t/usr/lib/modules/6.1.0"
-  echo kernel >"$t/usr/lib/modules/6.1.0/vmlinuz"
-  echo initramfs >"$t/usr/lib/modules/6.1.0/initramfs.img"
+  kernel_of_image "$t"
   for d in home srv opt mnt; do rm -rf "${t:?}/$d" && ln -s "var/$d" "$t/$d"; done
   rm -rf "${t:?}/root" && ln -s var/roothome "$t/root"
   find "$t/var" "$t/run" "$t/tmp" "$t/boot" -mindepth 1 -delete
@@ -125,7 +123,7 @@ serve() {
   wait_until 5 curl -fsS -o /dev/null "http://127.0.0.1:$PORT/" || die "the repository does not answer"
 }
 
-# host DIR: from now on osctl works on this sysroot, which is made if it is missing.
+# host DIR [TAG]: from now on osctl works on this sysroot, which is made, with this image, if it is missing.
 host() {
   H=$D/$1
   STATE=$H/root/ostree/osctl/unavailable.json
@@ -135,7 +133,7 @@ host() {
   mkdir -p "$H/root" "$H/config/etc/osctl/derive.d" "$H/config/etc/containers"
   echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$H/config/etc/containers/policy.json"
   ostree admin init-fs --modern "$H/root" 2>/dev/null || ostree admin init-fs "$H/root"
-  osctl rebase "oci:$D/layout:v1"
+  osctl rebase "oci:$D/layout:${2:-v1}"
 }
 
 osctl() {
@@ -224,7 +222,13 @@ rm -rf "$D/layout"
 mkdir -p "$D/layout"
 packages_key "$D"
 make_packages
+make_kernels
 serve
+kernel_cases
+if [ "${PART:-}" = kernels ]; then
+  checked
+  exit
+fi
 image v1 "$R"/base/*
 image v2 "$R/$(package_file hotfix 1.1)" "$R/base/$(package_file leftover 1.0)" "$R/base/$(package_file libbase 1.0)"
 

@@ -19,7 +19,7 @@
 //! existing directories keep their owner and mode; what the base already has exactly is left alone, label included.
 
 use super::mtree::{self, Entry, Place, Tree};
-use super::packages::layer::Layer;
+use super::packages::layer::{KERNEL, Layer};
 use super::provenance::{self, Effect, PathKind, PathRecord, Provenance};
 use super::units;
 use crate::model::dropin::path::forbidden;
@@ -151,9 +151,12 @@ fn derive(
         return Ok(found);
     }
 
-    let base = repo
-        .load_variant(ostree::ObjectType::Commit, base_commit)
-        .doing_with(|| format!("reading base commit {base_commit}"))?;
+    let read = |commit: &str| {
+        repo.load_variant(ostree::ObjectType::Commit, commit)
+            .doing_with(|| format!("reading commit {commit}"))
+    };
+    let base = read(base_commit)?;
+    let layered = layer.map(|layer| read(&layer.commit)).transpose()?;
     let transaction = repo.auto_transaction(cancellable).doing("starting a repository transaction")?;
     let mut builder = Builder {
         tree: Tree::open(repo, layer.map_or(base_commit, |l| &l.commit), cancellable)?,
@@ -183,7 +186,7 @@ fn derive(
             None,
             None,
             None,
-            Some(&metadata(&base, &provenance, layer.map(|layer| &layer.lock))),
+            Some(&metadata(&base, layered.as_ref(), &provenance, layer.map(|layer| &layer.lock))),
             &root,
             ostree::commit_get_timestamp(&base),
             cancellable,
@@ -241,7 +244,12 @@ pub fn reference(base_commit: &str, key: &Digest) -> String {
     format!("{REF_PREFIX}/{base_commit}/{}", key.hex())
 }
 
-fn metadata(base: &glib::Variant, provenance: &Provenance, lock: Option<&Lock>) -> glib::Variant {
+fn metadata(
+    base: &glib::Variant,
+    layer: Option<&glib::Variant>,
+    provenance: &Provenance,
+    lock: Option<&Lock>,
+) -> glib::Variant {
     let json = |value: serde_json::Result<String>| {
         value.expect("lists of records with string keys always serialise").to_variant()
     };
@@ -249,6 +257,9 @@ fn metadata(base: &glib::Variant, provenance: &Provenance, lock: Option<&Lock>) 
     // A map, because the order of the entries is part of the checksum.
     let mut all: BTreeMap<&str, glib::Variant> =
         KEPT.iter().filter_map(|key| Some((*key, inherited.get(*key)?.clone()))).collect();
+    if let Some(kernel) = layer.and_then(|layer| metadata_entries(layer).remove(KERNEL)) {
+        all.insert(KERNEL, kernel);
+    }
     all.insert(META_BASE_DIGEST, provenance.base_digest.as_str().to_variant());
     all.insert(META_INPUT_DIGEST, provenance.input_digest.as_str().to_variant());
     all.insert(META_KARGS, json(serde_json::to_string(&provenance.kernel_arguments)));

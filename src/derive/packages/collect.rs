@@ -88,7 +88,7 @@ fn directory(
             }
         } else if kind.is_dir() {
             let replaces = !matches!(there, None | Some(Entry::Directory(_)));
-            if replaces || xattr(&full, OPAQUE)?.as_deref() == Some(b"y") {
+            if replaces || is_opaque(&full)? {
                 tree.remove(&path)?;
             }
             let new = meta(&stat);
@@ -133,6 +133,11 @@ fn directory(
 
 fn meta(stat: &std::fs::Metadata) -> Meta {
     Meta { mode: stat.mode() & 0o7777, uid: stat.uid(), gid: stat.gid() }
+}
+
+/// Whether a directory has nothing of the one that was in its place.
+pub(super) fn is_opaque(directory: &Path) -> Result<bool> {
+    Ok(xattr(directory, OPAQUE)?.as_deref() == Some(b"y"))
 }
 
 fn xattr(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {

@@ -14,8 +14,13 @@ use crate::model::manifest::Meta;
 use crate::model::{Context, Result};
 use crate::store::prune::LAYERED;
 use crate::store::tree::CommitTree;
-use ostree_ext::{gio, glib, ostree};
+use ostree_ext::glib::prelude::*;
+use ostree_ext::{gio, ostree};
+use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
+
+/// Metadata: the version of the kernel (ostree-commit(1), `--bootable`); of a layer only where packages changed it.
+pub const KERNEL: &str = "ostree.linux";
 
 /// A commit of a base with the packages of a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,9 +90,11 @@ pub fn commit(
     let root = tree.write()?;
     let time =
         ostree::commit_get_timestamp(&repo.load_variant(ostree::ObjectType::Commit, base).doing(doing)?);
-    let none: Option<&glib::Variant> = None;
-    let commit =
-        repo.write_commit_with_time(None, None, None, none, &root, time, cancellable).doing(doing)?;
+    let metadata =
+        installed.kernel.as_ref().map(|kernel| BTreeMap::from([(KERNEL, kernel.to_variant())]).to_variant());
+    let commit = repo
+        .write_commit_with_time(None, None, None, metadata.as_ref(), &root, time, cancellable)
+        .doing(doing)?;
     repo.transaction_set_ref(None, &reference(base, &installed.lock.digest()), Some(&commit));
     transaction.commit(cancellable).doing(doing)?;
     Ok(Layer { commit: commit.into(), lock: installed.lock.clone() })

@@ -15,6 +15,7 @@ pub mod detect;
 mod dnf;
 mod etc;
 pub mod extension;
+mod kernel;
 pub mod layer;
 mod room;
 mod var;
@@ -170,6 +171,8 @@ pub struct Installed {
     pub lock: Lock,
     /// Generated files: path and content.
     pub generated: Vec<(String, Vec<u8>)>,
+    /// The version of the kernel, if packages changed something of it.
+    pub kernel: Option<String>,
 }
 
 /// Installs exactly what is locked, without a network.
@@ -187,7 +190,9 @@ pub async fn install(
     let work = move |inside: &Inside| {
         let before = var::prepare(inside, &target)?;
         let accounts = etc::Accounts::read(inside)?;
+        let kernels = kernel::before(inside)?;
         backend(target.manager).install(inside, &target, &lock, &files, time)?;
+        let kernel = kernel::finish(inside, &target, &upper, &kernels, time)?;
         let mut generated = Vec::new();
         if let Some(conf) = var::tmpfiles(inside, &before)? {
             generated.push((var::CONF.to_owned(), conf.into_bytes()));
@@ -196,7 +201,7 @@ pub async fn install(
         if let Some(conf) = accounts.made_by_packages(inside, &mut lock)? {
             generated.push((etc::CONF.to_owned(), conf.into_bytes()));
         }
-        Ok(Installed { changes: Some((upper, target)), lock, generated })
+        Ok(Installed { changes: Some((upper, target)), lock, generated, kernel })
     };
     room.enter(cx, INSTALL, false, work).await
 }

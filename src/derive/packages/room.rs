@@ -4,10 +4,12 @@
 //! <state>/work/scratch-XXXX/base          the base, checked out by hard links
 //!                      /<layer>/upper what changed: this is the product
 //!                      /<layer>/var   the /var that the programs see; nothing of it gets into the tree by itself
+//!                      /<layer>/boot  the /boot of what installs, the same
 //! ```
 //!
 //! When the thread ends, however it does, the kernel takes its mounts and its children along.
 
+use super::kernel;
 use super::var::OPT;
 use crate::engine::cx::Cx;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -26,7 +28,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Where something is mounted in a sandbox.
-pub(super) const MOUNT_POINTS: [&str; 7] = ["dev", "etc", "proc", "run", "sys", "tmp", "var"];
+pub(super) const MOUNT_POINTS: [&str; 8] = ["boot", "dev", "etc", "proc", "run", "sys", "tmp", "var"];
 
 /// dpkg's database of ten thousand packages is some 20 MB.
 const MAX_TEXT: u64 = 256 << 20;
@@ -89,9 +91,9 @@ impl Room {
         network: bool,
         work: impl FnOnce(&Inside) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let dirs = ["upper", "work", "merged", "var"].map(|dir| self.dir(&format!("{layer}/{dir}")));
-        let [upper, workdir, merged, var] = dirs;
-        let (base, upper, workdir, merged, var) = (self.base(), upper?, workdir?, merged?, var?);
+        let dirs = ["upper", "work", "merged", "var", "boot"].map(|dir| self.dir(&format!("{layer}/{dir}")));
+        let [upper, workdir, merged, var, boot] = dirs;
+        let (base, upper, workdir, merged, var, boot) = (self.base(), upper?, workdir?, merged?, var?, boot?);
         let cx = cx.clone();
         let inside = move || -> Result<T> {
             mounts::unshare()?;
@@ -114,7 +116,7 @@ impl Room {
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.doing("starting a runtime")?;
-            let done = work(&Inside { cx, runtime, merged: merged.clone(), var, network });
+            let done = work(&Inside { cx, runtime, merged: merged.clone(), var, boot, network });
             // Before the next one has the same layer; with the thread it would only go some time later.
             rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH)
                 .doing("unmounting the tree")?;
@@ -138,6 +140,7 @@ pub struct Inside {
     runtime: tokio::runtime::Runtime,
     merged: PathBuf,
     var: PathBuf,
+    boot: PathBuf,
     network: bool,
 }
 
@@ -145,6 +148,11 @@ impl Inside {
     /// The `/var` that the programs see.
     pub fn var(&self) -> &Path {
         &self.var
+    }
+
+    /// The `/boot` that the programs see.
+    pub fn boot(&self) -> &Path {
+        &self.boot
     }
 
     /// An empty directory beside the tree, for a user that fetches to work in.
@@ -276,7 +284,7 @@ impl Inside {
         }
         let sandbox = sandbox.bind(etc, "/etc").bind(self.var.clone(), "/var");
         // What is in /opt is no state.
-        Ok(sandbox.bind(self.real(OPT)?, "/var/opt"))
+        kernel::without_hooks(self, sandbox.bind(self.real(OPT)?, "/var/opt"))
     }
 
     /// Runs a program to its end.

@@ -181,7 +181,7 @@ async fn install(
     mut room: Option<Room>,
 ) -> Result<Layer> {
     let installed = match solving.prepared.target.clone() {
-        None => Installed { changes: None, lock, generated: Vec::new() },
+        None => Installed { changes: None, lock, generated: Vec::new(), kernel: None },
         Some(target) => {
             let here = enter(job, solving, &mut room).await?;
             packages::install(job.cx, here, solving.cache, target, lock, solving.prepared.time).await?

@@ -25,6 +25,8 @@ def opened():
         del conf.substitutions[name]
     conf.obsoletes = False
     conf.installonlypkgs = []
+    # The one that runs is no part of the target.
+    conf.protect_running_kernel = False
     conf.cachedir = "/var/cache/dnf"
     conf.persistdir = "/var/lib/dnf"
     conf.logdir = "/var/log"

@@ -241,6 +241,8 @@ impl<'a> Session<'a> {
         // It wants to be root, which it is in a user namespace, over nothing.
         let mut all: Vec<String> = ["--map-root-user", "dnf5", "--assumeyes"].map(str::to_owned).into();
         let fixed = ["obsoletes=0", "installonlypkgs=", "*.skip_if_unavailable=0", "keepcache=1"];
+        // The one that runs is no part of the target.
+        all.push("--setopt=protect_running_kernel=0".to_owned());
         all.extend(fixed.map(|setting| format!("--setopt={setting}")));
         if self.offline {
             all.push("--disable-repo=*".to_owned());
