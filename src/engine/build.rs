@@ -36,21 +36,21 @@ const BASE: &str = "base";
 const BUILT: &str = "built";
 
 /// What is there before anything is fetched.
-struct Given {
-    declared: Manifest,
+pub(super) struct Given {
+    pub declared: Manifest,
     digest: Digest,
     lock: Option<Digest>,
 }
 
 /// Where it is built.
-struct Place {
-    dir: PathBuf,
+pub(super) struct Place {
+    pub dir: PathBuf,
     /// Removed with this, unless somebody named a directory.
     _temporary: Option<tempfile::TempDir>,
 }
 
 impl Place {
-    fn open(named: Option<&Path>, tmp: Option<&str>) -> Result<Place> {
+    pub(super) fn open(named: Option<&Path>, tmp: Option<&str>) -> Result<Place> {
         if let Some(dir) = named {
             std::fs::create_dir_all(dir).doing_with(|| format!("making {}", dir.display()))?;
             let dir = dir.canonicalize().doing_with(|| format!("opening {}", dir.display()))?;
@@ -75,7 +75,7 @@ pub async fn run(
     build::target(&build.target)?;
     skopeo::has_place(&build.target)?;
     let handed = handed(&build);
-    let given = given(&build, &handed)?;
+    let given = given(&handed, build.allow_secrets)?;
     let tmp = environment.iter().find(|(name, _)| name == "TMPDIR").map(|(_, dir)| dir.clone());
     let place = Place::open(build.work.as_deref(), tmp.as_deref())?;
     let layout = Layout::new(place.dir.join("sysroot"), config_root, None);
@@ -89,20 +89,24 @@ pub async fn run(
         update_lock: build.update_lock,
         ..Options::default()
     };
-    let job = Job {
+    let job = alone(cx, &env, store, options);
+    on(&job, &build, &given, &Oci::at(place.dir.join("image"))).await
+}
+
+/// A job in a sysroot where nothing is deployed, or ever will be.
+pub(super) fn alone<'j>(cx: &'j Cx, env: &'j Env, store: Locked, options: Options) -> Job<'j> {
+    Job {
         cx,
-        env: &env,
+        env,
         id: "build",
         store,
-        // Nothing is deployed here, or ever will be.
         before: Snapshot { entries: Vec::new(), booted: false },
         options,
         keeps_digests: false,
         staged_is_ours: false,
         adopts: false,
         edited: None,
-    };
-    on(&job, &build, &given, &Oci::at(place.dir.join("image"))).await
+    }
 }
 
 async fn on(job: &Job<'_>, build: &Build, given: &Given, oci: &Oci) -> Result<Built> {
@@ -163,10 +167,10 @@ fn handed(build: &Build) -> Handed {
 }
 
 /// Reads what was named, and refuses what is wrong with it.
-fn given(build: &Build, handed: &Handed) -> Result<Given> {
+pub(super) fn given(handed: &Handed, allow_secrets: bool) -> Result<Given> {
     let source = read::Source::named(&handed.drop_ins)?;
     let declared: Manifest = read::read_from(&source, None)?;
-    if !build.allow_secrets {
+    if !allow_secrets {
         build::no_secrets(&declared)?;
     }
     let lock = match &handed.lock {
@@ -231,7 +235,7 @@ async fn base(
 }
 
 /// What the derived commit says about itself.
-async fn origin(job: &Job<'_>, derived: &Derived) -> Result<Origin> {
+pub(super) async fn origin(job: &Job<'_>, derived: &Derived) -> Result<Origin> {
     let commit = derived.commit.clone();
     let record = job.store.run(job.cx, move |s, _| Provenance::read(&CommitTree::open(&s.repo(), &commit)?));
     let record = record.await?.ok_or_else(|| {

@@ -7,6 +7,7 @@ pub mod cx;
 mod env;
 pub mod failpoint;
 pub mod handle;
+pub mod in_place;
 mod journal;
 mod pipeline;
 mod settle;

@@ -10,7 +10,7 @@ use crate::store::tree::CommitTree;
 const LIMIT: u64 = 1 << 20;
 
 /// Adds the files that say what the drop-ins append and delete, over those of a base that was built so itself.
-pub(super) fn add(changes: &mut Changes, derived: &CommitTree, manifest: &Manifest) -> Result<()> {
+pub fn add(changes: &mut Changes, derived: &CommitTree, manifest: &Manifest) -> Result<()> {
     for (path, list, now, undone) in [
         (BUILT_APPEND, "kargs", &manifest.kargs_append, &manifest.kargs_delete),
         (BUILT_DELETE, "delete", &manifest.kargs_delete, &manifest.kargs_append),

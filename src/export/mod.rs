@@ -10,7 +10,8 @@
 
 pub mod diff;
 mod image;
-mod kargs;
+pub mod in_place;
+pub mod kargs;
 mod layer;
 pub mod layout;
 pub mod skopeo;

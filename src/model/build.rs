@@ -59,6 +59,38 @@ pub struct Built {
     pub notes: Vec<String>,
 }
 
+/// What is asked for where the root itself is derived.
+#[derive(Debug, Clone)]
+pub struct InPlace {
+    /// The root; without one that of the container that is being built.
+    pub root: Option<PathBuf>,
+    /// A directory of drop-ins, a root that has one, or a single drop-in; without one those that the root has.
+    pub input: Option<PathBuf>,
+    /// The lock to use where it fits.
+    pub lock: Option<PathBuf>,
+    /// Install exactly what the lock says, or fail.
+    pub frozen: bool,
+    /// Solve packages anew, whatever the lock says.
+    pub update_lock: bool,
+    /// Change it although a file is for its owner only.
+    pub allow_secrets: bool,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Applied {
+    /// Whether the root was changed.
+    pub changed: bool,
+    /// The root.
+    pub root: PathBuf,
+    /// What it is made of: the base is the tree of before, by a digest of its own.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
 /// What decides an image.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -53,6 +53,26 @@ impl Layout {
 ///
 /// A repository of somebody who is not root keeps owners and attributes of files beside them.
 pub fn create(path: &Path) -> Result<()> {
+    let mode = match rustix::process::geteuid().is_root() {
+        true => ostree::RepoMode::Bare,
+        false => ostree::RepoMode::BareUser,
+    };
+    create_with(path, mode)
+}
+
+/// The same for what may set no attributes, root or not: everything about a file is in its object.
+pub fn create_packed(path: &Path) -> Result<()> {
+    create_with(path, ostree::RepoMode::Archive)?;
+    let doing = || format!("making the sysroot {}", path.display());
+    let repo = ostree::Repo::new_for_path(path.join("ostree/repo"));
+    repo.open(gio::Cancellable::NONE).doing_with(doing)?;
+    let config = repo.copy_config();
+    // It is gone in a minute.
+    config.set_integer("archive", "zlib-level", 1);
+    repo.write_config(&config).doing_with(doing)
+}
+
+fn create_with(path: &Path, mode: ostree::RepoMode) -> Result<()> {
     let doing = || format!("making the sysroot {}", path.display());
     let repo = path.join("ostree/repo");
     std::fs::create_dir_all(&repo).doing_with(doing)?;
@@ -60,10 +80,6 @@ pub fn create(path: &Path) -> Result<()> {
     if repo.join("config").is_file() {
         return Ok(());
     }
-    let mode = match rustix::process::geteuid().is_root() {
-        true => ostree::RepoMode::Bare,
-        false => ostree::RepoMode::BareUser,
-    };
     ostree::Repo::new_for_path(&repo).create(mode, gio::Cancellable::NONE).doing_with(doing)
 }
 

@@ -13,6 +13,7 @@ mod failpoints;
 mod handover;
 mod host;
 mod image;
+mod in_place;
 mod layers;
 mod pipeline;
 mod plan;

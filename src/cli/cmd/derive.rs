@@ -5,10 +5,10 @@ use crate::cli::render::Terminal;
 use crate::cli::render::progress::Progress;
 use crate::cli::{exit, render};
 use crate::client::Result;
-use crate::engine::build;
 use crate::engine::cx::{Cx, Sink};
 use crate::engine::failpoint::Failpoints;
-use crate::model::build::{Build, Built};
+use crate::engine::{build, in_place};
+use crate::model::build::{Applied, Build, Built, InPlace};
 use crate::model::image::ImageRef;
 use crate::model::job::{Event, Failure, Initiator, Job, JobResult};
 use crate::model::{Context, Error, ErrorKind};
@@ -24,17 +24,27 @@ const OFTEN: Duration = Duration::from_millis(200);
 
 /// Arguments of `derive`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Needs no ostree host and no daemon, but skopeo, and root for packages.")]
+#[command(
+    after_help = "Needs no ostree host and no daemon, but skopeo, and root for packages. In a Containerfile: \
+                  RUN --mount=type=bind,source=derive.d,target=/derive.d osctl derive --in-place -i /derive.d"
+)]
 pub struct Args {
     /// The image to derive from.
-    #[arg(long, value_name = "IMAGE")]
-    pub base: String,
-    /// A directory of drop-ins, a root that has one in etc/osctl/derive.d, or a single .yaml or .bu file.
-    #[arg(short, long, value_name = "PATH")]
-    pub input: PathBuf,
+    #[arg(long, value_name = "IMAGE", required_unless_present = "in_place")]
+    pub base: Option<String>,
+    /// A directory of drop-ins, a root that has one in etc/osctl/derive.d, or a single .yaml or .bu file; with
+    /// --in-place, those of the root itself if absent.
+    #[arg(short, long, value_name = "PATH", required_unless_present = "in_place")]
+    pub input: Option<PathBuf>,
     /// Where the image goes: `oci:PATH[:TAG]`, `oci-archive:PATH[:TAG]`, containers-storage:NAME, docker://NAME.
-    #[arg(short, long, value_name = "TARGET")]
-    pub output: String,
+    #[arg(short, long, value_name = "TARGET", required_unless_present = "in_place")]
+    pub output: Option<String>,
+    /// Apply the drop-ins to the root file system of the container that is being built.
+    #[arg(long, conflicts_with_all = ["base", "output", "work", "drop_var", "authfile"])]
+    pub in_place: bool,
+    /// Change this root instead [default: the one of the container].
+    #[arg(long, value_name = "DIR", requires = "in_place")]
+    pub root: Option<PathBuf>,
     /// Keep what was fetched and made here, for the next build [default: nothing is kept].
     #[arg(long, value_name = "DIR")]
     pub work: Option<PathBuf>,
@@ -66,19 +76,62 @@ pub struct Args {
 
 impl Args {
     /// What is asked. Paths may be relative here, and nowhere else.
-    pub fn build(&self) -> crate::model::Result<Build> {
-        Ok(Build {
-            base: image(&self.base)?,
-            input: self.input.clone(),
+    pub fn asked(&self) -> crate::model::Result<Asked> {
+        if self.in_place {
+            return Ok(Asked::InPlace(InPlace {
+                root: self.root.clone(),
+                input: self.input.clone(),
+                lock: self.lock.clone(),
+                frozen: self.frozen,
+                update_lock: self.update_lock,
+                allow_secrets: self.allow_secrets,
+            }));
+        }
+        let needed = "required without --in-place";
+        Ok(Asked::Image(Build {
+            base: image(self.base.as_deref().expect(needed))?,
+            input: self.input.clone().expect(needed),
             lock: self.lock.clone(),
-            target: image(&self.output)?,
+            target: image(self.output.as_deref().expect(needed))?,
             auth_file: self.authfile.as_deref().map(absolute).transpose()?,
             work: self.work.clone(),
             frozen: self.frozen,
             update_lock: self.update_lock,
             drop_var: self.drop_var,
             allow_secrets: self.allow_secrets,
-        })
+        }))
+    }
+}
+
+/// What is to be derived.
+#[derive(Debug)]
+pub enum Asked {
+    /// An image, from another one.
+    Image(Build),
+    /// A root, where it is.
+    InPlace(InPlace),
+}
+
+/// What became of it.
+#[derive(Debug, serde::Serialize)]
+#[serde(untagged)]
+enum Done {
+    Image(Built),
+    InPlace(Applied),
+}
+
+impl Done {
+    fn result(&self) -> JobResult {
+        let (changed, summary, notes) = match self {
+            Done::Image(built) => {
+                (built.changed, format!("Built {} ({}).", built.image, built.digest), &built.notes)
+            }
+            Done::InPlace(applied) => {
+                (applied.changed, format!("Derived {}.", applied.root.display()), &applied.notes)
+            }
+        };
+        let summary = if changed { summary } else { "No changes in input.".to_owned() };
+        JobResult { changed, summary, notes: notes.clone(), ..JobResult::default() }
     }
 }
 
@@ -103,7 +156,7 @@ pub fn run(
     environment: Vec<(String, String)>,
     failpoints: Failpoints,
 ) -> Result<u8> {
-    let build = args.build()?;
+    let asked = args.asked()?;
     let file = args.following.progress_fd.map(fd::inherited).transpose()?.map(Arc::new);
     let progress = Progress::new(terminal, args.following.quiet, file);
     let shown = Arc::new(Mutex::new(Shown::new(progress)));
@@ -116,7 +169,13 @@ pub fn run(
     let runtime = runtime.doing("starting the runtime")?;
     let built = runtime.block_on(async {
         let mut interrupts = signal(SignalKind::interrupt()).doing("listening for Ctrl-C")?;
-        let built = build::run(&cx, build, config_root.to_owned(), environment);
+        let root = config_root.to_owned();
+        let built = async {
+            Ok(match asked {
+                Asked::Image(build) => Done::Image(build::run(&cx, build, root, environment).await?),
+                Asked::InPlace(what) => Done::InPlace(in_place::run(&cx, what, root, environment).await?),
+            })
+        };
         tokio::pin!(built);
         tokio::select! {
             built = &mut built => return built,
@@ -136,17 +195,9 @@ pub fn run(
         let text = serde_json::to_string(&built).kind(ErrorKind::Internal, "writing the result as JSON")?;
         render::print(&format!("{text}\n"))?;
     } else if !args.following.quiet {
-        render::print(&render::result(&result(&built), false))?;
+        render::print(&render::result(&built.result(), false))?;
     }
-    Ok(if args.following.unchanged_exit_77 && !built.changed { exit::UNCHANGED } else { exit::OK })
-}
-
-fn result(built: &Built) -> JobResult {
-    let summary = match built.changed {
-        true => format!("Built {} ({}).", built.image, built.digest),
-        false => "No changes in input.".to_owned(),
-    };
-    JobResult { changed: built.changed, summary, notes: built.notes.clone(), ..JobResult::default() }
+    Ok(if args.following.unchanged_exit_77 && !built.result().changed { exit::UNCHANGED } else { exit::OK })
 }
 
 /// The build as people and programs see it: a job like any other, that nobody else knows of.
@@ -171,8 +222,8 @@ impl Shown {
         }
     }
 
-    fn end(&mut self, built: &crate::model::Result<Built>) {
-        let outcome = built.as_ref().map(result).map_err(Failure::from);
+    fn end(&mut self, done: &crate::model::Result<Done>) {
+        let outcome = done.as_ref().map(Done::result).map_err(Failure::from);
         self.job.apply(&Event::Finished { at: now(), outcome });
         self.progress.finish(&self.job);
     }
