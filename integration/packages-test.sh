@@ -7,7 +7,7 @@
 need_root test
 KIND=${1:-deb}
 case $KIND in deb | rpm) ;; *) die "usage: packages-test.sh deb|rpm" ;; esac
-for part in rootfs "${KIND}s" kernels check; do
+for part in rootfs "${KIND}s" kernels in_place check; do
   # shellcheck source=/dev/null
   . "$REPO_DIR/integration/lib/$part.sh"
 done
@@ -498,6 +498,7 @@ check "once more there is nothing to do" eval 'build && grep -qF "No changes in 
 cp "$(next)/usr/lib/osctl/derive.lock" "$D/lock"
 check "nor with the lock of the host" eval 'build --lock "$D/lock" --frozen && grep -qF "No changes in input." "$D/out"'
 check "nor with packages that are solved anew, and the same" eval '[ "$(built changed)" = false ] && [ "$(TMPDIR=$D build --update-lock --json && jq -r .changed "$D/out")" = false ]'
+in_place_cases
 host host-d
 forget 10-repo
 check "a host moves to it" osctl rebase "oci:$D/built:1"

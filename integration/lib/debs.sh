@@ -2,7 +2,7 @@
 # shellcheck disable=SC2034  # read by who sources this
 # Debian packages for tests, a repository of them, and a tree with apt. Source after common.sh and rootfs.sh.
 
-PACKAGE_BASE=(systemd systemd-sysv dbus kmod dracut ostree-boot)
+PACKAGE_BASE=(systemd systemd-sysv dbus kmod dracut ostree-boot bubblewrap)
 DATABASE=usr/lib/sysimage/dpkg
 
 # package DIR NAME VERSION [requires TEXT|conflicts TEXT|provides TEXT]...: DIR/$(package_file NAME VERSION) of the files below DIR/files and the

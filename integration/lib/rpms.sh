@@ -3,7 +3,7 @@
 # The same as debs.sh, for rpm: packages, a repository of them that is signed, and a tree with dnf 4, or with DNF=5 that. The programs
 # of the tree are Debian's, which rpm's database does not know: to packages it has what `with_packages` installs.
 
-PACKAGE_BASE=(systemd systemd-sysv dbus "dnf${DNF:-}" rpm passwd ca-certificates kmod dracut ostree-boot)
+PACKAGE_BASE=(systemd systemd-sysv dbus "dnf${DNF:-}" rpm passwd ca-certificates kmod dracut ostree-boot bubblewrap)
 DATABASE=usr/lib/sysimage/rpm
 
 # With UNSIGNED set, nobody signs it.

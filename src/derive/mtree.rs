@@ -216,6 +216,17 @@ impl<'a> Tree<'a> {
         let (parent, name) = self.parent(real)?;
         let mode = S_IFREG | meta.mode;
         let xattrs = self.attributes(real, mode, extra)?;
+        if self.repo.mode() == ostree::RepoMode::Archive {
+            // Where libostree writes no file bit by bit (ostree_repo_write_regfile).
+            let mut all = Vec::new();
+            contents.read_to_end(&mut all).doing_with(doing)?;
+            let (uid, gid) = (meta.uid, meta.gid);
+            let checksum = self
+                .repo
+                .write_regfile_inline(None, uid, gid, mode, xattrs.as_ref(), &all, self.cancellable)
+                .doing_with(doing)?;
+            return parent.replace_file(name, &checksum).doing_with(doing);
+        }
         let writer = self
             .repo
             .write_regfile(None, meta.uid, meta.gid, mode, size, xattrs.as_ref())

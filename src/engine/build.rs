@@ -56,7 +56,9 @@ impl Place {
             let dir = dir.canonicalize().doing_with(|| format!("opening {}", dir.display()))?;
             return Ok(Place { dir, _temporary: None });
         }
-        let below = Path::new(tmp.unwrap_or("/var/tmp"));
+        // An image may have an empty /var.
+        let usual = if Path::new("/var/tmp").is_dir() { "/var/tmp" } else { "/tmp" };
+        let below = Path::new(tmp.unwrap_or(usual));
         let temporary = tempfile::Builder::new().prefix("osctl-derive-").tempdir_in(below);
         let temporary = temporary.doing_with(|| format!("making a directory in {}", below.display()))?;
         Ok(Place { dir: temporary.path().to_owned(), _temporary: Some(temporary) })

@@ -27,6 +27,7 @@ use crate::pull::{Base, ImageKind};
 use crate::store::locked::Locked;
 use crate::store::sysroot::{self, Layout};
 use crate::store::tree::CommitTree;
+use crate::sys::mounts;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -62,8 +63,8 @@ pub async fn run(
 }
 
 async fn on(job: &Job<'_>, request: &InPlace, root: &Path, time: u64) -> Result<Applied> {
-    let from = root.to_owned();
-    let work = job.store.run(job.cx, move |s, c| in_place::commit(&s.repo(), &from, time, Some(c)));
+    let (from, mounted) = (root.to_owned(), mounts::below(root)?);
+    let work = job.store.run(job.cx, move |s, c| in_place::commit(&s.repo(), &from, &mounted, time, Some(c)));
     let commit = job.cx.step(Step::PullLayers, work).await?;
     let manifest = declared(job, &commit).await?;
     if manifest.is_empty() {

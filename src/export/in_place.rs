@@ -15,21 +15,22 @@ use ostree_ext::gio::prelude::*;
 use ostree_ext::ostree::{RepoCommitFilterResult, RepoCommitModifier, RepoCommitModifierFlags};
 use ostree_ext::{gio, glib, ostree};
 use rustix::fs::{Gid, Mode, OFlags, Uid, XattrFlags};
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
-/// What whoever runs a step of a build mounts over the files of the image.
-const OF_THE_BUILD: [&str; 4] = ["/hostname", "/hosts", "/mtab", "/resolv.conf"];
 /// The name of a file while it is written.
 const DRAFT: &str = ".osctl-draft";
 
 /// Makes a commit of `/usr` and `/etc` of a root. The same files give the same commit.
 ///
-/// Attributes are left out: labels are those of the build, and what is not changed keeps its own.
+/// Attributes are left out: labels are those of the build, and what is not changed keeps its own. So is what is `mounted`
+/// below the root: a build mounts its own `/etc/hosts`, and whatever a step asks for.
 pub fn commit(
     repo: &ostree::Repo,
     root: &Path,
+    mounted: &BTreeSet<String>,
     time: u64,
     cancellable: Option<&gio::Cancellable>,
 ) -> Result<String> {
@@ -47,20 +48,23 @@ pub fn commit(
     }
     let transaction = repo.auto_transaction(cancellable).doing_with(doing)?;
     let tree = ostree::MutableTree::new();
-    let take = |path: &str, to: &ostree::MutableTree, wanted: fn(&str, &gio::FileInfo) -> bool| {
-        let filter = move |_: &ostree::Repo, path: &str, info: &gio::FileInfo| match wanted(path, info) {
+    let take = |from: &'static str, to: &ostree::MutableTree| {
+        let mounted = mounted.clone();
+        let filter = move |_: &ostree::Repo, path: &str, info: &gio::FileInfo| match is_taken(
+            from,
+            path.trim_start_matches('/'),
+            info.file_type(),
+            &mounted,
+        ) {
             true => RepoCommitFilterResult::Allow,
             false => RepoCommitFilterResult::Skip,
         };
         let modifier = RepoCommitModifier::new(RepoCommitModifierFlags::SKIP_XATTRS, Some(Box::new(filter)));
-        repo.write_dfd_to_mtree(dir.as_raw_fd(), path, to, Some(&modifier), cancellable).doing_with(doing)
+        repo.write_dfd_to_mtree(dir.as_raw_fd(), from, to, Some(&modifier), cancellable).doing_with(doing)
     };
-    take(".", &tree, |path, info| {
-        let link_of_root = info.file_type() == gio::FileType::SymbolicLink && path.rfind('/') == Some(0);
-        is_kept(info) && (path == "/" || path == "/usr" || path.starts_with("/usr/") || link_of_root)
-    })?;
+    take(".", &tree)?;
     let etc = tree.ensure_dir("usr").and_then(|usr| usr.ensure_dir("etc")).doing_with(doing)?;
-    take("etc", &etc, |path, info| is_kept(info) && !OF_THE_BUILD.contains(&path))?;
+    take("etc", &etc)?;
     let written = repo.write_mtree(&tree, cancellable).doing_with(doing)?;
     let written = written
         .downcast::<ostree::RepoFile>()
@@ -72,10 +76,18 @@ pub fn commit(
     Ok(commit.into())
 }
 
-/// Sockets and devices are in no image.
-fn is_kept(info: &gio::FileInfo) -> bool {
-    use gio::FileType::{Directory, Regular, SymbolicLink};
-    [Directory, Regular, SymbolicLink].contains(&info.file_type())
+/// Whether a path below `from`, which is in the root, belongs to the image.
+fn is_taken(from: &str, path: &str, kind: gio::FileType, mounted: &BTreeSet<String>) -> bool {
+    let of_etc = from == "etc";
+    if path.is_empty() || (path == "usr" && !of_etc) {
+        return true;
+    }
+    let link_of_root = kind == gio::FileType::SymbolicLink && !path.contains('/');
+    let place = if of_etc { &format!("etc/{path}") } else { path };
+    // Sockets and devices are in no image.
+    [gio::FileType::Directory, gio::FileType::Regular, gio::FileType::SymbolicLink].contains(&kind)
+        && (of_etc || link_of_root || path.starts_with("usr/"))
+        && !mounted.contains(place)
 }
 
 /// Puts changes onto a root.
@@ -238,21 +250,24 @@ mod tests {
     #[test]
     fn usr_etc_and_the_links_of_a_root_become_a_commit_and_nothing_else() {
         let (root, scratch) = (root(), Scratch::new());
-        let first = commit(&scratch.repo, root.path(), 7, None).unwrap();
+        let mounted: BTreeSet<String> = ["etc/hosts", "usr/lib/old", "run"].map(str::to_owned).into();
+        let first = commit(&scratch.repo, root.path(), &mounted, 7, None).unwrap();
         std::fs::write(root.path().join("etc/hosts"), "of another build").unwrap();
-        assert_eq!(commit(&scratch.repo, root.path(), 7, None).unwrap(), first);
+        std::fs::write(root.path().join("usr/lib/old/more"), "of another build").unwrap();
+        assert_eq!(commit(&scratch.repo, root.path(), &mounted, 7, None).unwrap(), first);
         let tree = CommitTree::open(&scratch.repo, &first).unwrap();
         assert_eq!(tree.list("/usr").unwrap(), ["bin", "etc", "lib"]);
         assert_eq!(["/var", "/bin"].map(|path| tree.kind(path).unwrap()), [None, Some(Kind::Link)]);
         assert_eq!(tree.list("/usr/etc").unwrap(), ["conf.d"]);
+        assert_eq!(tree.list("/usr/lib").unwrap(), ["becomes-dir"]);
         assert_eq!(tree.read("/bin/tool", 10).unwrap().unwrap(), b"tool");
         assert_eq!(tree.read("/etc/conf.d/a", 10).unwrap().unwrap(), b"1");
 
         std::fs::write(root.path().join("usr/etc/x"), "").unwrap();
-        let error = commit(&scratch.repo, root.path(), 7, None).unwrap_err();
+        let error = commit(&scratch.repo, root.path(), &BTreeSet::new(), 7, None).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unsupported, "{error}");
         std::fs::remove_dir_all(root.path().join("etc")).unwrap();
-        let error = commit(&scratch.repo, root.path(), 7, None).unwrap_err();
+        let error = commit(&scratch.repo, root.path(), &BTreeSet::new(), 7, None).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
     }
 
@@ -270,11 +285,12 @@ mod tests {
         symlink("/nowhere", path("usr/bin/tool")).unwrap();
         std::fs::write(path("etc/conf.d/a"), "2").unwrap();
         std::fs::set_permissions(path("etc/conf.d/a"), PermissionsExt::from_mode(0o2640)).unwrap();
-        let commits = [&from, &to].map(|root| commit(&scratch.repo, root.path(), 7, None).unwrap());
+        let commits =
+            [&from, &to].map(|root| commit(&scratch.repo, root.path(), &BTreeSet::new(), 7, None).unwrap());
         assert_ne!(commits[0], commits[1]);
         let mut changes = diff::between(&scratch.repo, &commits[0], &commits[1]).unwrap();
         put(&scratch.repo, &changes, from.path()).unwrap();
-        assert_eq!(commit(&scratch.repo, from.path(), 7, None).unwrap(), commits[1]);
+        assert_eq!(commit(&scratch.repo, from.path(), &BTreeSet::new(), 7, None).unwrap(), commits[1]);
         assert!(from.path().join("var/lib/state").exists());
 
         changes = BTreeMap::from([("usr/lib/new/dir/file".to_owned(), Change::Written(b"words".to_vec()))]);

@@ -6,6 +6,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 use rustix::thread::UnshareFlags;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Gives the calling thread, and the threads and processes that it starts, a mount namespace of its own, as
@@ -42,9 +43,36 @@ pub fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result
     move_mount(&mount, "", rustix::fs::CWD, target, flags).doing_with(doing)
 }
 
+/// What is mounted below a directory: paths without a slash in front.
+pub fn below(directory: &Path) -> Result<BTreeSet<String>> {
+    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").doing("reading what is mounted")?;
+    Ok(below_in(&text, directory))
+}
+
+fn below_in(mountinfo: &str, directory: &Path) -> BTreeSet<String> {
+    // The fifth field is where (proc_pid_mountinfo(5)); what would end a field is written in octal digits.
+    let places = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|place| {
+        let escaped = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+        escaped.iter().fold(place.to_owned(), |place, (from, to)| place.replace(from, to))
+    });
+    let below = |place: String| Some(Path::new(&place).strip_prefix(directory).ok()?.to_str()?.to_owned());
+    places.filter_map(below).filter(|place| !place.is_empty()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_mounted_below_a_directory_is_listed_without_the_directory_itself() {
+        let text = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:1 /x /etc/hosts rw - ext4 a rw\n\
+                    3 1 0:2 / /srv/root rw - tmpfs b rw\n4 3 0:2 / /srv/root/usr/a\\040b rw - tmpfs b rw\n\
+                    5 1 0:2 / /srv/root-other rw - tmpfs b rw\n";
+        let set = |places: &[&str]| places.iter().map(|p| (*p).to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(below_in(text, Path::new("/srv/root")), set(&["usr/a b"]));
+        let all = ["etc/hosts", "srv/root", "srv/root/usr/a b", "srv/root-other"];
+        assert_eq!(below_in(text, Path::new("/")), set(&all));
+    }
 
     #[test]
     fn what_is_mounted_afterwards_is_not_seen_outside() {
