@@ -1,7 +1,8 @@
 #!/bin/bash
 # make vm-test: an OS with osctl installed updates itself, with drop-ins and a bound image, and rolls back.
-# run.sh [nspawn] [qemu]: tier 1 boots a sysroot directory in a container (seconds), tier 2 a disk in qemu, with boot loader,
-# initramfs and kernel command line. Without arguments: both.
+# run.sh [nspawn] [qemu] [module]: tier 1 boots a sysroot directory in a container (seconds), tier 2 a disk in qemu, with boot loader,
+# initramfs and kernel command line, tier 3 one with a kernel module of a package, so with an initramfs that osctl made. Without
+# arguments: all.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 need_root vm-test
 for part in registry product image disk qemu debs; do
@@ -12,7 +13,7 @@ done
 VM=$WORK/vm
 PASSED=0 FAILED=0
 TIERS=("$@")
-[ "${#TIERS[@]}" -gt 0 ] || TIERS=(nspawn qemu)
+[ "${#TIERS[@]}" -gt 0 ] || TIERS=(nspawn qemu module)
 
 # A package with a service and a user, in a repository on loopback; sets REPO_PORT.
 serve_packages() {
@@ -86,6 +87,43 @@ tier_qemu() {
   judge qemu "$d/out/output"
 }
 
+# A module that the image has, under another name: a package that brings it makes modules.dep and the initramfs anew.
+serve_module() {
+  local r=$VM/module k module=kernel/drivers/net/dummy.ko
+  rm -rf "$r"
+  mkdir -p "$r/of-image" "$r/files/etc/dracut.conf.d"
+  tar -C "$r/of-image" -xf "$WORK/layers/base.tar" --wildcards "usr/lib/modules/*/$module"
+  k=$(cd "$r/of-image/usr/lib/modules" && echo *)
+  mkdir -p "$r/files/lib/modules/$k/extra"
+  mv "$r/of-image/usr/lib/modules/$k/$module" "$r/files/lib/modules/$k/extra/rig_module.ko"
+  echo 'add_drivers+=" rig_module "' >"$r/files/etc/dracut.conf.d/rig-module.conf"
+  package "$r" rig-module 1.0
+  packages_index "$r"
+  MODULE_PORT=$(free_port)
+  (cd "$r" && exec python3 -m http.server --bind 127.0.0.1 "$MODULE_PORT") >"$VM/module.log" 2>&1 &
+  at_exit "stop_pid $!"
+  wait_until 5 curl -fsS -o /dev/null "http://127.0.0.1:$MODULE_PORT/" || die "the repository with the module does not answer"
+}
+
+tier_module() {
+  say "Tier 3: qemu, with a kernel module of a package (two minutes)"
+  local d=$VM/with-module deployment
+  serve_module
+  mkdir -p "$d/config/etc/osctl/derive.d"
+  printf "repos: [{id: rig, baseurl: 'http://127.0.0.1:%s/', gpgcheck: false}]\npackages: [rig-module]\n" "$MODULE_PORT" \
+    >"$d/config/etc/osctl/derive.d/50-module.yaml"
+  make_disk "$d/disk.img" "$d/mnt"
+  first_deployment "$d/mnt" "$d/config" "$REGISTRY/os:v1" --karg=console=ttyS0
+  deployment=$(default_deployment "$d/mnt")
+  echo 'LABEL=boot /boot ext4 defaults 0 0' >>"$deployment/etc/fstab"
+  close_disk "$d/mnt"
+  rm -rf "$d/payload" "$d/out"
+  mkdir -p "$d/payload"
+  cp "$REPO_DIR/integration/vm/module.sh" "$d/payload/run.sh"
+  (trap - EXIT; boot_qemu "$d/disk.img" "$d/payload" "$d/out" "${VM_TIMEOUT:-900}") || note "(boot failed)"
+  judge module "$d/out/output"
+}
+
 mkdir -p "$VM"
 say "Building the OS images (v1 and v2) and an app image"
 build_images
@@ -101,7 +139,8 @@ for tier in "${TIERS[@]}"; do
   case $tier in
     nspawn) tier_nspawn ;;
     qemu) tier_qemu ;;
-    *) die "unknown tier $tier: nspawn or qemu" ;;
+    module) tier_module ;;
+    *) die "unknown tier $tier: nspawn, qemu or module" ;;
   esac
 done
 
