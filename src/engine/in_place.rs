@@ -76,6 +76,7 @@ async fn on(job: &Job<'_>, request: &InPlace, root: &Path, time: u64) -> Result<
     if !request.allow_secrets {
         rules::no_secrets(&manifest)?;
     }
+    no_images(&manifest)?;
     if !manifest.packages.is_empty() {
         has_mounts(job).await?;
     }
@@ -163,6 +164,18 @@ async fn declared(job: &Job<'_>, commit: &str) -> Result<Manifest> {
         .store
         .run(job.cx, move |s, _| read::read_from(&drop_ins, Some(&CommitTree::open(&s.repo(), &commit)?)));
     read.await
+}
+
+/// Refuses what other images have: a step has no registry of its own to ask, and a Containerfile has words for it.
+fn no_images(manifest: &Manifest) -> Result<()> {
+    let layer = manifest.layers.first().map(|layer| (&layer.image, layer.owner.as_str()));
+    let extension = manifest.packages.extensions.iter().next();
+    let extension = extension.map(|(image, by)| (image, by.first().map_or("a drop-in", String::as_str)));
+    let Some((image, owner)) = layer.or(extension) else { return Ok(()) };
+    let why = format!("{owner}: the content of the image {image} is not taken in place; nothing was changed");
+    Err(Error::new(ErrorKind::Unsupported, why)
+        .detail("drop-in", owner)
+        .hint("take it with COPY --from, or build with: osctl derive --base"))
 }
 
 /// Refuses packages where their sandbox cannot be made, before a repository is asked for anything.

@@ -187,6 +187,9 @@ fn what_must_not_be_changed_in_place_is_refused_as_it_was() {
     place.declare("70-key.yaml", "files:\n  - {path: /etc/key, mode: 0600, contents: {inline: hunter2}}\n");
     refused("--allow-secrets");
     std::fs::remove_file(place.input().join("70-key.yaml")).unwrap();
+    place.declare("70-layer.yaml", "layers: [{image: 'registry.example.com/tools:1'}]\n");
+    refused("70-layer.yaml: the content of the image registry.example.com/tools:1 is not taken in place");
+    std::fs::remove_file(place.input().join("70-layer.yaml")).unwrap();
     assert_eq!(tree(&place.root()), before);
     let repo = place.root().join("ostree/repo");
     std::fs::create_dir_all(&repo).unwrap();
