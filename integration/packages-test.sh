@@ -374,7 +374,12 @@ if [ "$KIND" = rpm ]; then
   mkdir -p "$H/config/etc/rpm-ostree/origin.d"
   echo 'repos: [elsewhere]' >"$H/config/etc/rpm-ostree/origin.d/a.yaml"
   check "a treefile chooses among repositories" refused 'no repository has the id elsewhere' reconcile --update-lock
+  printf 'override-replace: [{from: {repo: test}, packages: [hotfix]}]\n' >"$H/config/etc/rpm-ostree/origin.d/a.yaml"
+  check "and takes a package of the base in the version that one of them has" eval 'osctl reconcile && has usr/share/hotfix/version 2 && osctl status -v && grep -q "replacement of package hotfix: applied, version 1.1-1 (origin.d/a.yaml)" "$D/out"'
+  printf 'override-replace: [{from: {repo: test}, packages: [coreutils]}]\n' >"$H/config/etc/rpm-ostree/origin.d/a.yaml"
+  check "one that it does not have is named" refused 'repository test has no package coreutils' reconcile
   rm -r "$H/config/etc/rpm-ostree"
+  check "without it the package is as it was" eval 'osctl reconcile && has usr/share/hotfix/version 1'
 fi
 check "nothing of what was refused is left" no_leftovers
 dropin 70-bad 'packages: [nope]'

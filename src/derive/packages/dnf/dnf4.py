@@ -1,6 +1,6 @@
 # Runs with the target's own python3 and dnf 4, whose command line needs root and prints nothing that a program could read.
 #
-# The only argument is a file with a JSON object: install, remove, held, repos (lists of texts), offline, packages ("solve" or "fetch"), place (a directory).
+# The only argument is a file with a JSON object: install, remove, held, repos (lists of texts), offline, packages ("solve", "newest" or "fetch"), place (a directory).
 # What comes out is what `dnf5 --store` and `dnf5 repo info --json` give: place/transaction.json, place/packages/* and
 # place/repos.json. Exit 3: what is asked for cannot be met. Exit 4: a repository cannot be used.
 import json
@@ -36,18 +36,20 @@ def opened():
 def load(base, ask):
     if not ask["offline"]:
         base.read_all_repos()
-        choose(base, ask["repos"])
+        choose(base, ask["repos"], ask["named"])
     for repo in base.repos.iter_enabled():
         repo.skip_if_unavailable = False
     base.fill_sack()
 
 
-def choose(base, ids):
-    for name in ids:
+def choose(base, ids, named):
+    for name in named if ids == [] else ids:
         if name not in base.repos:
             raise dnf.exceptions.MarkingError("No matching repositories for %s." % name)
     for repo in base.repos.values() if ids else []:
         repo.enable() if repo.id in ids else repo.disable()
+    for name in named if ids == [] else []:
+        base.repos[name].enable()
 
 
 def solve(base, ask):
@@ -65,6 +67,13 @@ def solve(base, ask):
     install = [item.pkg for item in base.transaction if item.pkg in base.transaction.install_set]
     gone = base.transaction.remove_set
     return install, gone
+
+
+def newest(base, ask):
+    found = base.sack.query().available().filterm(name=ask["install"]).latest()
+    os.makedirs(ask["place"])
+    with open(ask["place"] + "/newest", "w") as file:
+        file.writelines("%s\n" % package for package in found)
 
 
 def fetch(base, ask):
@@ -111,6 +120,8 @@ def main(ask):
     base = opened()
     try:
         load(base, ask)
+        if ask["packages"] == "newest":
+            return newest(base, ask)
         install, gone = solve(base, ask) if ask["packages"] == "solve" else fetch(base, ask)
         store(base, ask["place"], install, gone)
     except (dnf.exceptions.MarkingError, dnf.exceptions.DepsolveError) as error:

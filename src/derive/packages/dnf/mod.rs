@@ -8,7 +8,9 @@ mod database;
 mod read;
 mod say;
 
-use super::base::{self, Answer, Installed, Known, Package, allowed, exactly, not_kept, unavailable};
+use super::base::{
+    self, Answer, Installed, Known, Package, allowed, exactly, not_kept, unavailable, unsolved,
+};
 use super::cache::{self, Cache};
 use super::detect::Target;
 use super::room::Inside;
@@ -17,6 +19,7 @@ use super::{
     key_of, repositories,
 };
 use crate::model::lock::{BasePackage, Lock, LockedPackage, Manager};
+use crate::model::packages::Packages;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::Output;
 use crate::sys::sandbox::{Sandbox, Who};
@@ -62,7 +65,7 @@ impl Backend for Dnf {
     fn solve(&self, inside: &Inside, cache: &Cache, question: &Question, files: &Path) -> Result<Lock> {
         let session = session(inside, question)?.knowing(cache, question, None, files)?;
         inside.cx.message("reading the metadata of the repositories");
-        let mut requests = read::requests(&question.packages, &session.base);
+        let mut requests = session.requests(&question.packages)?;
         requests.extend(session.known.files(Manager::Dnf));
         let answer = session.solve(&requests, question)?;
         let (removed, replaced) = session.of_base(&answer)?;
@@ -155,6 +158,8 @@ struct Session<'a> {
     free: BTreeSet<String>,
     /// The only repositories that count; none: those that the target has enabled.
     chosen: Vec<String>,
+    /// Those that packages are taken from, enabled or not.
+    named: Vec<String>,
     offline: bool,
     known: Known,
 }
@@ -188,11 +193,13 @@ fn session<'a>(inside: &'a Inside, question: &Question) -> Result<Session<'a>> {
     let base = installed(inside, &sandbox)?;
     let free = read::freed(&question.packages, &base);
     let mut chosen = read::chosen(&question.packages);
+    let named: Vec<String> = question.packages.replace_from.values().cloned().collect();
     if !chosen.is_empty() {
         chosen.extend(question.extensions.iter().map(extension::Directory::id));
+        chosen.extend(named.iter().cloned());
     }
     let known = Known::default();
-    Ok(Session { inside, sandbox, version, store, base, free, chosen, offline: false, known })
+    Ok(Session { inside, sandbox, version, store, base, free, chosen, named, offline: false, known })
 }
 
 /// The packages that the database has.
@@ -237,7 +244,52 @@ impl<'a> Session<'a> {
         dir.and_then(|dir| dir.open_dir(NEW)).doing("opening what dnf answers")
     }
 
-    fn five(&self, arguments: &[String]) -> Result<Output> {
+    /// What is asked for. Of what a repository shall replace, the version is the one that it has.
+    fn requests(&self, packages: &Packages) -> Result<Vec<String>> {
+        let mut requests = Vec::new();
+        for request in read::requests(packages, &self.base) {
+            match packages.replace_from.get(&request) {
+                None => requests.push(request),
+                Some(repository) => {
+                    let newest = self.newest(&request, repository)?;
+                    // It may be the one of the base.
+                    if !self.base.0.contains(&newest) {
+                        requests.push(read::nevra(&newest.name, &newest.version, &newest.architecture));
+                    }
+                }
+            }
+        }
+        Ok(requests)
+    }
+
+    /// The newest of a package that this repository has, in the architecture of the base's.
+    fn newest(&self, name: &str, repository: &str) -> Result<Package> {
+        self.cleared()?;
+        let repositories = [repository.to_owned()];
+        let (done, said) = match self.version {
+            Version::Four(python) => {
+                let done = self.four(python, "newest", &repositories, &[name.to_owned()], &[])?;
+                let said = if done.success { text(&self.answered()?, "newest")? } else { String::new() };
+                (done, said)
+            }
+            Version::Five => {
+                let fixed =
+                    ["repoquery", "--available", "--latest-limit=1", "--queryformat=%{full_nevra}\n", name];
+                let done = self.five(&repositories, &fixed.map(str::to_owned))?;
+                let said = String::from_utf8_lossy(&done.stdout).into_owned();
+                (done, said)
+            }
+        };
+        if !done.success {
+            return Err(say::failed(&done.stderr));
+        }
+        let found: Vec<Package> = said.lines().filter_map(read::split).filter(|p| p.name == name).collect();
+        let fits = |p: &&Package| self.base.has(name, Some(&p.architecture));
+        let newest = found.iter().find(fits).or(found.first());
+        newest.cloned().ok_or_else(|| unsolved(format!("repository {repository} has no package {name}")))
+    }
+
+    fn five(&self, repositories: &[String], arguments: &[String]) -> Result<Output> {
         // It wants to be root, which it is in a user namespace, over nothing.
         let mut all: Vec<String> = ["--map-root-user", "dnf5", "--assumeyes"].map(str::to_owned).into();
         let fixed = ["obsoletes=0", "installonlypkgs=", "*.skip_if_unavailable=0", "keepcache=1"];
@@ -247,17 +299,29 @@ impl<'a> Session<'a> {
         if self.offline {
             all.push("--disable-repo=*".to_owned());
         } else {
-            all.extend(self.chosen.iter().map(|id| format!("--repo={id}")));
+            let (how, ids) = if repositories.is_empty() {
+                ("enable-repo", &self.named[..])
+            } else {
+                ("repo", repositories)
+            };
+            all.extend(ids.iter().map(|id| format!("--{how}={id}")));
         }
         all.extend(arguments.iter().cloned());
         self.inside.run(&self.sandbox, "unshare", all, FETCH_LIMIT)
     }
 
-    fn four(&self, python: &str, what: &str, install: &[String], remove: &[String]) -> Result<Output> {
+    fn four(
+        &self,
+        python: &str,
+        what: &str,
+        repositories: &[String],
+        install: &[String],
+        remove: &[String],
+    ) -> Result<Output> {
         let held: Vec<&str> = self.held().collect();
         let question = serde_json::json!({
             "install": install, "remove": remove, "held": held, "packages": what,
-            "repos": self.chosen, "offline": self.offline, "place": format!("{STORE}/{NEW}"),
+            "repos": repositories, "named": self.named, "offline": self.offline, "place": format!("{STORE}/{NEW}"),
         });
         let place = self.inside.own("question", fetching_user()?)?;
         let file = place.join("question.json");
@@ -278,7 +342,7 @@ impl<'a> Session<'a> {
             return Ok(Transaction::default());
         }
         let done = match self.version {
-            Version::Four(python) => self.four(python, "solve", install, &remove)?,
+            Version::Four(python) => self.four(python, "solve", &self.chosen, install, &remove)?,
             Version::Five => {
                 let mut arguments = read::excludes(self.held(), MAX_ARGUMENT);
                 arguments.extend(["do", "--allow-downgrade"].map(str::to_owned));
@@ -289,7 +353,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 arguments.push(format!("--store={STORE}/{NEW}"));
-                self.five(&arguments)?
+                self.five(&self.chosen, &arguments)?
             }
         };
         if !done.success {
@@ -353,7 +417,7 @@ impl<'a> Session<'a> {
         match self.version {
             Version::Four(_) => read::repositories(&text(&self.answered()?, "repos.json")?),
             Version::Five => {
-                let done = self.five(&["repo", "info", "--json"].map(str::to_owned))?;
+                let done = self.five(&self.chosen, &["repo", "info", "--json"].map(str::to_owned))?;
                 if !done.success {
                     return Err(say::failed(&done.stderr));
                 }
@@ -399,11 +463,11 @@ impl<'a> Session<'a> {
     fn fetch(&self, names: &[String]) -> Result<Dir> {
         self.cleared()?;
         let done = match self.version {
-            Version::Four(python) => self.four(python, "fetch", names, &[])?,
+            Version::Four(python) => self.four(python, "fetch", &self.chosen, names, &[])?,
             Version::Five => {
                 let mut arguments = vec!["download".to_owned(), format!("--destdir={STORE}/{NEW}/packages")];
                 arguments.extend(names.iter().cloned());
-                self.five(&arguments)?
+                self.five(&self.chosen, &arguments)?
             }
         };
         if !done.success {

@@ -34,7 +34,8 @@ pub(super) fn nevra(name: &str, version: &str, architecture: &str) -> String {
     format!("{name}-{version}.{architecture}")
 }
 
-fn split(nevra: &str) -> Option<Package> {
+/// The package of a full name.
+pub(super) fn split(nevra: &str) -> Option<Package> {
     let (rest, architecture) = nevra.rsplit_once('.')?;
     let (rest, release) = rest.rsplit_once('-')?;
     let (name, version) = rest.rsplit_once('-')?;
