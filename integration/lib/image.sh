@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the images of the demo and of the VM tests in the OCI layouts WORK/oci/os (tags v1, v2) and WORK/oci/app (tag 1).
+# Builds the images of the demo and of the VM tests in the OCI layouts WORK/oci/os (tags v1, v2, v3) and WORK/oci/app (tag 1).
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 . "$REPO_DIR/integration/lib/tree.sh"
 
@@ -8,9 +8,11 @@ build_os_images() {
   mkdir -p "$o"
   V1_DIGEST=$(python3 "$oci" "$o" v1 --label org.opencontainers.image.version=1 "$l/base.tar" "$l/osctl.tar" "$l/v1.tar")
   V2_DIGEST=$(python3 "$oci" "$o" v2 --label org.opencontainers.image.version=2 "$l/base.tar" "$l/osctl.tar" "$l/v1.tar" "$l/v2.tar")
-  export V1_DIGEST V2_DIGEST
+  V3_DIGEST=$(python3 "$oci" "$o" v3 --label org.opencontainers.image.version=3 "$l/base.tar" "$l/osctl.tar" "$l/v1.tar" "$l/v2.tar" "$l/v3.tar")
+  export V1_DIGEST V2_DIGEST V3_DIGEST
   note "OS image v1 $V1_DIGEST"
   note "OS image v2 $V2_DIGEST (v1 and one small layer)"
+  note "OS image v3 $V3_DIGEST (v2 and one small layer)"
 }
 
 # A container that needs nothing: one static binary.

@@ -2,10 +2,11 @@
 # Turns the Debian root file system into the tree of a bootable image, and cuts it into layers:
 #   WORK/layers/base.tar    Debian, kernel and initramfs in /usr/lib/modules, empty /var (kept between runs)
 #   WORK/layers/osctl.tar   what `make install DESTDIR=` installs
-#   WORK/layers/v1.tar, v2.tar  the few files that differ between the two versions of the OS
+#   WORK/layers/v1.tar, v2.tar, v3.tar  the few files in which the versions of the OS differ (versions.sh)
 # The layout is that of a plain image: /etc stays /etc, there is no /sysroot and nothing of ostree.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 . "$REPO_DIR/integration/lib/rootfs.sh"
+. "$REPO_DIR/integration/lib/versions.sh"
 
 # Reproducible: two runs on the same tree give the same bytes, so the image digest changes only when content does.
 pack() {
@@ -125,22 +126,6 @@ build_osctl_layer() {
     make -s -C "$REPO_DIR" install "DESTDIR=$d" PREFIX=/usr "PROFILE=${PROFILE:-dev}" STRIP=1
   fi
   pack "$d" "$WORK/layers/osctl.tar"
-}
-
-build_version_layers() {
-  local v d=$WORK/versions
-  rm -rf "$d"
-  for v in 1 2; do
-    mkdir -p "$d/$v/usr/share" "$d/$v/etc"
-    echo "$v" >"$d/$v/usr/share/os-version"
-    echo "default of version $v" >"$d/$v/etc/rig-default.conf"
-    echo "default of version $v" >"$d/$v/etc/rig-local.conf"
-  done
-  echo "only version 1 has this file" >"$d/1/usr/share/only-in-1"
-  mkdir "$d/2/etc/rig-new.d" # where version 1's admin may have a file: libostree cannot merge that
-  echo "new in version 2" >"$d/2/etc/rig-new.d/default.conf"
-  : >"$d/2/usr/share/.wh.only-in-1" # an OCI whiteout: version 2 deletes it
-  for v in 1 2; do pack "$d/$v" "$WORK/layers/v$v.tar"; done
 }
 
 build_layers() {

@@ -4,6 +4,8 @@
 set -u
 # shellcheck source=/dev/null
 . ./env
+REPO_HOST=${REPO#http://} REPO_HOST=${REPO_HOST%%:*}
+REPO_PORT=${REPO##*:} REPO_PORT=${REPO_PORT%/}
 STATE=/var/lib/rig
 mkdir -p "$STATE"
 PHASE=$(cat "$STATE/phase" 2>/dev/null || echo missing_image)
@@ -38,6 +40,8 @@ finish() {
 unprivileged() { runuser -u nobody -- "$@"; }
 os_version() { cat /usr/share/os-version; }
 entries() { cat /boot/loader/entries/*.conf; }
+# A package is there in this version, by its file and by the database.
+has_tool() { dpkg-query -W rig-tool; [ "$(cat /usr/share/rig-tool/version) $(dpkg-query -W -f '${Version}' rig-tool)" = "$1 $1" ]; }
 deployed() { ostree admin status | grep -c "^[* ] *osctl "; }
 
 # --- the host as installed ------------------------------------------------------------------------------------------------
@@ -62,6 +66,18 @@ the_guest_reaches_the_registry() {
   ip addr
   return 1
 }
+
+# --- a package that the image excludes ------------------------------------------------------------------------------------
+a_package_that_conflicts_with_one_of_the_image_is_refused() {
+  local rc=0
+  printf 'packages: [rig-rival]\nrepos: [{id: rig, baseurl: "%s", gpgcheck: false}]\n' "$REPO" >/etc/osctl/derive.d/75-rival.yaml
+  osctl reconcile >"$STATE/rival.out" 2>&1 || rc=$?
+  rm /etc/osctl/derive.d/75-rival.yaml
+  cat "$STATE/rival.out"
+  echo "exit code $rc, 1 expected"
+  [ "$rc" = 1 ]
+}
+the_error_names_both_packages() { cat "$STATE/rival.out"; grep rig-rival "$STATE/rival.out" | grep rig-base; }
 
 # --- a bound image that the registry does not have ------------------------------------------------------------------------
 a_missing_bound_image_fails_the_rebase() {
@@ -111,6 +127,8 @@ the_service_of_the_timer_looks_for_updates() {
 the_file_of_the_drop_in_is_there() { grep -x 'hello from a drop-in' /etc/agent.conf; }
 the_unit_of_the_drop_in_runs() { systemctl is-active agent.service || { systemctl status --no-pager agent.service; false; }; }
 the_package_of_the_drop_in_is_installed() { dpkg-query -W rig-agent; [ "$(dpkg-query -W -f '${Status}' rig-agent)" = 'install ok installed' ]; }
+the_package_of_the_image_is_replaced() { has_tool 1.1; grep -q '"name": *"rig-tool"' /usr/lib/osctl/derive.lock; }
+status_says_what_is_replaced() { osctl status -v; osctl status -v | grep 'rig-tool=1.1: applied.*(80-hotfix.yaml)'; }
 the_package_has_its_user_and_its_state() {
   grep rig-agent /usr/lib/sysusers.d/00-osctl-packages.conf /usr/lib/tmpfiles.d/osctl-packages.conf
   getent passwd rig-agent
@@ -150,6 +168,48 @@ the_drop_ins_unit_went_with_version_2() { ! systemctl is-active agent.service; }
 version_1_was_booted_without_the_argument() { cat /proc/cmdline; ! grep -q 'rig\.karg=1' /proc/cmdline; }
 status_still_lists_version_2_for_going_forward() { osctl status --json >"$STATE/status"; cat "$STATE/status"; grep -q "$V2_DIGEST" "$STATE/status"; }
 
+# --- another update, when the package repository is gone ------------------------------------------------------------------
+the_package_of_the_image_is_its_own_again() { has_tool 1.0; }
+going_forward_again_succeeds() { osctl rollback; }
+the_package_repository_goes_away() {
+  local i
+  for i in $(seq 60); do
+    (exec 3<>"/dev/tcp/$REPO_HOST/$REPO_PORT") 2>/dev/null || return 0
+    sleep 1
+  done
+  echo "$REPO still answers"
+  return 1
+}
+rebase_to_version_3_succeeds_without_the_repository() {
+  osctl rebase "$REGISTRY/os:v3" >"$STATE/v3.out" 2>&1 || { cat "$STATE/v3.out"; return 1; }
+}
+the_job_says_that_packages_are_those_of_before() { cat "$STATE/v3.out"; grep 'packages are those of before' "$STATE/v3.out"; }
+status_says_degraded_and_why_and_until_when() {
+  osctl status
+  osctl status | grep -x 'State: degraded'
+  osctl status | grep 'packages cannot be had since .*, those of before are used; next attempt .*: .*'"$REPO_HOST:$REPO_PORT"
+}
+
+version_3_is_booted() { ostree admin status; [ "$(os_version)" = 3 ]; }
+status_says_the_version_3_digest_is_booted() {
+  osctl status --json | tr -d ' \n' | grep -q "\"digest\":\"$V3_DIGEST\"[^{]*\"booted\":true"
+}
+the_version_that_was_asked_for_is_the_images_own() { has_tool 1.1; ! grep -q rig-tool /usr/lib/osctl/derive.lock; }
+status_says_that_the_hotfix_can_go() {
+  osctl status -v
+  osctl status -v | grep 'rig-tool=1.1: redundant: the image has this version now, the hotfix can go (80-hotfix.yaml)'
+}
+a_hotfix_is_removed_without_the_repository() { rm /etc/osctl/derive.d/80-hotfix.yaml; osctl reconcile; }
+what_is_staged_has_the_same_version_without_it() {
+  local staged
+  ostree admin status
+  staged=/ostree/deploy/osctl/deploy/$(ostree admin status | sed -n '/staged/{s/^ *osctl \([0-9a-f]*\.[0-9]*\).*/\1/p;q}')
+  [ "$(cat "$staged/usr/share/rig-tool/version")" = 1.1 ]
+  [ "$(dpkg-query --admindir "$staged/usr/lib/sysimage/dpkg" -W -f '${Version}' rig-tool)" = 1.1 ]
+  [ "$(dpkg-query --admindir "$staged/usr/lib/sysimage/dpkg" -W -f '${Version}' rig-agent)" = 1.0 ]
+  ! grep -q rig-tool "$staged/usr/lib/osctl/derived.json"
+}
+
 write_dropins() {
   mkdir -p /etc/osctl/derive.d /etc/osctl/bound-images.d
   cat >/etc/osctl/derive.d/50-agent.yaml <<'YAML'
@@ -170,6 +230,7 @@ units:
 YAML
   printf 'kernel-arguments: {append: [rig.karg=1]}\n' >/etc/osctl/derive.d/60-kargs.yaml
   printf 'packages: [rig-agent]\nrepos: [{id: rig, baseurl: "%s", gpgcheck: false}]\n' "$REPO" >/etc/osctl/derive.d/70-packages.yaml
+  echo 'override-replace: [rig-tool=1.1]' >/etc/osctl/derive.d/80-hotfix.yaml
 }
 bind_image() {
   printf 'image = "%s"\nmode = "bind"\ntls-verify = false\n' "$1" >/etc/osctl/bound-images.d/app.toml
@@ -188,6 +249,9 @@ case $PHASE in
     check polkit_refuses_an_unprivileged_upgrade
     check a_refused_upgrade_leaves_no_staged_deployment
     check the_guest_reaches_the_registry
+    check a_package_that_conflicts_with_one_of_the_image_is_refused
+    check the_error_names_both_packages
+    check nothing_was_staged
     write_dropins
     bind_image "$REGISTRY/not-there:1"
     check a_missing_bound_image_fails_the_rebase
@@ -228,6 +292,8 @@ case $PHASE in
     check the_file_of_the_drop_in_is_there
     check the_unit_of_the_drop_in_runs
     check the_package_of_the_drop_in_is_installed
+    check the_package_of_the_image_is_replaced
+    check status_says_what_is_replaced
     check the_package_has_its_user_and_its_state
     check the_service_of_the_package_runs
     check the_kernel_argument_is_in_the_boot_entry
@@ -246,6 +312,29 @@ case $PHASE in
     check the_package_went_with_version_2
     [ "$TIER" != qemu ] || check version_1_was_booted_without_the_argument
     check status_still_lists_version_2_for_going_forward
+    check the_package_of_the_image_is_its_own_again
+    # From version 2, whose packages are kept, to version 3.
+    check going_forward_again_succeeds
+    echo "# the repository may go"
+    check the_package_repository_goes_away
+    check rebase_to_version_3_succeeds_without_the_repository
+    check the_job_says_that_packages_are_those_of_before
+    check status_says_degraded_and_why_and_until_when
+    check the_staged_deployment_is_applied_at_shutdown
+    next rebuilt
+    ;;
+  rebuilt)
+    check version_3_is_booted
+    check status_says_the_version_3_digest_is_booted
+    check the_host_reaches_state_running
+    check the_package_of_the_drop_in_is_installed
+    check the_package_has_its_user_and_its_state
+    check the_service_of_the_package_runs
+    check the_version_that_was_asked_for_is_the_images_own
+    check status_says_that_the_hotfix_can_go
+    check status_says_degraded_and_why_and_until_when
+    check a_hotfix_is_removed_without_the_repository
+    check what_is_staged_has_the_same_version_without_it
     finish
     ;;
 esac

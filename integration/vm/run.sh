@@ -1,5 +1,6 @@
 #!/bin/bash
-# make vm-test: an OS with osctl installed updates itself, with drop-ins and a bound image, and rolls back.
+# Part of make vm-test: an OS with osctl installed updates itself, with drop-ins and a bound image, rolls back, and updates once more
+# when its package repository is gone.
 # run.sh [nspawn] [qemu] [module]: tier 1 boots a sysroot directory in a container (seconds), tier 2 a disk in qemu, with boot loader,
 # initramfs and kernel command line, tier 3 one with a kernel module of a package, so with an initramfs that osctl made. Without
 # arguments: all.
@@ -15,8 +16,8 @@ PASSED=0 FAILED=0
 TIERS=("$@")
 [ "${#TIERS[@]}" -gt 0 ] || TIERS=(nspawn qemu module)
 
-# A package with a service and a user, in a repository on loopback; sets REPO_PORT.
-serve_packages() {
+# For the drop-ins of the guests: a package with a service and a user, one that a package of the image excludes, and a newer version of one.
+make_packages() {
   local r=$VM/repo
   rm -rf "$r"
   mkdir -p "$r/files/usr/lib/systemd/system" "$r/scripts"
@@ -29,11 +30,21 @@ install -d -o rig-agent -g rig-agent -m 750 /var/lib/rig-agent
 systemctl enable rig-agent.service
 SCRIPT
   package "$r" rig-agent 1.0 requires adduser
+  rig_package "$r" rig-rival 1.0 conflicts rig-base
+  rig_package "$r" rig-tool 1.1
   packages_index "$r"
+}
+
+# serve_packages OUTPUT: a repository of them on loopback; sets REPO_PORT. It is there until a guest says in OUTPUT that it may go.
+serve_packages() {
+  local server
   REPO_PORT=$(free_port)
-  (cd "$r" && exec python3 -m http.server --bind 127.0.0.1 "$REPO_PORT") >"$VM/repo.log" 2>&1 &
-  at_exit "stop_pid $!"
+  (cd "$VM/repo" && exec python3 -m http.server --bind 127.0.0.1 "$REPO_PORT") >"$VM/repo.log" 2>&1 &
+  server=$!
+  at_exit "stop_pid $server"
   wait_until 5 curl -fsS -o /dev/null "http://127.0.0.1:$REPO_PORT/" || die "the package repository does not answer"
+  (trap - EXIT; until grep -qs '^# the repository may go' "$1"; do sleep 0.5; done; kill "$server") &
+  at_exit "stop_pid $!"
 }
 
 # write_payload DIR TIER REGISTRY_AS_THE_GUEST_SEES_IT
@@ -41,7 +52,7 @@ write_payload() {
   rm -rf "$1"
   mkdir -p "$1"
   cp "$REPO_DIR/integration/vm/guest.sh" "$1/run.sh"
-  printf 'TIER=%s\nREPO=%s\nREGISTRY=%s\nV1_DIGEST=%s\nV2_DIGEST=%s\nAPP_DIGEST=%s\n' "$2" "http://${3%:*}:$REPO_PORT/" "$3" "$V1_DIGEST" "$V2_DIGEST" "$APP_DIGEST" >"$1/env"
+  printf 'TIER=%s\nREPO=%s\nREGISTRY=%s\nV1_DIGEST=%s\nV2_DIGEST=%s\nV3_DIGEST=%s\nAPP_DIGEST=%s\n' "$2" "http://${3%:*}:$REPO_PORT/" "$3" "$V1_DIGEST" "$V2_DIGEST" "$V3_DIGEST" "$APP_DIGEST" >"$1/env"
 }
 
 # Adds up what a guest reported. A guest that stopped half-way is a failure, however many checks passed before.
@@ -66,8 +77,9 @@ tier_nspawn() {
   mkdir -p "$d/config/etc/osctl"
   new_sysroot "$d/sysroot"
   first_deployment "$d/sysroot" "$d/config" "$REGISTRY/os:v1"
-  write_payload "$d/payload" nspawn "$REGISTRY"
   rm -rf "$d/out"
+  serve_packages "$d/out/output"
+  write_payload "$d/payload" nspawn "$REGISTRY"
   "$REPO_DIR/integration/lib/nspawn.sh" "$d/sysroot" "$d/payload" "$d/out" || note "(boot failed)"
   judge nspawn "$d/out/output"
 }
@@ -81,9 +93,10 @@ tier_qemu() {
   deployment=$(default_deployment "$d/mnt")
   echo 'LABEL=boot /boot ext4 defaults 0 0' >>"$deployment/etc/fstab"
   close_disk "$d/mnt"
-  write_payload "$d/payload" qemu "10.0.2.2:${REGISTRY#*:}"
   rm -rf "$d/out"
-  (trap - EXIT; boot_qemu "$d/disk.img" "$d/payload" "$d/out" "${VM_TIMEOUT:-900}") || note "(boot failed)"
+  serve_packages "$d/out/output"
+  write_payload "$d/payload" qemu "10.0.2.2:${REGISTRY#*:}"
+  (trap - EXIT; boot_qemu "$d/disk.img" "$d/payload" "$d/out" "${VM_TIMEOUT:-1200}") || note "(boot failed)"
   judge qemu "$d/out/output"
 }
 
@@ -125,15 +138,16 @@ tier_module() {
 }
 
 mkdir -p "$VM"
-say "Building the OS images (v1 and v2) and an app image"
+say "Building the OS images (v1 to v3) and an app image"
 build_images
 start_registry "$VM/registry"
 write_registries_conf "$VM/registries.conf"
 export CONTAINERS_REGISTRIES_CONF=$VM/registries.conf
 push "$WORK/oci/os:v1" os:v1
 push "$WORK/oci/os:v2" os:v2
+push "$WORK/oci/os:v3" os:v3
 push "$WORK/oci/app:1" app:1
-serve_packages
+make_packages
 
 for tier in "${TIERS[@]}"; do
   case $tier in
