@@ -190,6 +190,11 @@ impl Error {
         }
         text
     }
+
+    /// The chain for a job that goes on in another way: without what became of one that ends here.
+    pub fn reason(&self) -> String {
+        self.chain().replace("; nothing was staged", "")
+    }
 }
 
 /// Turns foreign errors into ours, with a kind and a context.
@@ -259,6 +264,16 @@ mod tests {
         assert_eq!(Error::new(ErrorKind::NoSpace, "x").source(inner()).advice(), Some("inner"));
         assert!(Error::new(ErrorKind::NoSpace, "x").advice().unwrap().contains("free some space"));
         assert_eq!(Error::new(ErrorKind::Busy, "x").advice(), None);
+    }
+
+    #[test]
+    fn the_reason_of_a_job_that_goes_on_does_not_say_how_it_ended() {
+        let error = Error::new(
+            ErrorKind::RepoUnavailable,
+            "the repositories cannot be used: E: x; nothing was staged",
+        )
+        .source(std::io::Error::other("it is down"));
+        assert_eq!(error.reason(), "the repositories cannot be used: E: x: it is down");
     }
 
     #[test]

@@ -116,7 +116,7 @@ async fn one(
         Ok(found) => found,
         Err(error) if cannot_be_had(error.kind) => match of_before(job, sources, image)? {
             Some(found) => {
-                images.trouble = Some(format!("{owner}: {reference}: {}", error.chain()));
+                images.trouble = Some(format!("{owner}: {reference}: {}", error.reason()));
                 found
             }
             None => {

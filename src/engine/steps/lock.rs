@@ -133,7 +133,7 @@ pub(super) async fn lock(
             Ok(()) => return Ok((lock.clone(), None)),
             // Nobody has that version any more: what is asked for may still be had.
             Err(error) if error.kind == ErrorKind::RepoUnavailable && !chosen.is_handed_in => {
-                job.cx.message(format!("solving anew: {}", error.chain()));
+                job.cx.message(format!("solving anew: {}", error.reason()));
             }
             Err(error) => return Err(error),
         }
@@ -145,9 +145,9 @@ pub(super) async fn lock(
     let lock = prepared.before.clone().filter(|lock| is_usable(lock, target, manifest, cache));
     let Some(lock) = lock else { return Err(error) };
     match packages::resolve_from(job.cx, here, cache, question, lock).await {
-        Ok(lock) => Ok((lock, Some(error.chain()))),
+        Ok(lock) => Ok((lock, Some(error.reason()))),
         Err(other) => {
-            job.cx.message(format!("the packages of before do not solve it either: {}", other.chain()));
+            job.cx.message(format!("the packages of before do not solve it either: {}", other.reason()));
             Err(error)
         }
     }

@@ -86,10 +86,10 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
             return Err(error);
         }
         let names = skipped.iter().cloned().collect::<Vec<_>>().join(", ");
-        let note = format!("left out, because its packages cannot be had: {names} ({})", error.chain());
+        let note = format!("left out, because its packages cannot be had: {names} ({})", error.reason());
         job.cx.message(note.clone());
         layered.notes.push(note);
-        layered.without = Some((Instead::LeftOut, error.chain()));
+        layered.without = Some((Instead::LeftOut, error.reason()));
         layered.manifest = layered.manifest.only(|owner| !skipped.contains(owner));
         // It has what the other drop-ins asked for, too.
         room = None;
