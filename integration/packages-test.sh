@@ -109,6 +109,13 @@ image() {
   rm -rf "${t:?}/root" && ln -s var/roothome "$t/root"
   find "$t/var" "$t/run" "$t/tmp" "$t/boot" -mindepth 1 -delete
   echo "$PORT" >"$t/usr/share/port"
+  # A user that gets its number at the first boot; $D/booted has the accounts then.
+  echo 'u vendor - "made at boot"' >"$t/usr/lib/sysusers.d/vendor.conf"
+  rm -rf "$D/booted"
+  mkdir -p "$D/booted/usr/lib"
+  cp -r "$t/etc" "$D/booted/"
+  cp -r "$t/usr/lib/sysusers.d" "$D/booted/usr/lib/"
+  systemd-sysusers --root="$D/booted" 2>/dev/null
   # Times of files are no part of an image.
   tar -C "$t" --sort=name --mtime=@1704067200 --numeric-owner -cf "$D/$tag.tar" .
   rm -rf "$t"
@@ -134,6 +141,7 @@ host() {
   echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$H/config/etc/containers/policy.json"
   ostree admin init-fs --modern "$H/root" 2>/dev/null || ostree admin init-fs "$H/root"
   osctl rebase "oci:$D/layout:${2:-v1}"
+  cp "$D/booted/etc/passwd" "$D/booted/etc/group" "$(next)/etc/"
 }
 
 osctl() {
@@ -247,6 +255,7 @@ check "what it has in /opt is below /usr" has usr/lib/opt/agent/data content
 check "and is linked to at boot" lists usr/lib/tmpfiles.d/osctl-packages.conf 'L /var/opt/agent - - - - ../../usr/lib/opt/agent'
 check "its state is made at boot" eval 'grep -q "^d /var/lib/agent 0750 [0-9]* [0-9]* -$" "$(next)/usr/lib/tmpfiles.d/osctl-packages.conf"'
 check "its user is made at boot" eval 'grep -q "^u agent [0-9]*:[0-9]* " "$(next)/usr/lib/sysusers.d/00-osctl-packages.conf"'
+check "its number is none that the host has given to a user of the image" eval 'grep -q ^vendor: "$(next)/etc/passwd" && ! cut -d: -f3 "$D/booted/etc/passwd" | grep -qx "$(jq .users.agent.uid "$(next)/usr/lib/osctl/derive.lock")"'
 check "the accounts of the image are as they were" accounts_are_the_bases
 check "a file keeps its group and special mode" eval '[ "$(stat -c %a:%g "$(next)/usr/bin/agent-helper")" = "2755:$(jq ".groups.agent" "$(next)/usr/lib/osctl/derive.lock")" ]'
 check "nothing of installing is left in the tree" eval 'lacks usr/sbin/policy-rc.d && no_traces "$(next)"'

@@ -4,7 +4,9 @@
 use super::room::Inside;
 use crate::model::Result;
 use crate::model::lock::{Lock, LockedUser};
+use crate::sys::sandbox::Who;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// The file that makes them at boot. Packages have such files, too, without the numbers: the first by name counts
 /// (sysusers.d(5)).
@@ -25,6 +27,20 @@ const DROPPED: [&str; 12] = [
     "resolv.conf",
     ".updated",
 ];
+
+/// Makes the accounts that the base gets at its first boot, so that packages do not take their numbers: a host would have given
+/// those to other names. Like all accounts they do not get into the tree.
+pub(super) fn prepare(inside: &Inside) -> Result<()> {
+    if !inside.tree()?.exists("usr/bin/systemd-sysusers") {
+        return Ok(());
+    }
+    let sandbox = inside.sandbox(Who::Installer)?;
+    let nothing: [&str; 0] = [];
+    let made = inside.run(&sandbox, "systemd-sysusers", nothing, Duration::from_secs(60))?;
+    // As at boot: what cannot be made there has no number either.
+    tracing::debug!(success = made.success, said = made.stderr, "systemd-sysusers");
+    Ok(())
+}
 
 /// Whether a path of the tree is one that installing changes for itself only.
 pub(super) fn is_dropped(path: &str) -> bool {

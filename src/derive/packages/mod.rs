@@ -183,6 +183,7 @@ pub async fn install(
     let upper = room.upper(INSTALL);
     let work = move |inside: &Inside| {
         let before = var::prepare(inside, &target)?;
+        etc::prepare(inside)?;
         let accounts = etc::Accounts::read(inside)?;
         let kernels = kernel::before(inside)?;
         backend(target.manager).install(inside, &target, &lock, &files, time)?;
