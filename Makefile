@@ -22,7 +22,7 @@ help:
 	@echo "make demo        update a scratch host from OS v1 to v2 and boot it (root, about 15 minutes the first time)"
 	@echo "make clean-demo  remove everything that demo, vm-test and bench wrote (.work)"
 	@echo "make test        every test that needs no VM (root)"
-	@echo "make vm-test     boot, update and roll back real systems in nspawn and qemu (root); TIERS=nspawn for the quick one"
+	@echo "make vm-test     boot, update, roll back and compare real systems in nspawn and qemu (root); TIERS=nspawn for the quick part"
 	@echo "make bench       pulls against the reference importer and the machine's floor (root, an hour); RUNS=5 SCENARIOS=\"fresh noop\""
 	@echo "make bench-derive  what a derivation costs: one file on 30,000, and one package (root, minutes)"
 	@echo "make lint        formatting, clippy, docs, shellcheck, examples, licences"
@@ -49,6 +49,7 @@ vm-test:
 	$(NEED_ROOT)
 	@$(DEPS) vm-test
 	@PROFILE=$(TEST_PROFILE) integration/vm/run.sh $(TIERS)
+	@if [ -z "$(TIERS)" ]; then PROFILE=$(TEST_PROFILE) integration/two-hosts-test.sh; else echo "skipped: two-hosts-test.sh, which needs all tiers"; fi
 
 bench:
 	$(NEED_ROOT)

@@ -56,7 +56,14 @@ extlinux|extlinux|syslinux-extlinux
 /usr/lib/EXTLINUX/mbr.bin|extlinux|syslinux-nonlinux
 sfdisk|fdisk|util-linux
 mkfs.ext4|e2fsprogs|e2fsprogs
+mkfs.xfs|xfsprogs|xfsprogs
 losetup|mount|util-linux
+taskset|util-linux|util-linux
+localedef|libc-bin|glibc-common
+rpmbuild|rpm|rpm-build
+rpmsign|rpm|rpm-sign
+createrepo_c|createrepo-c|createrepo_c
+gpg|gnupg|gnupg2
 '
 NEED_bench="$NEED_demo"'
 mkfs.ext4|e2fsprogs|e2fsprogs

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# An ext4 file system of its own in a file. Source after common.sh. One at a time: LOOP_FILE, mounted on LOOP_DIR.
+# A file system of its own in a file. Source after common.sh. One at a time: LOOP_FILE, mounted on LOOP_DIR.
 
-# new_loopfs FILE SIZE DIR. Always a new file system: on ext4, what was deleted shortly before slows every new inode.
+# new_loopfs FILE SIZE DIR [MKFS ARGS...]: ext4, unless MKFS makes another. Always a new file system: on ext4, what was deleted shortly before slows every new inode.
 new_loopfs() {
   close_loopfs
   # The blocks of FILE stay allocated between runs, so that the file system below has nothing to find.
@@ -9,8 +9,12 @@ new_loopfs() {
     rm -f "$1"
     fallocate -l "$2" "$1"
   fi
-  # Nothing is left for a kernel thread to initialise during a measurement.
-  mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$1"
+  if [ $# -gt 3 ]; then
+    "${@:4}" "$1"
+  else
+    # Nothing is left for a kernel thread to initialise during a measurement.
+    mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$1"
+  fi
   open_loopfs "$1" "$3"
 }
 
