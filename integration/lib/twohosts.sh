@@ -99,15 +99,23 @@ make_repository() {
 
 # The OS image of the kind, as OCI_LAYOUT:TAG. That of rpm has the programs of the other one, and rpm and dnf, which know of one package only.
 os_image() {
-  local l=$WORK/layers
-  case $KIND in
-    deb) echo "$WORK/oci/os:v1" ;;
-    rpm)
-      rpm_layer >&2
-      python3 "$REPO_DIR/integration/lib/oci.py" "$WORK/oci/os" rpm "$l/rpm.tar" "$l/osctl.tar" >/dev/null
-      echo "$WORK/oci/os:rpm"
-      ;;
-  esac
+  local l=$WORK/layers base=$WORK/layers/base.tar
+  if [ "$KIND" = rpm ]; then
+    rpm_layer >&2
+    base=$l/rpm.tar
+  fi
+  small_initramfs
+  python3 "$REPO_DIR/integration/lib/oci.py" "$WORK/oci/os" "two-hosts-$KIND" "$base" "$l/osctl.tar" "$l/dracut.tar" >/dev/null
+  echo "$WORK/oci/os:two-hosts-$KIND"
+}
+
+# What is derived is not booted, and dracut in a VM without hardware for it takes minutes: what it makes for the kernel module is small.
+small_initramfs() {
+  local d=$D/dracut
+  rm -rf "$d"
+  mkdir -p "$d/etc/dracut.conf.d"
+  printf 'dracutmodules="base ostree"\nadd_drivers+=" rig_module "\ncompress="cat"\n' >"$d/etc/dracut.conf.d/rig.conf"
+  pack "$d" "$WORK/layers/dracut.tar"
 }
 
 rpm_layer() {

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Runs inside a host of two-hosts-test.sh: it derives, and says what came of it and how this host differs. Input: ./env, ./drop-ins.
 set -eEu
+# bash itself cannot use the language that it hands on.
 # shellcheck source=/dev/null
-. ./env
+. ./env 2>/dev/null
 STATE=/var/lib/rig
 DROP_INS=/etc/osctl/derive.d
 mkdir -p "$STATE"
