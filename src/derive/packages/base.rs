@@ -61,14 +61,15 @@ pub(super) fn names<V>(requests: &BTreeMap<String, V>) -> impl Iterator<Item = &
 pub(super) struct Known(pub Vec<LockedPackage>);
 
 impl Known {
-    /// What drop-ins bring, and what of a lock is not in the base or may replace what is. What files replace may change.
-    pub(super) fn of(
-        local: BTreeMap<String, LockedPackage>,
-        lock: Option<&Lock>,
-        question: &Question,
-        base: &Installed,
-        free: &mut BTreeSet<String>,
-    ) -> Known {
+    /// Puts into `files`, which the sandbox sees at [`FILES`], what drop-ins bring, and what of a lock is not in the base or may
+    /// replace what is. What files replace may change, and gets into `free`. `identify` says what a file is.
+    pub(super) fn gather(
+        (cache, files): (&Cache, &Path),
+        (question, lock): (&Question, Option<&Lock>),
+        (base, free): (&Installed, &mut BTreeSet<String>),
+        identify: impl Fn(&str) -> Result<Package>,
+    ) -> Result<Known> {
+        let local = local(cache, question, files, identify)?;
         let replacing = local.iter().filter(|(request, _)| question.packages.replace.contains_key(*request));
         free.extend(replacing.map(|(_, package)| package.name.clone()));
         let same = |p: &LockedPackage| base.0.contains(&Package::of(p));
@@ -79,7 +80,9 @@ impl Known {
                 known.push(package.clone());
             }
         }
-        Known(known)
+        let known = Known(known);
+        known.provide(question.target.manager, cache, files)?;
+        Ok(known)
     }
 
     /// The packages that a package manager would install, all of which are here.
@@ -109,8 +112,8 @@ impl Known {
     }
 }
 
-/// Puts the package files of drop-ins into `files`, which the sandbox sees at [`FILES`], and finds out what they are.
-pub(super) fn local(
+/// Puts the package files of drop-ins into `files`, and finds out what they are.
+fn local(
     cache: &Cache,
     question: &Question,
     files: &Path,

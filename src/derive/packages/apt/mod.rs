@@ -191,14 +191,13 @@ impl<'a> Session<'a> {
         files: &Path,
     ) -> Result<Session<'a>> {
         self.sandbox = self.sandbox.show(files.to_owned(), FILES);
-        let local = base::local(cache, question, files, |file| {
+        let of_base = (&self.base, &mut self.free);
+        self.known = Known::gather((cache, files), (question, lock), of_base, |file| {
             let arguments = ["--show", "--showformat", read::FORMAT, file];
             let said = self.inside.run(&self.sandbox, "dpkg-deb", arguments, SOLVE_LIMIT)?;
             let package = read::package(&String::from_utf8_lossy(&said.stdout));
             package.filter(|_| said.success).ok_or_else(|| base::unidentified(question, file, &said.stderr))
         })?;
-        self.known = Known::of(local, lock, question, &self.base, &mut self.free);
-        self.known.provide(Manager::Apt, cache, files)?;
         // What is held would not be replaced by a file either.
         self.hold(question)?;
         Ok(self)

@@ -222,14 +222,13 @@ impl<'a> Session<'a> {
         files: &Path,
     ) -> Result<Session<'a>> {
         self.sandbox = self.sandbox.show(files.to_owned(), FILES);
-        let local = base::local(cache, question, files, |file| {
+        let of_base = (&self.base, &mut self.free);
+        self.known = Known::gather((cache, files), (question, lock), of_base, |file| {
             let arguments = ["-qp", "--nosignature", "--queryformat", read::FORMAT, file];
             let said = self.inside.run(&self.sandbox, "rpm", arguments, SOLVE_LIMIT)?;
             let found = read::installed(&String::from_utf8_lossy(&said.stdout)).0.pop_first();
             found.filter(|_| said.success).ok_or_else(|| base::unidentified(question, file, &said.stderr))
         })?;
-        self.known = Known::of(local, lock, question, &self.base, &mut self.free);
-        self.known.provide(Manager::Dnf, cache, files)?;
         Ok(self)
     }
 
