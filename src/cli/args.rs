@@ -107,6 +107,8 @@ pub enum Verb {
     Pin(cmd::pin::Args),
     /// Stop keeping a deployment.
     Unpin(cmd::pin::Args),
+    /// Show how what two deployments are made of differs.
+    Diff(cmd::diff::Args),
     /// Name the drop-in that a path, package, unit, user or kernel argument came from.
     Why(cmd::why::Args),
     /// Work with the locks of packages.
@@ -140,6 +142,7 @@ impl Verb {
             Verb::Wait(args) => Some(&args.following),
             Verb::Status(_) | Verb::Cancel(_) | Verb::Jobs(_) | Verb::Pin(_) | Verb::Unpin(_) => None,
             Verb::Why(_)
+            | Verb::Diff(_)
             | Verb::Lock(_)
             | Verb::Derive(_)
             | Verb::Lint(_)

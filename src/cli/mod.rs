@@ -134,6 +134,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
         Verb::Wait(args) => cmd::wait::run(&args, session).await,
         Verb::Pin(args) => cmd::pin::run(&args, true, session).await,
         Verb::Unpin(args) => cmd::pin::run(&args, false, session).await,
+        Verb::Diff(args) => cmd::diff::run(&args, session).await,
         Verb::Why(args) => cmd::why::run(&args, session).await,
         Verb::Lock(args) => cmd::lock::run(&args, session).await,
         Verb::Derive(_) | Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => {

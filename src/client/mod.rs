@@ -7,6 +7,7 @@ use crate::daemon::Roots;
 use crate::dbus::{Authority, NAME, Service, convert, error, path};
 use crate::engine::Handle;
 use crate::engine::failpoint::Failpoints;
+use crate::model::difference::Between;
 use crate::model::job::Job;
 use crate::model::request::Request;
 use crate::model::status::Status;
@@ -175,6 +176,14 @@ impl Client {
     pub async fn lock(&self, deployment: &str) -> Result<String> {
         let proxy = proxy::DeploymentProxy::new(&self.connection, path::deployment(deployment)).await;
         proxy.map_err(failure)?.export_lock().await.map_err(failure)
+    }
+
+    /// How what two deployments were derived from differs.
+    pub async fn diff(&self, from: &str, to: &str) -> Result<Between> {
+        let (from, to) = (path::deployment(from), path::deployment(to));
+        let manager = proxy::ManagerProxy::new(&self.connection).await.map_err(failure)?;
+        let answer = manager.diff(&from, &to).await.map_err(failure)?;
+        Ok(convert::to_between(&answer))
     }
 
     /// Asks a job to stop.

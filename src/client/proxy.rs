@@ -1,7 +1,7 @@
 //! The interfaces as a client calls them. Properties are read as a whole, so they are not declared here.
 
 use std::collections::HashMap;
-use zbus::zvariant::{OwnedObjectPath, Value};
+use zbus::zvariant::{ObjectPath, OwnedObjectPath, OwnedValue, Value};
 
 type Options = HashMap<String, Value<'static>>;
 
@@ -42,6 +42,8 @@ pub trait Manager {
     fn rollback(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;
     /// The state as JSON.
     fn describe(&self) -> zbus::Result<String>;
+    /// How what two deployments were derived from differs.
+    fn diff(&self, from: &ObjectPath<'_>, to: &ObjectPath<'_>) -> zbus::Result<HashMap<String, OwnedValue>>;
     /// The jobs, newest first.
     fn list_jobs(&self, filter: &Options) -> zbus::Result<Vec<OwnedObjectPath>>;
     /// Reads everything again.

@@ -1,6 +1,7 @@
 //! Between `a{sv}` and our types. The only reader of option dictionaries.
 
 use crate::model::deviation::{self, Asked};
+use crate::model::difference::Between;
 use crate::model::edit::{self, Edit, What};
 use crate::model::handover::Tool;
 use crate::model::image::{Digest, ImageRef};
@@ -587,6 +588,34 @@ pub fn packages(deployment: &Deployment) -> Vec<Out> {
         out
     };
     deployment.derivation.packages.iter().map(one).collect()
+}
+
+/// What `Manager.Diff` answers.
+pub fn between(between: &Between) -> Out {
+    fn records<T: serde::Serialize>(all: &[T]) -> Vec<Out> {
+        let record = |one: &T| match serde_json::to_value(one) {
+            Ok(serde_json::Value::Object(fields)) => fields
+                .into_iter()
+                .filter_map(|(key, value)| Some((key, Value::from(value.as_str()?.to_owned()))))
+                .collect(),
+            _ => Out::new(),
+        };
+        all.iter().map(record).collect()
+    }
+    Out::from([
+        ("declared".to_owned(), Value::from(records(&between.declared))),
+        ("packages".to_owned(), Value::from(records(&between.packages))),
+    ])
+}
+
+/// The same, as a client reads it. What it does not know of is left out.
+pub fn to_between(answer: &Dict) -> Between {
+    fn records<T: serde::de::DeserializeOwned>(answer: &Dict, key: &str) -> Vec<T> {
+        let Some(value) = answer.get(key).and_then(|value| value.try_clone().ok()) else { return Vec::new() };
+        let all = Vec::<HashMap<String, String>>::try_from(value).unwrap_or_default();
+        all.iter().filter_map(|one| serde_json::from_value(serde_json::to_value(one).ok()?).ok()).collect()
+    }
+    Between { declared: records(answer, "declared"), packages: records(answer, "packages") }
 }
 
 /// What `Deployment.ExportLock` answers.

@@ -124,8 +124,9 @@ impl DeploymentObject {
         self.get(convert::derivation)
     }
 
-    /// What was asked of the package manager: `request s`, `asked s` (`install`, `remove` or `replace`), `outcome s`
-    /// (`applied` or `redundant`), `drop-ins as`, and `version s` where it brought one.
+    /// What was asked of the package manager: `request s`, `asked s` (`install`, `remove`, `replace`, `extension` or
+    /// `layer`), `outcome s` (`applied` or `redundant`), `drop-ins as`, and `version s` where it brought one (of an image:
+    /// its digest).
     #[zbus(property)]
     fn packages(&self) -> Vec<Out> {
         self.get(convert::packages)

@@ -7,16 +7,16 @@ use super::service::Shared;
 use crate::model::job::State;
 use crate::model::request::Request;
 use crate::model::status::Status;
-use crate::model::{Context, ErrorKind};
+use crate::model::{Context, Error, ErrorKind};
 use std::collections::HashMap;
 use std::sync::Arc;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::zvariant::{OwnedObjectPath, Value};
+use zbus::zvariant::{ObjectPath, OwnedObjectPath, Value};
 
 /// What this version can do, for clients that meet several.
 const FEATURES: &[&str] =
-    &["reconcile", "plan", "bound-images", "rollback-reject", "pin", "edit", "adopt", "release"];
+    &["reconcile", "plan", "bound-images", "rollback-reject", "pin", "edit", "adopt", "release", "diff"];
 
 /// The root object's interface.
 #[derive(Debug)]
@@ -173,6 +173,24 @@ impl Manager {
     async fn describe(&self) -> Result<String> {
         let text = serde_json::to_string(&*self.shared.described().await);
         Ok(text.kind(ErrorKind::Internal, "writing the status as JSON")?)
+    }
+
+    /// How what two deployments were derived from differs, for people. `declared aa{sv}`: `subject s`, `name s`, `change s` (`added`,
+    /// `removed` or `changed`), `drop-in s`. `packages aa{sv}`, what requests came to: `what s` (`package`, `of-base` or `image`),
+    /// `name s`, `from s` and `to s` (versions or digests; absent where there is none), `by s` where a drop-in asks for it.
+    #[zbus(out_args("differences"))]
+    async fn diff(&self, from: ObjectPath<'_>, to: ObjectPath<'_>) -> Result<Out> {
+        let checksum = |path: &ObjectPath<'_>| -> crate::model::Result<String> {
+            let status = self.status();
+            let found = path::deployment_id(path.as_str()).and_then(|id| status.deployment(&id).cloned());
+            found.map(|d| d.checksum).ok_or_else(|| {
+                // Not by its path, which may be of any length.
+                Error::new(ErrorKind::InvalidArgument, "there is no deployment with this path")
+                    .hint("ObjectManager lists them")
+            })
+        };
+        let (from, to) = (checksum(&from)?, checksum(&to)?);
+        Ok(convert::between(&self.shared.engine().await?.diff(&from, &to).await?))
     }
 
     /// The jobs, newest first. Filter: `active b`.

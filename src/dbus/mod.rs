@@ -63,6 +63,7 @@ pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ("org.osctl1.Manager", "Release", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "Rollback", &["org.osctl1.rollback"]),
     ("org.osctl1.Manager", "Describe", FREE),
+    ("org.osctl1.Manager", "Diff", FREE),
     ("org.osctl1.Manager", "ListJobs", FREE),
     ("org.osctl1.Manager", "Reload", &["org.osctl1.manage"]),
     ("org.osctl1.Job", "Cancel", &["org.osctl1.cancel"]),

@@ -136,6 +136,7 @@ impl Engine {
             }
             Command::Reload { reply } => drop(reply.send(Ok(()))),
             Command::Lock { reply, .. } => drop(reply.send(Ok(None))),
+            Command::Diff { reply, .. } => drop(reply.send(Ok(Default::default()))),
             Command::Drain { reply } => drop(reply.send(())),
         }
     }
@@ -234,7 +235,7 @@ fn interface<'x>(xml: &'x str, name: &str) -> &'x str {
 }
 
 /// The methods that change nothing, and that anybody may call.
-const READS: &[&str] = &["Describe", "ListJobs", "ExportLock"];
+const READS: &[&str] = &["Describe", "Diff", "ListJobs", "ExportLock"];
 
 #[tokio::test]
 async fn the_xml_is_what_introspect_answers_and_every_method_has_an_action() {

@@ -5,122 +5,15 @@
 
 use super::mtree;
 use super::provenance::{self, Asked, KargRecord, PathKind, Provenance};
+use crate::model::difference::{Difference, Differences, Subject, Verb};
 use crate::model::image::Digest;
 use crate::model::manifest::{Manifest, Meta, Node};
 use crate::model::{Context, Result};
 use crate::store::tree::{CommitTree, Kind, kind_of};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 /// No declared file is larger than this.
 const COMPARE_LIMIT: u64 = 1 << 30;
-
-/// What happens to a declared thing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verb {
-    /// It is declared now and was not.
-    Added,
-    /// It was declared and is not any more.
-    Removed,
-    /// It is declared otherwise.
-    Changed,
-}
-
-/// What kind of thing it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Subject {
-    /// A file, directory or link.
-    Path,
-    /// The state of a unit.
-    Unit,
-    /// A system user.
-    User,
-    /// A system group.
-    Group,
-    /// An appended kernel argument.
-    KernelArgument,
-    /// A deleted kernel argument.
-    DeletedKernelArgument,
-    /// A package to be there.
-    Package,
-    /// A package of the base to be gone.
-    RemovedPackage,
-    /// A package of the base in another version.
-    ReplacedPackage,
-    /// An image that carries packages for the base.
-    Extension,
-    /// An image on top of the base.
-    Layer,
-}
-
-impl Subject {
-    fn words(self) -> &'static str {
-        match self {
-            Subject::Path => "",
-            Subject::Unit => "unit ",
-            Subject::User => "user ",
-            Subject::Group => "group ",
-            Subject::KernelArgument => "kernel argument ",
-            Subject::DeletedKernelArgument => "deletion of kernel argument ",
-            Subject::Package => "package ",
-            Subject::RemovedPackage => "removal of package ",
-            Subject::ReplacedPackage => "replacement of package ",
-            Subject::Extension => "extension ",
-            Subject::Layer => "layer ",
-        }
-    }
-}
-
-/// One difference.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Difference {
-    /// What kind of thing.
-    pub subject: Subject,
-    /// Its path, name or argument.
-    pub name: String,
-    /// What happens to it.
-    pub change: Verb,
-    /// The drop-in that declares it, or did.
-    pub drop_in: String,
-}
-
-impl fmt::Display for Difference {
-    /// `add /etc/agent.conf (50-agent.yaml)`
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = match self.change {
-            Verb::Added => "add",
-            Verb::Removed => "remove",
-            Verb::Changed => "change",
-        };
-        write!(f, "{verb} {}{} ({})", self.subject.words(), self.name, self.drop_in)
-    }
-}
-
-/// All differences, by subject and name.
-#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Differences {
-    /// Whether the input digests differ: if so, the derivation is made anew, whatever else is here.
-    pub changed: bool,
-    /// What a person would want to know. May be empty although something changed: the order of
-    /// kernel arguments, or a policy (`overwrite`, `on-conflict`).
-    pub list: Vec<Difference>,
-}
-
-impl Differences {
-    /// One line for people per difference. Empty only if nothing changed.
-    pub fn lines(&self) -> Vec<String> {
-        if self.changed && self.list.is_empty() {
-            return vec![
-                "change order of kernel arguments, a repository, or a policy such as overwrite".to_owned(),
-            ];
-        }
-        self.list.iter().map(Difference::to_string).collect()
-    }
-}
 
 /// Compares a deployment's tree with a manifest.
 ///
@@ -186,6 +79,72 @@ pub fn compare(deployed: &CommitTree, manifest: &Manifest) -> Result<Differences
     Ok(Differences { changed, list: all })
 }
 
+/// Compares what two deployments were derived from. Of paths that both declare, what the trees have there is compared.
+pub fn between(from: &CommitTree, to: &CommitTree) -> Result<Vec<Difference>> {
+    let (was, now) = (Provenance::read(from)?, Provenance::read(to)?);
+    let (was, now) = (was.as_ref(), now.as_ref());
+    let mut all = Vec::new();
+    let paths = |side: Option<&Provenance>, tree: &CommitTree| -> Result<BTreeMap<String, (String, There)>> {
+        let records = side.into_iter().flat_map(|p| &p.paths);
+        records.map(|(path, r)| Ok((path.clone(), (r.drop_in.clone(), there(tree, path)?)))).collect()
+    };
+    let (old, new) = (paths(was, from)?, paths(now, to)?);
+    keyed(
+        &mut all,
+        Subject::Path,
+        old.iter().map(|(path, (by, there))| (path.as_str(), by.as_str(), there)),
+        new.iter().map(|(path, (by, there))| (path.as_str(), by.as_str(), there)),
+    );
+    let units = |side: Option<&'_ Provenance>| side.map(|p| p.units.clone()).unwrap_or_default();
+    let (old, new) = (units(was), units(now));
+    keyed(
+        &mut all,
+        Subject::Unit,
+        old.iter().map(|(name, u)| (name.as_str(), u.drop_in.as_str(), (u.enabled, u.mask))),
+        new.iter().map(|(name, u)| (name.as_str(), u.drop_in.as_str(), (u.enabled, u.mask))),
+    );
+    for (subject, of) in [
+        (Subject::User, (|p: &Provenance| p.users.clone()) as fn(&Provenance) -> _),
+        (Subject::Group, |p: &Provenance| p.groups.clone()),
+    ] {
+        let (old, new) = (was.map(of).unwrap_or_default(), now.map(of).unwrap_or_default());
+        keyed(
+            &mut all,
+            subject,
+            old.iter().map(|(name, u)| (name.as_str(), u.drop_in.as_str(), &u.digest)),
+            new.iter().map(|(name, u)| (name.as_str(), u.drop_in.as_str(), &u.digest)),
+        );
+    }
+    let none = provenance::KargRecords::default();
+    let (old, new) = (was.map_or(&none, |p| &p.kernel_arguments), now.map_or(&none, |p| &p.kernel_arguments));
+    kargs(&mut all, Subject::KernelArgument, &old.append, &new.append);
+    kargs(&mut all, Subject::DeletedKernelArgument, &old.delete, &new.delete);
+    for (subject, asked) in REQUESTS {
+        let (old, new) = (requested(was, asked), requested(now, asked));
+        requests(&mut all, subject, &old, &new);
+    }
+    all.sort_by(|a, b| (a.subject, &a.name, a.change).cmp(&(b.subject, &b.name, b.change)));
+    Ok(all)
+}
+
+/// What a tree has at a path: owner and mode, and the content or where a link leads.
+#[derive(PartialEq)]
+enum There {
+    Nothing,
+    File(Meta, Option<String>),
+    Directory(Meta),
+    Link(Option<std::path::PathBuf>),
+}
+
+fn there(tree: &CommitTree, path: &str) -> Result<There> {
+    let Some(info) = tree.lookup(path)? else { return Ok(There::Nothing) };
+    Ok(match kind_of(&info) {
+        Kind::File => There::File(mtree::meta_of(&info), tree.checksum(path)?),
+        Kind::Directory => There::Directory(mtree::meta_of(&info)),
+        Kind::Link => There::Link(info.symlink_target()),
+    })
+}
+
 /// The input digest that a deployment's tree was derived from; `None` if nothing was derived.
 pub fn recorded_input(deployed: &CommitTree) -> Result<Option<Digest>> {
     Ok(Provenance::read(deployed)?.map(|p| p.input_digest))
@@ -215,26 +174,47 @@ fn keyed<'a, V: PartialEq>(
 
 /// A request belongs to all drop-ins that make it.
 fn packages(all: &mut Vec<Difference>, before: Option<&Provenance>, manifest: &Manifest) {
-    let now = &manifest.packages;
     let layers = manifest.layers.iter().map(|l| (l.image.clone(), BTreeSet::from([l.owner.clone()])));
-    for (subject, asked, now) in [
-        (Subject::Package, Asked::Install, &now.install),
-        (Subject::RemovedPackage, Asked::Remove, &now.remove),
-        (Subject::ReplacedPackage, Asked::Replace, &now.replace),
-        (Subject::Extension, Asked::Extension, &now.extensions),
-        (Subject::Layer, Asked::Layer, &layers.collect()),
-    ] {
-        let owners = |owners: &BTreeSet<String>| owners.iter().cloned().collect::<Vec<_>>().join(", ");
-        let was = before.into_iter().flat_map(|b| &b.packages).filter(|(_, record)| record.asked == asked);
-        let was: Vec<(&str, String)> = was.map(|(name, r)| (name.as_str(), owners(&r.drop_ins))).collect();
-        let now: Vec<(&str, String)> = now.iter().map(|(name, by)| (name.as_str(), owners(by))).collect();
-        keyed(
-            all,
-            subject,
-            was.iter().map(|(name, by)| (*name, by.as_str(), ())),
-            now.iter().map(|(name, by)| (*name, by.as_str(), ())),
-        );
+    let (now, layers) = (&manifest.packages, layers.collect());
+    for (subject, asked) in REQUESTS {
+        let now = match asked {
+            Asked::Install => &now.install,
+            Asked::Remove => &now.remove,
+            Asked::Replace => &now.replace,
+            Asked::Extension => &now.extensions,
+            Asked::Layer => &layers,
+        };
+        let now: Vec<(String, String)> = now.iter().map(|(name, by)| (name.clone(), joined(by))).collect();
+        requests(all, subject, &requested(before, asked), &now);
     }
+}
+
+/// What is said of each kind of request.
+const REQUESTS: [(Subject, Asked); 5] = [
+    (Subject::Package, Asked::Install),
+    (Subject::RemovedPackage, Asked::Remove),
+    (Subject::ReplacedPackage, Asked::Replace),
+    (Subject::Extension, Asked::Extension),
+    (Subject::Layer, Asked::Layer),
+];
+
+fn joined(owners: &BTreeSet<String>) -> String {
+    owners.iter().cloned().collect::<Vec<_>>().join(", ")
+}
+
+/// The requests of a kind that a deployment was derived from, each with its drop-ins.
+fn requested(side: Option<&Provenance>, asked: Asked) -> Vec<(String, String)> {
+    let records = side.into_iter().flat_map(|p| &p.packages).filter(|(_, record)| record.asked == asked);
+    records.map(|(name, record)| (name.clone(), joined(&record.drop_ins))).collect()
+}
+
+fn requests(all: &mut Vec<Difference>, subject: Subject, was: &[(String, String)], now: &[(String, String)]) {
+    keyed(
+        all,
+        subject,
+        was.iter().map(|(name, by)| (name.as_str(), by.as_str(), ())),
+        now.iter().map(|(name, by)| (name.as_str(), by.as_str(), ())),
+    );
 }
 
 /// An argument may be there more than once.

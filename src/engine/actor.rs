@@ -7,6 +7,7 @@ use super::handle::Handle;
 use super::journal::{History, Journal};
 use super::pipeline;
 use super::unavailable::now;
+use crate::model::difference::Between;
 use crate::model::job::{Event, Failure, Initiator, Job, State};
 use crate::model::lock::Lock;
 use crate::model::request::Request;
@@ -57,6 +58,15 @@ pub enum Command {
         checksum: String,
         /// The lock, if it has one.
         reply: oneshot::Sender<Result<Option<Lock>>>,
+    },
+    /// Compare what two deployments were derived from.
+    Diff {
+        /// The commit of one.
+        from: String,
+        /// The commit of the other.
+        to: String,
+        /// What differs.
+        reply: oneshot::Sender<Result<Between>>,
     },
     /// Take nothing new, stop what can be stopped, end.
     Drain {
@@ -294,6 +304,10 @@ impl Actor {
                 let env = self.env.clone();
                 // Beside the actor: reading from the disk keeps nobody waiting.
                 tokio::task::spawn_blocking(move || drop(reply.send(env.lock(&checksum))));
+            }
+            Command::Diff { from, to, reply } => {
+                let env = self.env.clone();
+                tokio::task::spawn_blocking(move || drop(reply.send(env.diff(&from, &to))));
             }
             Command::Drain { reply } => {
                 if let Some(recovery) = &self.recovery {

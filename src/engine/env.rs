@@ -6,6 +6,7 @@ use super::settle;
 use crate::bound;
 use crate::derive::read;
 use crate::model::config::Config;
+use crate::model::difference::Between;
 use crate::model::job::Job;
 use crate::model::lock::Lock;
 use crate::model::status::Status;
@@ -258,6 +259,12 @@ impl Env {
     pub fn lock(&self, checksum: &str) -> Result<Option<Lock>> {
         let sysroot = sysroot::open(&self.layout.sysroot)?;
         super::steps::packages::recorded(&sysroot.repo(), checksum)
+    }
+
+    /// How what two deployed commits were derived from differs. Takes no lock of the sysroot.
+    pub fn diff(&self, from: &str, to: &str) -> Result<Between> {
+        let sysroot = sysroot::open(&self.layout.sysroot)?;
+        super::steps::derive::between(&sysroot.repo(), from, to)
     }
 
     /// Reads everything that is shown. Takes no lock and writes nothing.

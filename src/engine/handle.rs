@@ -1,6 +1,7 @@
 //! How everybody else talks to the engine.
 
 use super::actor::Command;
+use crate::model::difference::Between;
 use crate::model::job::{Initiator, Job};
 use crate::model::lock::Lock;
 use crate::model::request::Request;
@@ -74,6 +75,12 @@ impl Handle {
     pub async fn lock(&self, checksum: &str) -> Result<Option<Lock>> {
         let checksum = checksum.to_owned();
         self.ask(|reply| Command::Lock { checksum, reply }).await?
+    }
+
+    /// How what two deployed commits were derived from differs. Never waits for a job.
+    pub async fn diff(&self, from: &str, to: &str) -> Result<Between> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.ask(|reply| Command::Diff { from, to, reply }).await?
     }
 
     /// Waits until the engine has nothing to do, then ends it. New requests are refused from now on.

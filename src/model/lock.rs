@@ -3,6 +3,7 @@
 //! It is in the derived commit (`/usr/lib/osctl/derive.lock`), so that the same tree can be made again when every
 //! repository has gone on, or gone. Nothing in it depends on a host: no time, no path, no credentials.
 
+use super::difference::{Changed, LockChange};
 use super::error::{Context, Error, ErrorKind, Result};
 use super::image::Digest;
 use super::layers::{Digests, LayerImage};
@@ -150,9 +151,15 @@ impl Lock {
         Digest::of(&serde_json::to_vec(&decides).expect("records of strings always serialise"))
     }
 
-    /// How this lock differs from the one before, a line each. `by` says who asks for a package or an image.
-    pub fn changes(&self, before: Option<&Lock>, by: impl Fn(&str) -> Option<String>) -> Vec<String> {
-        let asked = |name: &str| by(name).unwrap_or_else(|| "needed by what is requested".to_owned());
+    /// How this lock differs from the one before. `by` says who asks for a package or an image.
+    pub fn changes(&self, before: Option<&Lock>, by: impl Fn(&str) -> Option<String>) -> Vec<LockChange> {
+        let change = |what, name: &str, from: Option<&str>, to: Option<&str>| LockChange {
+            what,
+            name: name.to_owned(),
+            from: from.map(str::to_owned),
+            to: to.map(str::to_owned),
+            by: by(name),
+        };
         let versions = |lock: Option<&Lock>| -> BTreeMap<(String, String), String> {
             let packages = lock.into_iter().flat_map(|lock| &lock.packages);
             packages.map(|p| ((p.name.clone(), p.architecture.clone()), p.version.clone())).collect()
@@ -160,35 +167,37 @@ impl Lock {
         let (was, now) = (versions(before), versions(Some(self)));
         let base: BTreeMap<&str, &str> =
             self.replaced.iter().map(|p| (p.name.as_str(), p.version.as_str())).collect();
-        let mut lines = Vec::new();
-        for (key @ (name, _), version) in &now {
+        let mut changes = Vec::new();
+        for (key @ (name, _), version) in now.iter().filter(|(key, version)| was.get(*key) != Some(*version))
+        {
             let old = was.get(key).map(String::as_str).or(base.get(name.as_str()).copied());
-            match old {
-                Some(old) if was.get(key) != Some(version) => {
-                    lines.push(format!("change {name} {old} to {version} ({})", asked(name)));
-                }
-                Some(_) => {}
-                None => lines.push(format!("install {name} {version} ({})", asked(name))),
-            }
+            changes.push(change(Changed::Package, name, old, Some(version)));
         }
-        for ((name, architecture), version) in &was {
-            if !now.contains_key(&(name.clone(), architecture.clone())) {
-                lines.push(format!("no longer install {name} {version} (nothing asks for it)"));
-            }
+        for ((name, _), version) in was.iter().filter(|(key, _)| !now.contains_key(*key)) {
+            changes.push(change(Changed::Package, name, Some(version), None));
         }
         let gone = |lock: Option<&Lock>| -> BTreeSet<BasePackage> {
             lock.into_iter().flat_map(|lock| lock.removed.iter().cloned()).collect()
         };
         let (was, now) = (gone(before), gone(Some(self)));
-        lines.extend(
-            now.difference(&was).map(|p| format!("remove {} {} ({})", p.name, p.version, asked(&p.name))),
-        );
-        lines.extend(was.difference(&now).map(|p| format!("no longer remove {} {}", p.name, p.version)));
+        changes
+            .extend(now.difference(&was).map(|p| change(Changed::OfBase, &p.name, Some(&p.version), None)));
+        changes
+            .extend(was.difference(&now).map(|p| change(Changed::OfBase, &p.name, None, Some(&p.version))));
         let none = Digests::new();
         let was = before.map_or(&none, |lock| &lock.images);
-        let new = self.images.iter().filter(|(image, digest)| was.get(*image) != Some(digest));
-        lines.extend(new.map(|(image, digest)| format!("take {image} as {digest} ({})", asked(image))));
-        lines
+        for (image, digest) in self.images.iter().filter(|(image, digest)| was.get(*image) != Some(digest)) {
+            changes.push(change(
+                Changed::Image,
+                image,
+                was.get(image).map(Digest::as_str),
+                Some(digest.as_str()),
+            ));
+        }
+        for (image, digest) in was.iter().filter(|(image, _)| !self.images.contains_key(*image)) {
+            changes.push(change(Changed::Image, image, Some(digest.as_str()), None));
+        }
+        changes
     }
 
     /// The text of the file.
@@ -256,21 +265,24 @@ mod tests {
             |name: &str| ["agent", "vim", "moby", "r.io/ext"].contains(&name).then(|| "50-a.yaml".to_owned());
         let before = lock(&["agent 1", "common 1", "old 1"], &["gone"], &[], &[("r.io/ext", "1")]);
         let now = lock(&["agent 1", "common 2", "new 1", "vim 2"], &["moby"], &["vim"], &[("r.io/ext", "2")]);
-        let taken = format!("take r.io/ext as {} (50-a.yaml)", Digest::of(b"2"));
+        let taken = format!("change r.io/ext {} to {} (50-a.yaml)", Digest::of(b"1"), Digest::of(b"2"));
+        let lines = |changes: Vec<LockChange>| changes.iter().map(LockChange::to_string).collect::<Vec<_>>();
         assert_eq!(
-            now.changes(Some(&before), by),
+            lines(now.changes(Some(&before), by)),
             [
                 "change common 1 to 2 (needed by what is requested)",
                 "install new 1 (needed by what is requested)",
                 "change vim 1 to 2 (50-a.yaml)",
-                "no longer install old 1 (nothing asks for it)",
+                "uninstall old 1 (nothing asks for it)",
                 "remove moby 1 (50-a.yaml)",
-                "no longer remove gone 1",
-                &taken,
+                "bring back gone 1 (nothing asks for it)",
+                taken.as_str(),
             ]
         );
         assert!(now.changes(Some(&now), by).is_empty());
         assert_eq!(before.changes(None, by).len(), 5);
+        let undone: Vec<LockChange> = before.changes(None, by).into_iter().map(LockChange::undone).collect();
+        assert_eq!(lines(undone)[0], "uninstall agent 1 (50-a.yaml)");
     }
 
     #[test]

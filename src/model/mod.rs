@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod config;
 pub mod contents;
 pub mod deviation;
+pub mod difference;
 pub mod dropin;
 pub mod edit;
 pub mod error;

@@ -136,12 +136,8 @@ impl Packages {
 
     /// The drop-ins that ask for this package or this image.
     pub fn asking(&self, name: &str) -> Option<String> {
-        let is_it = |request: &str| match request.strip_prefix(name) {
-            Some(rest) => rest.is_empty() || rest.starts_with([':', '=', '-', '.']),
-            None => false,
-        };
         let requests = [&self.install, &self.remove, &self.replace, &self.extensions];
-        let requests = requests.into_iter().flatten().filter(|(request, _)| is_it(request));
+        let requests = requests.into_iter().flatten().filter(|(request, _)| asks_for(request, name));
         let owners: BTreeSet<&str> = requests.flat_map(|(_, by)| by).map(String::as_str).collect();
         (!owners.is_empty()).then(|| owners.into_iter().collect::<Vec<_>>().join(", "))
     }
@@ -150,6 +146,18 @@ impl Packages {
     pub fn with_policy(&self, policy: OnUnavailable) -> BTreeSet<Owner> {
         let has = |owner: &&str| self.on_unavailable.get(*owner).copied().unwrap_or_default() == policy;
         self.owners().into_iter().filter(has).map(str::to_owned).collect()
+    }
+}
+
+/// Whether a request is for this package: by its name, perhaps with a version or an architecture.
+pub fn asks_for(request: &str, package: &str) -> bool {
+    match request.strip_prefix(package) {
+        Some(rest) => {
+            rest.is_empty()
+                || rest.starts_with([':', '=', '.'])
+                || rest.strip_prefix('-').is_some_and(|v| v.starts_with(|c: char| c.is_ascii_digit()))
+        }
+        None => false,
     }
 }
 

@@ -7,6 +7,7 @@ mod bad_input;
 mod bound;
 mod build;
 mod daemon;
+mod diff;
 mod download;
 mod edit;
 mod failpoints;

@@ -4,6 +4,7 @@ pub mod adopt;
 pub mod cancel;
 pub mod config;
 pub mod derive;
+pub mod diff;
 pub mod docs;
 mod editing;
 mod handing;

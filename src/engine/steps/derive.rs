@@ -1,6 +1,6 @@
 //! derive: the drop-ins applied to the base, and the kernel arguments.
 
-use crate::derive::diff::{Difference, Differences, Subject, Verb};
+use crate::derive::provenance::Provenance;
 use crate::derive::read::{self, Upcoming};
 use crate::derive::{apply, diff, policy, possible};
 use crate::engine::journal::Edited;
@@ -10,16 +10,19 @@ use crate::engine::steps::bind::Wanted;
 use crate::engine::steps::fetch;
 use crate::engine::steps::packages::{self, Layered};
 use crate::model::deviation::Asked;
+use crate::model::difference::{Between, Difference, Differences, LockChange, Subject, Verb};
 use crate::model::dropin::{install::install_links, sysusers_conf};
 use crate::model::job::{JobResult, Step};
 use crate::model::kargs::{self, Owned};
 use crate::model::manifest::Manifest;
+use crate::model::packages::asks_for;
 use crate::model::status::Unmet;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::snapshot::{Entry, Snapshot};
 use crate::store::tree::CommitTree;
 use cap_std_ext::cap_std::fs::Dir;
 use ostree_ext::ostree;
+use std::collections::BTreeSet;
 
 /// Where images declare kernel arguments of their own.
 const VENDOR_KARGS: [&str; 2] = ["/usr/lib/bootc/kargs.d", "/usr/lib/osctl/kargs.d"];
@@ -105,7 +108,7 @@ pub async fn describe(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Resu
                 let by = |name: &str| {
                     manifest.packages.asking(name).or_else(|| layers(name).map(|l| l.owner.clone()))
                 };
-                lines.extend(now.changes(before?.as_ref(), by));
+                lines.extend(now.changes(before?.as_ref(), by).iter().map(LockChange::to_string));
             }
             Ok(lines)
         });
@@ -174,6 +177,26 @@ fn changes(repo: &ostree::Repo, deployed: &Entry, manifest: &Manifest) -> Result
         return Ok(Differences::default());
     }
     diff::compare(&CommitTree::open(repo, &deployed.deployment.checksum)?, manifest)
+}
+
+/// How what two deployed commits were derived from differs.
+pub fn between(repo: &ostree::Repo, from: &str, to: &str) -> Result<Between> {
+    let trees = (CommitTree::open(repo, from)?, CommitTree::open(repo, to)?);
+    let declared = diff::between(&trees.0, &trees.1)?;
+    let asking = Provenance::read(&trees.1)?.map(|p| p.packages).unwrap_or_default();
+    let by = |name: &str| {
+        let is_it = |request: &str| request == name || asks_for(request, name);
+        let owners = asking.iter().filter(|(request, _)| is_it(request)).flat_map(|(_, r)| &r.drop_ins);
+        let owners: BTreeSet<&str> = owners.map(String::as_str).collect();
+        (!owners.is_empty()).then(|| owners.into_iter().collect::<Vec<_>>().join(", "))
+    };
+    let (was, now) = (packages::recorded(repo, from)?, packages::recorded(repo, to)?);
+    let packages = match (&was, &now) {
+        (_, Some(now)) => now.changes(was.as_ref(), by),
+        (Some(was), None) => was.changes(None, by).into_iter().map(LockChange::undone).collect(),
+        (None, None) => Vec::new(),
+    };
+    Ok(Between { declared, packages })
 }
 
 /// A pair of base and input that somebody rolled back from is not taken again by itself.

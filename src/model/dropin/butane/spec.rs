@@ -115,12 +115,12 @@ const FIPS: Why = Why {
 const EXTENSIONS: Why = Why {
     kind: ErrorKind::Unsupported,
     message: "extensions of RHCOS are not known here",
-    hint: "request the packages in a .yaml drop-in: packages: [NAME]",
+    hint: "request the packages in a .yaml drop-in, in packages: or with their image in extensions:",
 };
 const KERNEL_TYPE: Why = Why {
     kind: ErrorKind::Unsupported,
-    message: "the kernel cannot be exchanged",
-    hint: "build an image with that kernel and `osctl rebase` to it",
+    message: "a kernel is packages here",
+    hint: "name them in a .yaml drop-in: the old ones in override-remove, the new ones in packages",
 };
 
 /// What becomes of a key.
