@@ -252,6 +252,8 @@ impl Actor {
             for waiting in std::mem::take(&mut self.queue) {
                 self.event(&waiting.id, &Event::Finished { at: now(), outcome: Err(fatal.clone()) }).await;
             }
+            // Whoever waits for them hears of it: nothing else may happen here for long.
+            self.publish();
         }
     }
 
@@ -323,6 +325,7 @@ impl Actor {
                     )
                     .await;
                 }
+                self.publish();
                 if let Some(running) = &self.running
                     && !running.cx.cancel()
                 {

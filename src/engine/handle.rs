@@ -98,3 +98,35 @@ impl Handle {
 fn gone() -> Error {
     Error::new(ErrorKind::Interrupted, "the engine has ended").hint("systemctl restart osctld.service")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::actor::{Engine, Setup};
+    use crate::engine::failpoint::Failpoints;
+    use crate::model::request::Options;
+    use std::time::Duration;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_job_that_came_before_the_sysroot_was_found_to_be_none_ends() {
+        // Where it comes in time to be queued is up to the clock.
+        for pause in (0..40).map(|n| Duration::from_micros(n * 100)) {
+            let dir = tempfile::tempdir().unwrap();
+            let engine = Engine::start(Setup {
+                sysroot: dir.path().to_owned(),
+                config_root: dir.path().to_owned(),
+                state_dir: None,
+                failpoints: Failpoints::default(),
+                environment: Vec::new(),
+            });
+            tokio::time::sleep(pause).await;
+            let initiator = Initiator { client_id: "test".into(), uid: 0, unit: String::new() };
+            // Later it is refused at once.
+            let Ok(job) = engine.submit(Request::Upgrade(Options::default()), initiator).await else {
+                continue;
+            };
+            let ended = tokio::time::timeout(Duration::from_secs(20), engine.wait(&job.id)).await;
+            assert!(ended.expect("it ends").unwrap().failure.is_some(), "after {pause:?}");
+        }
+    }
+}
