@@ -5,7 +5,7 @@
 //! base has exactly is left alone, so an image that was built on top of the base brings only what it changed.
 
 use super::mtree::{Entry, Tree, as_booted, is_same_object, meta_of};
-use crate::model::dropin::path::forbidden;
+use crate::model::dropin::path::{forbidden, is_kernel};
 use crate::model::layers::LayerImage;
 use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -39,10 +39,12 @@ pub fn commit(
     let doing = "putting layers on top of the base";
     let transaction = repo.auto_transaction(cancellable).doing(doing)?;
     let tree = Tree::open(repo, base, cancellable)?;
+    let below = Tree::open(repo, base, cancellable)?;
     for layer in layers {
         let (root, _) =
             repo.read_commit(&layer.commit, cancellable).doing_with(|| reading(&layer.asked.image))?;
-        let mut above = Above { repo, tree: &tree, layer, refused: Refused::default(), cancellable };
+        let (tree, refused) = (&tree, Refused::default());
+        let mut above = Above { repo, base: &below, tree, layer, refused, cancellable };
         above.directory(&root, "")?;
         above.refused.into_error(&layer.asked)?;
     }
@@ -108,6 +110,9 @@ impl Refused {
 
 struct Above<'a> {
     repo: &'a ostree::Repo,
+    /// The base as it is.
+    base: &'a Tree<'a>,
+    /// The base with the layers so far.
     tree: &'a Tree<'a>,
     layer: &'a Layer,
     refused: Refused,
@@ -128,8 +133,9 @@ impl Above<'_> {
             let (path, child) = (format!("{at}/{name}"), dir.child(name));
             match info.file_type() {
                 gio::FileType::Directory if is_inside(&path) => {
-                    self.existing(&path, &info)?;
-                    self.directory(&child, &path)?;
+                    if self.has_directory(&path, &info)? {
+                        self.directory(&child, &path)?;
+                    }
                 }
                 // What is empty in an image is a place to mount something.
                 gio::FileType::Directory => self.directory(&child, &path)?,
@@ -139,40 +145,35 @@ impl Above<'_> {
         Ok(())
     }
 
-    /// Makes a directory that the base does not have; one that it has stays as it is.
-    fn existing(&mut self, path: &str, info: &gio::FileInfo) -> Result<()> {
+    /// Makes a directory that the base does not have; one that it has stays as it is. Whether it can be gone into.
+    fn has_directory(&mut self, path: &str, info: &gio::FileInfo) -> Result<bool> {
         match self.tree.at(path)? {
-            Some(Entry::Directory(_)) => Ok(()),
+            Some(Entry::Directory(_)) => {}
             Some(Entry::File { .. } | Entry::Link { .. }) => {
                 self.refused.shape.push(shown(path));
-                Ok(())
+                return Ok(false);
             }
-            None if self.is_never(path) => Ok(()),
-            None => self.tree.put_directory(path, &meta_of(info)),
+            None if is_never(path) => {}
+            None => self.tree.put_directory(path, &meta_of(info))?,
         }
+        Ok(true)
     }
 
     fn leaf(&mut self, file: &gio::File, path: &str, info: &gio::FileInfo) -> Result<()> {
         let file = file.downcast_ref::<ostree::RepoFile>().expect("a child of a RepoFile is one");
         let checksum = file.checksum();
         let there = self.tree.at(path)?;
-        let same = match &there {
-            Some(Entry::File { checksum: base, info: has }) => {
-                is_same_object(self.repo, (base, has), (&checksum, info), self.cancellable)?
-            }
-            Some(Entry::Link { target }) => {
-                info.symlink_target().is_some_and(|t| t.to_str() == Some(target.as_str()))
-            }
-            Some(Entry::Directory(_)) | None => false,
-        };
-        if same || is_dropping(path, info.size()) {
+        // What it has of the base was not put there by it, whatever a layer below made of it.
+        let same = self.is_same(there.as_ref(), (&checksum, info))?
+            || self.is_same(self.base.at(path)?.as_ref(), (&checksum, info))?;
+        if same || is_dropping(path, info) {
             return Ok(());
         }
         if !is_inside(path) {
             self.refused.outside.push(shown(path));
-        } else if self.is_never(path) {
+        } else if is_never(path) {
             self.refused.never.push(shown(path));
-        } else if matches!(there, Some(Entry::Directory(_))) || self.is_below_a_file(path)? {
+        } else if matches!(there, Some(Entry::Directory(_))) {
             self.refused.shape.push(shown(path));
         } else if there.is_some() && !self.layer.asked.overwrite {
             self.refused.replaced.push(shown(path));
@@ -182,18 +183,28 @@ impl Above<'_> {
         Ok(())
     }
 
-    fn is_never(&self, path: &str) -> bool {
-        let below =
-            |top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let is_policy = self.tree.is_labelled() && Tree::is_policy(path);
-        is_policy || forbidden(&as_booted(path)).is_some() || DATABASES.iter().any(|top| below(top))
+    /// Whether an entry is this object, but for its label.
+    fn is_same(&self, entry: Option<&Entry>, (checksum, info): (&str, &gio::FileInfo)) -> Result<bool> {
+        match entry {
+            Some(Entry::File { checksum: has, info: its }) => {
+                is_same_object(self.repo, (has, its), (checksum, info), self.cancellable)
+            }
+            Some(Entry::Link { target }) => {
+                Ok(info.symlink_target().is_some_and(|t| t.to_str() == Some(target.as_str())))
+            }
+            Some(Entry::Directory(_)) | None => Ok(false),
+        }
     }
+}
 
-    /// Whether a directory that was refused is on the way.
-    fn is_below_a_file(&self, path: &str) -> Result<bool> {
-        let Some((parent, _)) = path.rsplit_once('/') else { return Ok(false) };
-        Ok(matches!(self.tree.at(parent)?, Some(Entry::File { .. } | Entry::Link { .. })))
-    }
+/// The system's identity, the policy that everything is labelled by, what packages are there, and what boots.
+fn is_never(path: &str) -> bool {
+    let below =
+        |top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    Tree::is_policy(path)
+        || forbidden(&as_booted(path)).is_some()
+        || DATABASES.iter().any(|top| below(top))
+        || is_kernel(path)
 }
 
 /// Whether a path of a commit is one that is deployed. `/etc` is `/usr/etc` there.
@@ -202,9 +213,10 @@ fn is_inside(path: &str) -> bool {
 }
 
 /// What container tools leave behind.
-fn is_dropping(path: &str, size: i64) -> bool {
+fn is_dropping(path: &str, info: &gio::FileInfo) -> bool {
+    let is_empty = info.file_type() == gio::FileType::Regular && info.size() == 0;
     matches!(path, "/.dockerenv" | "/.dockerinit" | "/.containerenv")
-        || size == 0 && matches!(path, "/usr/etc/hostname" | "/usr/etc/hosts" | "/usr/etc/resolv.conf")
+        || is_empty && matches!(path, "/usr/etc/hostname" | "/usr/etc/hosts" | "/usr/etc/resolv.conf")
 }
 
 fn shown(path: &str) -> String {
@@ -290,9 +302,48 @@ mod tests {
     }
 
     #[test]
+    fn what_an_image_has_of_the_base_takes_nothing_back_from_the_layers_below_it() {
+        let scratch = Scratch::new();
+        let release = |text| ("usr/lib/os-release", Base::File(0o644, text));
+        let low = layer(&scratch, true, vec![release("ID=of-the-lower\n")]);
+        let high = layer(&scratch, true, vec![release("ID=test\n"), ("usr/lib/new", Base::File(0o644, "x"))]);
+        let commit = commit(&scratch.repo, &scratch.base, &[low, high], NONE).unwrap();
+        assert_eq!(scratch.cat(&commit, "/usr/lib/os-release"), "ID=of-the-lower\n");
+        assert_eq!(scratch.cat(&commit, "/usr/lib/new"), "x");
+    }
+
+    #[test]
+    fn a_link_is_never_taken_for_what_container_tools_leave_behind() {
+        let scratch = Scratch::new();
+        let high = layer(
+            &scratch,
+            false,
+            vec![
+                ("usr/etc/resolv.conf", Base::Link("../run/systemd/resolve/stub-resolv.conf")),
+                ("usr/etc/hosts", Base::File(0o644, "")),
+            ],
+        );
+        let commit = commit(&scratch.repo, &scratch.base, &[high], NONE).unwrap();
+        assert!(scratch.ls(&commit, "/usr/etc/resolv.conf").ends_with("stub-resolv.conf"));
+        let tree = crate::store::tree::CommitTree::open(&scratch.repo, &commit).unwrap();
+        assert!(tree.lookup("/usr/etc/hosts").unwrap().is_none());
+    }
+
+    #[test]
     fn what_a_layer_may_not_bring_is_refused_by_its_path() {
         let scratch = Scratch::new();
         for (entry, overwrite, why) in [
+            (
+                ("usr/lib/modules/6.1.0/vmlinuz", Base::File(0o644, "x")),
+                true,
+                "never changed by drop-ins: /usr/lib/modules/6.1.0/vmlinuz",
+            ),
+            (
+                ("usr/etc/selinux/config", Base::File(0o644, "x")),
+                true,
+                "never changed by drop-ins: /etc/selinux/config",
+            ),
+            (("usr/lib/state/x/y", Base::File(0o644, "x")), true, "or the other way round: /usr/lib/state;"),
             (
                 ("opt/agent/data", Base::File(0o644, "x")),
                 true,

@@ -28,7 +28,7 @@ use crate::store::locked::Locked;
 use crate::store::sysroot::{self, Layout};
 use crate::store::tree::CommitTree;
 use crate::sys::mounts;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -64,7 +64,9 @@ pub async fn run(
 
 async fn on(job: &Job<'_>, request: &InPlace, root: &Path, time: u64) -> Result<Applied> {
     let (from, mounted) = (root.to_owned(), mounts::below(root)?);
-    let work = job.store.run(job.cx, move |s, c| in_place::commit(&s.repo(), &from, &mounted, time, Some(c)));
+    let left_alone = mounted.clone();
+    let work =
+        job.store.run(job.cx, move |s, c| in_place::commit(&s.repo(), &from, &left_alone, time, Some(c)));
     let commit = job.cx.step(Step::PullLayers, work).await?;
     let manifest = declared(job, &commit).await?;
     if manifest.is_empty() {
@@ -96,11 +98,34 @@ async fn on(job: &Job<'_>, request: &InPlace, root: &Path, time: u64) -> Result<
     let (changes, recorded) = changes(job, &derived).await?;
     let changed = !recorded || changes.iter().any(|(path, change)| !is_record(path, change));
     if changed {
+        not_mounted(&changes, &mounted)?;
         let onto = root.to_owned();
         let work = job.store.run(job.cx, move |s, _| in_place::put(&s.repo(), &changes, &onto));
         job.cx.step(Step::ExportLayer, work).await?;
     }
     Ok(Applied { changed, root: root.to_owned(), origin, notes: derived.notes })
+}
+
+/// Refuses to change what the build has mounted: it is not of the image, and cannot be replaced.
+fn not_mounted(changes: &Changes, mounted: &BTreeSet<String>) -> Result<()> {
+    let within =
+        |path: &str, top: &str| path.strip_prefix(top).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+    for (path, change) in changes {
+        let here = match path.strip_prefix("usr/etc") {
+            Some(rest) => format!("etc{rest}"),
+            None => path.clone(),
+        };
+        let replaces = !matches!(change, Change::Directory(_));
+        let is_it =
+            |place: &&String| (within(&here, place) && here != **place) || (replaces && within(place, &here));
+        if let Some(place) = mounted.iter().find(is_it) {
+            let why =
+                format!("/{here} cannot be changed: this build has mounted /{place}; nothing was changed");
+            return Err(Error::new(ErrorKind::Unsupported, why)
+                .hint("build with: osctl derive --base, or leave the path out"));
+        }
+    }
+    Ok(())
 }
 
 /// The root, if it may be changed.
@@ -145,6 +170,15 @@ fn drop_ins(request: &InPlace, root: &Path, place: &Path) -> Result<(PathBuf, Ve
         .into_iter()
         .filter(|dir| root.join(dir.trim_start_matches('/')).is_dir())
         .collect();
+    for dir in &there {
+        // A link of the root leads to this machine's own.
+        let real = root.join(dir.trim_start_matches('/')).canonicalize();
+        let real = real.doing_with(|| format!("looking for drop-ins in {dir}"))?;
+        if real != root.join(dir.trim_start_matches('/')) {
+            let why = format!("{dir} of {} is behind a symbolic link; nothing was changed", root.display());
+            return Err(Error::new(ErrorKind::Unsupported, why).hint("name the drop-ins: -i DIR"));
+        }
+    }
     if there.is_empty() {
         let none = place.join("none");
         std::fs::create_dir(&none).doing("making an empty directory of drop-ins")?;

@@ -23,7 +23,8 @@ pub fn note(job: &Job<'_>, goal: &Goal, anew: bool, derived: &Result<Derived>) -
         Err(_) => return Ok(()),
     };
     // Who asks for nothing any more needs no repository.
-    let anew = anew || derived.as_ref().is_ok_and(|d| d.manifest.packages.is_empty());
+    let anew = anew
+        || derived.as_ref().is_ok_and(|d| d.manifest.packages.is_empty() && d.manifest.layers.is_empty());
     let journal = job.env.journal()?;
     let before = journal.unavailable()?;
     match (trouble, before) {

@@ -78,6 +78,10 @@ fn the_same_layer_gives_the_same_commit_on_two_hosts_and_a_lock_brings_it_to_a_t
     assert_eq!(commit(&hosts[0]), commit(&hosts[1]));
 
     let lock = hosts[0].osctl(&["lock", "export"]).stdout;
+    let mut without: serde_json::Value = serde_json::from_slice(&lock).unwrap();
+    without["images"] = serde_json::json!({});
+    std::fs::write(hosts[1].etc().join("osctl/derive.lock"), without.to_string()).unwrap();
+    fails(&hosts[1], &["reconcile", "--frozen"], "it does not have the images that are asked for");
     push(&world, "tools:1", "two");
     let third = host(&world, "tools:1");
     std::fs::write(third.etc().join("osctl/derive.lock"), lock).unwrap();
@@ -113,10 +117,17 @@ fn a_layer_that_cannot_be_had_is_that_of_before_or_left_out_or_the_end() {
     assert_eq!((tools(&host).as_str(), read(&host.deployed(), "usr/lib/version").as_str()), ("one", "2"));
     assert_eq!(host.osctl(&["status", "--fail-if-degraded"]).status.code(), Some(6));
 
-    // One that was never here has nothing of before.
+    let tools_image = world.registry.name("tools:1");
+    let one = |policy: &str| format!("layers: [{{image: \"{tools_image}\"}}]\non-unavailable: {policy}\n");
+    host.drop_in("40-tools.yaml", &one("fail"));
+    fails(&host, &["reconcile", "--update-lock"], "cannot be had");
+    host.drop_in("40-tools.yaml", &one("skip"));
+
+    // One that was never here has nothing of before, and others are not left out with it.
     let image = world.registry.name("gone:1");
     let drop_in =
         |policy: &str| host.drop_in("60-gone.yaml", &format!("layers: [{{image: \"{image}\"}}]\n{policy}"));
+    push(&world, "tools:1", "one");
     drop_in("");
     fails(&host, &["reconcile"], "the image docker://");
     drop_in("on-unavailable: fail\n");
@@ -142,7 +153,7 @@ fn a_layer_replaces_files_of_the_base_only_if_it_is_told_to() {
     host.drop_in("40-tools.yaml", &os);
     succeeds(&host, &["reconcile"]);
     world.push_os("2");
-    fails(&host, &["reconcile", "--update-lock"], "would replace files of the base");
+    fails(&host, &["reconcile", "--update-lock"], "never changed by drop-ins: /usr/lib/modules/6.1/vmlinuz");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::{FILES, Question, backend, file_name};
 use crate::model::lock::{self, BasePackage, Lock, LockedPackage, Manager};
-use crate::model::packages::{LOCAL, LocalPackage};
+use crate::model::packages::{LOCAL, LocalPackage, is_name};
 use crate::model::text::{one_line, without_logins};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::tail;
@@ -139,7 +139,16 @@ fn local(
         cache.copy(&package, &files.join(&name))?;
         let is = identify(&format!("{FILES}/{name}"))?;
         (package.name, package.version, package.architecture) = (is.name, is.version, is.architecture);
+        let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+        if !is_name(&package.name) || !plain(&package.version) || !plain(&package.architecture) {
+            return Err(unidentified(question, &name, "its name or its version is none"));
+        }
         let to = files.join(file_name(manager, &package));
+        if to.exists() {
+            let why =
+                format!("{}: another package file has {}, too; nothing was staged", file.path, package.name);
+            return Err(Error::new(ErrorKind::InvalidDropIn, why).detail("file", &file.path));
+        }
         std::fs::rename(files.join(&name), to).doing_with(|| format!("providing {}", file.path))?;
         found.insert(request.clone(), package);
     }

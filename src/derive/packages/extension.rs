@@ -63,6 +63,10 @@ pub fn find(tree: &CommitTree, manager: Manager, image: &str, owner: &str) -> Re
         Manager::Dnf => &["repodata/repomd.xml"],
     };
     for place in PLACES {
+        // Nothing on the way may be a link: on the host it would lead somewhere else than in the image.
+        if place != "/" && tree.resolve(place, true)?.as_deref() != Some(place) {
+            continue;
+        }
         for sign in signs {
             if tree.kind(&format!("{place}/{sign}"))? == Some(Kind::File) {
                 return Ok(place);
@@ -74,4 +78,57 @@ pub fn find(tree: &CommitTree, manager: Manager, image: &str, owner: &str) -> Re
         format!("{owner}: {image} has no repository of {manager} in any of {places}; nothing was staged");
     let hint = format!("put the packages and {} into one of them in the image's build", signs[0]);
     Err(Error::new(ErrorKind::Unsupported, why).detail("drop-in", owner).hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::derive::testing::{Base, Scratch};
+    use ostree_ext::ostree::RepoMode;
+
+    #[test]
+    fn a_repository_is_found_where_it_is_and_never_behind_a_link() {
+        let (index, nothing) = ("Packages", Base::Dir(0o755));
+        let file = || Base::File(0o644, "x");
+        for (entries, manager, found) in [
+            (vec![(format!("usr/share/osctl/extensions/{index}"), file())], Manager::Apt, Some(PLACES[0])),
+            (
+                vec![(format!("usr/share/rpm-ostree/extensions/{index}.gz"), file())],
+                Manager::Apt,
+                Some(PLACES[1]),
+            ),
+            (vec![(index.to_owned(), file())], Manager::Apt, Some(PLACES[2])),
+            (vec![("repodata/repomd.xml".to_owned(), file())], Manager::Dnf, Some(PLACES[2])),
+            (vec![(index.to_owned(), file())], Manager::Dnf, None),
+            (vec![(index.to_owned(), nothing)], Manager::Apt, None),
+            (
+                vec![
+                    ("usr/share/osctl/extensions".to_owned(), Base::Link("/srv/repo")),
+                    (format!("srv/repo/{index}"), file()),
+                ],
+                Manager::Apt,
+                None,
+            ),
+            (
+                vec![
+                    ("usr/share/osctl".to_owned(), Base::Link("../../srv")),
+                    (format!("srv/extensions/{index}"), file()),
+                ],
+                Manager::Apt,
+                None,
+            ),
+        ] {
+            let names: Vec<String> = entries.iter().map(|(name, _)| name.clone()).collect();
+            let scratch = Scratch::with(RepoMode::Bare, entries);
+            let tree = CommitTree::open(&scratch.repo, &scratch.base).unwrap();
+            match (find(&tree, manager, "r.io/ext", "50-a.yaml"), found) {
+                (Ok(place), Some(expected)) => assert_eq!(place, expected, "{names:?}"),
+                (Err(error), None) => {
+                    let text = error.to_string();
+                    assert!(text.starts_with("50-a.yaml: r.io/ext has no repository of "), "{text}");
+                }
+                (found, _) => panic!("{names:?}: {found:?}"),
+            }
+        }
+    }
 }

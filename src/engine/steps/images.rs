@@ -11,11 +11,15 @@ use crate::model::image::{Digest, ImageRef};
 use crate::model::layers::{Digests, Facts, expand};
 use crate::model::lock::{Lock, Manager};
 use crate::model::manifest::{Manifest, Owner};
+use crate::model::packages::OnUnavailable;
 use crate::model::{Error, ErrorKind, Result};
 use crate::pull::{self, FetchOptions};
 use crate::store::tree::CommitTree;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+
+/// The detail of an error that has the drop-ins, a line each, whose image it is that cannot be had.
+pub(super) const MISSING_OF: &str = "missing-of";
 
 /// The images of a derivation.
 #[derive(Debug, Default)]
@@ -62,6 +66,8 @@ struct Sources<'s> {
     lock: Option<&'s Lock>,
     /// What boots next is made of: for what cannot be had.
     before: Option<&'s Lock>,
+    /// The drop-ins that want nothing of before.
+    ending: BTreeSet<Owner>,
 }
 
 /// Brings the images. Those with packages only if somebody is going to solve or fetch: `manager` says whose they are.
@@ -74,10 +80,19 @@ pub(super) async fn bring(
     manager: Option<Manager>,
 ) -> Result<Images> {
     let options = FetchOptions { content: true, ..fetch_options(job.env, &job.options)? };
-    let sources = Sources { options, lock: chosen.lock.as_ref(), before };
+    let ending = manifest.with_policy(OnUnavailable::Fail);
+    let sources = Sources { options, lock: chosen.lock.as_ref(), before, ending };
     let mut images = Images::default();
     for asked in &manifest.layers {
-        let (_, commit) = one(job, pulled, &sources, &asked.image, &asked.owner, &mut images).await?;
+        let owners = BTreeSet::from([asked.owner.clone()]);
+        if let Some(others) = manifest.packages.extensions.get(&asked.image) {
+            let (image, owner) = (&asked.image, &asked.owner);
+            let others = others.iter().cloned().collect::<Vec<_>>().join(", ");
+            let why =
+                format!("{owner}: {image} is a layer here and an extension in {others}; nothing was staged");
+            return Err(Error::new(ErrorKind::InvalidDropIn, why).detail("drop-in", owner));
+        }
+        let (_, commit) = one(job, pulled, &sources, &asked.image, &owners, &mut images).await?;
         images.layers.push(compose::Layer { asked: asked.clone(), commit });
     }
     for (image, owners) in &manifest.packages.extensions {
@@ -93,7 +108,7 @@ pub(super) async fn bring(
             );
             continue;
         };
-        let (digest, commit) = one(job, pulled, &sources, image, &owner, &mut images).await?;
+        let (digest, commit) = one(job, pulled, &sources, image, owners, &mut images).await?;
         let place =
             extension::find(&CommitTree::open(&open_repo(job.env)?, &commit)?, manager, image, &owner)?;
         images.extensions.push(Extension { owner, digest, commit, place });
@@ -107,14 +122,15 @@ async fn one(
     pulled: &Pulled,
     sources: &Sources<'_>,
     image: &str,
-    owner: &str,
+    owners: &BTreeSet<Owner>,
     images: &mut Images,
 ) -> Result<(Digest, String)> {
+    let owner = &owners.iter().cloned().collect::<Vec<_>>().join(", ");
     let facts = Facts { version: pulled.base.version.as_deref(), labels: &pulled.base.labels };
     let reference = expand(image, owner, facts)?;
     let found = match fetched(job, sources, image, &reference).await {
         Ok(found) => found,
-        Err(error) if cannot_be_had(error.kind) => match of_before(job, sources, image)? {
+        Err(error) if cannot_be_had(error.kind) => match of_before(job, sources, image, owners)? {
             Some(found) => {
                 images.trouble = Some(format!("{owner}: {reference}: {}", error.reason()));
                 found
@@ -123,6 +139,7 @@ async fn one(
                 let why = format!("{owner}: the image {reference} cannot be had; nothing was staged");
                 let hint = "it is tried again; `on-unavailable: skip` in the drop-in goes on without it";
                 let failed = Error::new(ErrorKind::RepoUnavailable, why).detail("drop-in", owner).hint(hint);
+                let failed = failed.detail(MISSING_OF, owners.iter().cloned().collect::<Vec<_>>().join("\n"));
                 return Err(failed.source(error));
             }
         },
@@ -162,7 +179,15 @@ async fn fetched(
 }
 
 /// What boots next is made with, if it still is what is asked for, and is here.
-fn of_before(job: &Job<'_>, sources: &Sources<'_>, image: &str) -> Result<Option<(Digest, String)>> {
+fn of_before(
+    job: &Job<'_>,
+    sources: &Sources<'_>,
+    image: &str,
+    owners: &BTreeSet<Owner>,
+) -> Result<Option<(Digest, String)>> {
+    if owners.iter().any(|owner| sources.ending.contains(owner)) {
+        return Ok(None);
+    }
     // With something to fill in, it was the image for another base.
     let before = sources.before.filter(|_| sources.lock.is_none() && !image.contains('{'));
     let Some(digest) = before.and_then(|lock| lock.images.get(image)) else { return Ok(None) };

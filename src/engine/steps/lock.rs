@@ -20,6 +20,7 @@ use crate::model::manifest::Manifest;
 use crate::model::packages::OnUnavailable;
 use crate::model::{Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
+use std::collections::BTreeSet;
 
 /// A lock that counts before anything is solved.
 pub(super) struct Chosen {
@@ -41,6 +42,8 @@ pub(super) fn choose(
 ) -> Result<Chosen> {
     let request = Lock::request_digest(&manifest.packages, &manifest.layers);
     let manager = prepared.target.as_ref().map(|target| target.manager);
+    let layers = manifest.layers.iter().map(|layer| &layer.image);
+    let asked: BTreeSet<&String> = layers.chain(manifest.packages.extensions.keys()).collect();
     let misfit = |lock: &Lock| {
         if lock.manager != manager {
             let is_for = lock.manager.map_or("images only", |manager| manager.name());
@@ -49,6 +52,8 @@ pub(super) fn choose(
             Some(format!("it is for the base {}", lock.base_digest))
         } else if lock.request_digest != request {
             Some("it is for other requests".to_owned())
+        } else if !lock.images.keys().collect::<BTreeSet<_>>().eq(&asked) {
+            Some("it does not have the images that are asked for".to_owned())
         } else {
             None
         }
@@ -97,6 +102,9 @@ pub(super) async fn lock(
     let Solving { manifest, prepared, images, cache, .. } = *solving;
     let request = Lock::request_digest(&manifest.packages, &manifest.layers);
     let Some(target) = &prepared.target else {
+        if let Some(lock) = &chosen.lock {
+            return Ok((lock.clone(), None));
+        }
         let lock = Lock {
             version: lock::VERSION,
             base_digest: pulled.base.digest.clone(),

@@ -72,14 +72,15 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
                     let note = format!("packages are those of before, because of: {why}");
                     job.cx.message(note.clone());
                     layered.notes.push(note);
-                    layered.without = Some((Instead::Kept, why));
+                    // What is left out says more.
+                    layered.without.get_or_insert((Instead::Kept, why));
                 }
                 break (prepared, images, on, lock);
             }
             Err(error) => error,
         };
         let skipped = match error.kind {
-            ErrorKind::RepoUnavailable => left_out(job, &layered.manifest)?,
+            ErrorKind::RepoUnavailable => left_out(job, &layered.manifest, &error)?,
             _ => BTreeSet::new(),
         };
         if skipped.is_empty() {
@@ -149,7 +150,9 @@ async fn composed(job: &Job<'_>, base: &str, images: &Images) -> Result<String> 
 
 /// The drop-ins that may be left out: those that say so, and after the grace all that do not forbid it, if the host is
 /// configured so.
-fn left_out(job: &Job<'_>, manifest: &Manifest) -> Result<BTreeSet<String>> {
+///
+/// Whose image it is that cannot be had is known; of packages nobody knows.
+fn left_out(job: &Job<'_>, manifest: &Manifest, error: &Error) -> Result<BTreeSet<String>> {
     let mut names = manifest.with_policy(OnUnavailable::Skip);
     let config = job.env.config()?.derive;
     if config.degraded_policy == Some(DegradedPolicy::Skip)
@@ -158,7 +161,13 @@ fn left_out(job: &Job<'_>, manifest: &Manifest) -> Result<BTreeSet<String>> {
     {
         names.extend(manifest.with_policy(OnUnavailable::Keep));
     }
-    Ok(names)
+    Ok(match error.details.get(images::MISSING_OF) {
+        Some(owners) => {
+            let owners: BTreeSet<String> = owners.lines().map(str::to_owned).collect();
+            if owners.is_subset(&names) { owners } else { BTreeSet::new() }
+        }
+        None => names,
+    })
 }
 
 /// The room that packages are solved and installed in.

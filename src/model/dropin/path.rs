@@ -68,6 +68,10 @@ pub(super) fn declared(path: &str, tree: bool) -> Result<String, Refused> {
     if normal == "/etc" || normal == "/usr" {
         return Err(refused(format!("{normal} itself cannot be declared"), None));
     }
+    if is_kernel(&normal) {
+        let hint = "a kernel comes with the image, or with packages";
+        return Err(refused(format!("{normal} is never changed by drop-ins"), Some(hint)));
+    }
     for forbidden in FORBIDDEN {
         // The literal form as well: nobody has to trust our normalisation for these.
         if within(&normal, forbidden) || within(path, forbidden) {
@@ -87,6 +91,13 @@ pub(super) fn declared(path: &str, tree: bool) -> Result<String, Refused> {
         }
     }
     Ok(normal)
+}
+
+/// Whether a path is what the boot loader gets of a kernel: that comes with the image, or with packages.
+pub fn is_kernel(path: &str) -> bool {
+    let of_version = path.strip_prefix("/usr/lib/modules/").and_then(|rest| rest.split_once('/'));
+    let is_it = of_version.is_some_and(|(_, name)| matches!(name, "vmlinuz" | "initramfs.img"));
+    is_it || within(path, "/usr/lib/ostree-boot")
 }
 
 /// The forbidden path that this one, as the booted system sees it, is or is below.
