@@ -5,7 +5,7 @@
 //! base has exactly is left alone, so an image that was built on top of the base brings only what it changed.
 
 use super::mtree::{Entry, Tree, as_booted, is_same_object, meta_of};
-use crate::model::dropin::path::{forbidden, is_kernel};
+use crate::model::dropin::path::{forbidden, is_kernel, within};
 use crate::model::layers::LayerImage;
 use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -199,17 +199,15 @@ impl Above<'_> {
 
 /// The system's identity, the policy that everything is labelled by, what packages are there, and what boots.
 fn is_never(path: &str) -> bool {
-    let below =
-        |top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     Tree::is_policy(path)
         || forbidden(&as_booted(path)).is_some()
-        || DATABASES.iter().any(|top| below(top))
+        || DATABASES.iter().any(|top| within(path, top))
         || is_kernel(path)
 }
 
 /// Whether a path of a commit is one that is deployed. `/etc` is `/usr/etc` there.
 fn is_inside(path: &str) -> bool {
-    path == "/usr" || path.starts_with("/usr/")
+    within(path, "/usr")
 }
 
 /// What container tools leave behind.

@@ -1,7 +1,6 @@
 //! Checking drop-ins and bound files offline, without root: all files, all errors, nothing printed.
 
-use super::packages::cache;
-use super::read::{is_dropin, is_treefile};
+use super::read::{is_dropin, is_treefile, package_in};
 use crate::model::dropin::{self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_LEAVES, Merger, Text};
 use crate::model::manifest::Node;
 use crate::model::mutation::Policy;
@@ -237,8 +236,7 @@ impl Beside for Directory<'_> {
             return Err(refuse("is not a regular file"));
         }
         let file = std::fs::File::open(&path).map_err(|e| refuse("cannot be read").source(e))?;
-        let (digest, size) = cache::digest_of(file).map_err(|e| refuse("cannot be read").source(e))?;
-        Ok(LocalPackage { path: shown, digest, size })
+        package_in(shown.clone(), file)
     }
 
     fn tree(&self, name: &str) -> Result<Vec<Leaf>> {

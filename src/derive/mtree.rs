@@ -4,6 +4,7 @@
 //! cost follows the paths that are touched, never the size of the tree.
 
 use super::packages::cache;
+use crate::model::dropin::path::within;
 use crate::model::image::Digest;
 use crate::model::manifest::Meta;
 use crate::model::{Context, Error, ErrorKind, Result};
@@ -77,7 +78,7 @@ impl<'a> Tree<'a> {
 
     /// Whether a place belongs to the SELinux policy.
     pub fn is_policy(real: &str) -> bool {
-        real == POLICY || real.strip_prefix(POLICY).is_some_and(|rest| rest.starts_with('/'))
+        within(real, POLICY)
     }
 
     /// Resolves the links on the way to `path`, as under chroot(2), and of the last component if `follow_last`.

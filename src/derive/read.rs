@@ -178,7 +178,7 @@ pub fn package(source: &Source, target: &CommitTree, path: &str) -> Result<Box<d
 }
 
 /// What a package file is.
-fn package_in(path: String, file: impl Read) -> Result<LocalPackage> {
+pub(super) fn package_in(path: String, file: impl Read) -> Result<LocalPackage> {
     let (digest, size) = cache::digest_of(file).map_err(|e| unreadable(&path, e))?;
     Ok(LocalPackage { path, digest, size })
 }

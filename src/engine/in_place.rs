@@ -18,6 +18,7 @@ use crate::derive::read::{self, HOST_DIR, ORIGIN_DIR};
 use crate::export::diff::{self, Change, Changes};
 use crate::export::{in_place, kargs};
 use crate::model::build::{self as rules, Applied, InPlace};
+use crate::model::dropin::path::within;
 use crate::model::image::Digest;
 use crate::model::job::Step;
 use crate::model::manifest::Manifest;
@@ -108,8 +109,6 @@ async fn on(job: &Job<'_>, request: &InPlace, root: &Path, time: u64) -> Result<
 
 /// Refuses to change what the build has mounted: it is not of the image, and cannot be replaced.
 fn not_mounted(changes: &Changes, mounted: &BTreeSet<String>) -> Result<()> {
-    let within =
-        |path: &str, top: &str| path.strip_prefix(top).is_some_and(|r| r.is_empty() || r.starts_with('/'));
     for (path, change) in changes {
         let here = match path.strip_prefix("usr/etc") {
             Some(rest) => format!("etc{rest}"),

@@ -7,7 +7,7 @@ use super::difference::{Changed, LockChange};
 use super::error::{Context, Error, ErrorKind, Result};
 use super::image::Digest;
 use super::layers::{Digests, LayerImage};
-use super::packages::{Packages, is_name};
+use super::packages::{LocalPackage, Packages, is_name};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the lock of a derived tree is.
@@ -56,6 +56,18 @@ pub struct LockedPackage {
 }
 
 impl LockedPackage {
+    /// A package file beside a drop-in, of which nobody has looked yet what it is: named by where it lies.
+    pub fn of_file(request: &str, file: &LocalPackage) -> LockedPackage {
+        LockedPackage {
+            name: file.path.clone(),
+            version: String::new(),
+            architecture: String::new(),
+            digest: file.digest.clone(),
+            size: file.size,
+            source: request.to_owned(),
+        }
+    }
+
     /// `name version (architecture)`
     pub fn describe(&self) -> String {
         format!("{} {} ({})", self.name, self.version, self.architecture)

@@ -11,6 +11,7 @@
 //! Every file can only forbid: what one forbids, no other allows.
 
 use super::deviation::unit_of;
+use super::dropin::path::within;
 use super::edit::package_of;
 use super::manifest::{Manifest, Owner};
 use super::table::{Place, Value, in_order};
@@ -127,9 +128,7 @@ struct Change<'a> {
 impl Change<'_> {
     fn fits(&self, allowed: &str) -> bool {
         match self.kind {
-            Kind::Files => {
-                self.name.strip_prefix(allowed).is_some_and(|r| r.is_empty() || r.starts_with('/'))
-            }
+            Kind::Files => within(self.name, allowed),
             Kind::Replace => matches(allowed, self.name) || matches(allowed, package_of(self.name)),
             _ => matches(allowed, self.name),
         }

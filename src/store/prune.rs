@@ -70,9 +70,12 @@ fn unneeded(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<Vec<String>> {
 /// The digest of the lock that a commit was made with; `None` for one that has no packages of drop-ins, whatever its image
 /// ships.
 pub fn lock_of(repo: &ostree::Repo, commit: &str) -> Result<Option<String>> {
+    Ok(metadata(repo, commit)?.lookup::<String>(META_LOCK_DIGEST).ok().flatten())
+}
+
+fn metadata(repo: &ostree::Repo, commit: &str) -> Result<glib::VariantDict> {
     let (object, _) = repo.load_commit(commit).doing_with(|| format!("reading commit {commit}"))?;
-    let meta = glib::VariantDict::new(Some(&object.child_value(0)));
-    Ok(meta.lookup::<String>(META_LOCK_DIGEST).ok().flatten())
+    Ok(glib::VariantDict::new(Some(&object.child_value(0))))
 }
 
 /// The refs of bases with packages that deployments were derived from.
@@ -98,8 +101,7 @@ fn needed(repo: &ostree::Repo, snapshot: &Snapshot) -> Result<Needed> {
 
 /// The digests of the images that are no OS, and that a commit was made with.
 fn contents_of(repo: &ostree::Repo, commit: &str) -> Result<Vec<Digest>> {
-    let (object, _) = repo.load_commit(commit).doing_with(|| format!("reading commit {commit}"))?;
-    let meta = glib::VariantDict::new(Some(&object.child_value(0)));
-    let digests = meta.lookup::<Vec<String>>(META_CONTENTS).ok().flatten().unwrap_or_default();
+    let digests = metadata(repo, commit)?.lookup::<Vec<String>>(META_CONTENTS).ok().flatten();
+    let digests = digests.unwrap_or_default();
     Ok(digests.iter().filter_map(|digest| digest.parse().ok()).collect())
 }

@@ -127,14 +127,7 @@ fn local(
             let why = format!("{}: it is no package of {}; nothing was staged", file.path, manager.name());
             return Err(Error::new(ErrorKind::InvalidDropIn, why).detail("file", &file.path));
         }
-        let mut package = LockedPackage {
-            name: file.path.clone(),
-            version: String::new(),
-            architecture: String::new(),
-            digest: file.digest.clone(),
-            size: file.size,
-            source: request.clone(),
-        };
+        let mut package = LockedPackage::of_file(request, file);
         let name = format!("{}{ending}", file.digest.hex());
         cache.copy(&package, &files.join(&name))?;
         let is = identify(&format!("{FILES}/{name}"))?;

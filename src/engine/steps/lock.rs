@@ -9,18 +9,21 @@
 
 use super::images::Images;
 use super::packages::{Prepared, enter};
+use crate::derive::compose;
 use crate::derive::packages::cache::Cache;
 use crate::derive::packages::detect::Target;
 use crate::derive::packages::{self, Question, Room};
 use crate::derive::read;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::Pulled;
+use crate::model::image::Digest;
 use crate::model::lock::{self, Lock, LockedPackage};
 use crate::model::manifest::Manifest;
 use crate::model::packages::OnUnavailable;
 use crate::model::{Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
 use std::collections::BTreeSet;
+use tokio::sync::OnceCell;
 
 /// A lock that counts before anything is solved.
 pub(super) struct Chosen {
@@ -28,6 +31,8 @@ pub(super) struct Chosen {
     pub lock: Option<Lock>,
     /// Whether somebody handed it in, who then wants that and nothing else.
     pub is_handed_in: bool,
+    /// The digest of everything that is asked for.
+    request: Digest,
 }
 
 /// The lock that fits what is asked, if there is one: what was handed in, or what boots next is made of.
@@ -74,7 +79,7 @@ pub(super) fn choose(
     let anew = resolve || job.options.update_lock;
     let kept = prepared.before.clone().filter(|lock| !anew && misfit(lock).is_none());
     let handed_in = handed_in.filter(|_| why_not.is_none() && !job.options.update_lock);
-    Ok(Chosen { is_handed_in: handed_in.is_some(), lock: handed_in.or(kept) })
+    Ok(Chosen { is_handed_in: handed_in.is_some(), lock: handed_in.or(kept), request })
 }
 
 /// What solving works with.
@@ -87,8 +92,24 @@ pub(super) struct Solving<'s> {
     pub images: &'s Images,
     /// Where package files are kept.
     pub cache: &'s Cache,
-    /// The commit that packages are installed on.
-    pub on: &'s str,
+    /// The commit of the base.
+    pub base: &'s str,
+    /// The commit of the base with its layers, once somebody wants it: see [`Solving::on`].
+    pub composed: &'s OnceCell<String>,
+}
+
+impl Solving<'_> {
+    /// The commit that packages are installed on. It is made when it is needed: most jobs find what they made before.
+    pub async fn on(&self, job: &Job<'_>) -> Result<&str> {
+        let compose = async || -> Result<String> {
+            if self.images.layers.is_empty() {
+                return Ok(self.base.to_owned());
+            }
+            let (base, layers) = (self.base.to_owned(), self.images.layers.clone());
+            job.store.run(job.cx, move |s, c| compose::commit(&s.repo(), &base, &layers, Some(c))).await
+        };
+        Ok(self.composed.get_or_try_init(compose).await?)
+    }
 }
 
 /// What the requests come to; with why repositories could not be used, if packages of before are the answer.
@@ -100,7 +121,7 @@ pub(super) async fn lock(
     room: &mut Option<Room>,
 ) -> Result<(Lock, Option<String>)> {
     let Solving { manifest, prepared, images, cache, .. } = *solving;
-    let request = Lock::request_digest(&manifest.packages, &manifest.layers);
+    let request = chosen.request.clone();
     let Some(target) = &prepared.target else {
         if let Some(lock) = &chosen.lock {
             return Ok((lock.clone(), None));
@@ -170,15 +191,9 @@ fn is_usable(lock: &Lock, target: &Target, manifest: &Manifest, cache: &Cache) -
 
 /// Brings the package files that lie beside drop-ins into the cache.
 async fn keep_local(job: &Job<'_>, pulled: &Pulled, solving: &Solving<'_>) -> Result<()> {
-    let of = |(request, local): (&String, &crate::model::packages::LocalPackage)| LockedPackage {
-        name: local.path.clone(),
-        version: String::new(),
-        architecture: String::new(),
-        digest: local.digest.clone(),
-        size: local.size,
-        source: request.clone(),
-    };
-    let files: Vec<LockedPackage> = solving.manifest.packages.local.iter().map(of).collect();
+    let local = solving.manifest.packages.local.iter();
+    let files: Vec<LockedPackage> =
+        local.map(|(request, file)| LockedPackage::of_file(request, file)).collect();
     let missing: Vec<LockedPackage> = solving.cache.missing(&files).into_iter().cloned().collect();
     if missing.is_empty() {
         return Ok(());

@@ -5,7 +5,6 @@
 //!        └──────────────┴──► cannot be had ──► skip: without those drop-ins, keep: try again later, fail: end
 //! ```
 
-use crate::derive::compose;
 use crate::derive::packages::cache::Cache;
 use crate::derive::packages::detect::{self, Target};
 use crate::derive::packages::layer::{self, Layer};
@@ -26,6 +25,7 @@ use crate::store::prune;
 use crate::store::tree::CommitTree;
 use ostree_ext::ostree;
 use std::collections::{BTreeMap, BTreeSet};
+use tokio::sync::OnceCell;
 
 /// Keys are small.
 const MAX_KEY: u64 = 1 << 20;
@@ -59,7 +59,7 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
     let mut layered = Layered { layer: None, manifest, notes: Vec::new(), without: None };
     let cache = Cache::at(job.env.layout.packages());
     let mut room = None;
-    let (prepared, images, on, lock) = loop {
+    let (prepared, images, composed, lock) = loop {
         if layered.manifest.packages.is_empty() && layered.manifest.layers.is_empty() {
             return Ok(layered);
         }
@@ -67,7 +67,7 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
         let chosen = lock::choose(job, pulled, &layered.manifest, &prepared, resolve)?;
         let error = match solved(job, pulled, &layered.manifest, &prepared, &chosen, &cache, &mut room).await
         {
-            Ok(Solved { images, on, lock, trouble }) => {
+            Ok(Solved { images, composed, lock, trouble }) => {
                 if let Some(why) = trouble {
                     let note = format!("packages are those of before, because of: {why}");
                     job.cx.message(note.clone());
@@ -75,7 +75,7 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
                     // What is left out says more.
                     layered.without.get_or_insert((Instead::Kept, why));
                 }
-                break (prepared, images, on, lock);
+                break (prepared, images, composed, lock);
             }
             Err(error) => error,
         };
@@ -99,7 +99,14 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
     layered.layer = job.store.run(job.cx, move |s, _| layer::find(&s.repo(), &base, &digest)).await?;
     if layered.layer.is_none() {
         let (manifest, cache) = (&layered.manifest, &cache);
-        let solving = Solving { manifest, prepared: &prepared, images: &images, cache, on: &on };
+        let solving = Solving {
+            manifest,
+            prepared: &prepared,
+            images: &images,
+            cache,
+            base: &pulled.base.commit,
+            composed: &composed,
+        };
         let work = install(job, pulled, &solving, lock, room);
         layered.layer = Some(job.cx.step(Step::DeriveInstall, work).await?);
     }
@@ -109,8 +116,8 @@ pub async fn layer(job: &Job<'_>, pulled: &Pulled, manifest: Manifest, resolve: 
 /// What the requests came to.
 struct Solved {
     images: Images,
-    /// The commit that packages are installed on: the base with its layers.
-    on: String,
+    /// The commit of the base with its layers, if it was needed.
+    composed: OnceCell<String>,
     lock: Lock,
     /// Why something of before is used.
     trouble: Option<String>,
@@ -132,20 +139,12 @@ async fn solved(
         true => Images::default(),
         false => job.cx.step(Step::DeriveImages, bring).await?,
     };
-    let on = composed(job, &pulled.base.commit, &images).await?;
-    let solving = Solving { manifest, prepared, images: &images, cache, on: &on };
+    let composed = OnceCell::new();
+    let base = &pulled.base.commit;
+    let solving = Solving { manifest, prepared, images: &images, cache, base, composed: &composed };
     let work = lock::lock(job, pulled, chosen, &solving, room);
     let (lock, trouble) = job.cx.step(Step::DeriveSolve, work).await?;
-    Ok(Solved { images, on, lock, trouble })
-}
-
-/// The base with the layers on top of it.
-async fn composed(job: &Job<'_>, base: &str, images: &Images) -> Result<String> {
-    if images.layers.is_empty() {
-        return Ok(base.to_owned());
-    }
-    let (base, layers) = (base.to_owned(), images.layers.clone());
-    job.store.run(job.cx, move |s, c| compose::commit(&s.repo(), &base, &layers, Some(c))).await
+    Ok(Solved { images, composed, lock, trouble })
 }
 
 /// The drop-ins that may be left out: those that say so, and after the grace all that do not forbid it, if the host is
@@ -196,7 +195,7 @@ async fn install(
             packages::install(job.cx, here, solving.cache, target, lock, solving.prepared.time).await?
         }
     };
-    let (base, on) = (pulled.base.commit.clone(), solving.on.to_owned());
+    let (base, on) = (pulled.base.commit.clone(), solving.on(job).await?.to_owned());
     let commit = move |s: &ostree::Sysroot, c: &ostree_ext::gio::Cancellable| {
         layer::commit(&s.repo(), &base, &on, &installed, Some(c))
     };
@@ -250,7 +249,8 @@ fn keys(tree: &CommitTree, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u
 
 async fn checked_out(job: &Job<'_>, solving: &Solving<'_>) -> Result<Room> {
     let room = Room::below(&job.env.layout.work())?;
-    let (to, on, trees) = (room.base(), solving.on.to_owned(), solving.images.trees(&room));
+    let on = solving.on(job).await?.to_owned();
+    let (to, trees) = (room.base(), solving.images.trees(&room));
     let check_out = move |s: &ostree::Sysroot, c: &ostree_ext::gio::Cancellable| {
         let all = std::iter::once((on, to)).chain(trees);
         let repo = s.repo();

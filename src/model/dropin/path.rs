@@ -168,6 +168,6 @@ fn normalise(path: &str) -> Result<String, Refused> {
 }
 
 /// Whether `path` is `top` or lies below it.
-pub(super) fn within(path: &str, top: &str) -> bool {
+pub fn within(path: &str, top: &str) -> bool {
     path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
