@@ -16,6 +16,23 @@ pub enum Mode {
     Prefetch,
 }
 
+/// When a reference with a tag is resolved to a digest again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// By each upgrade.
+    #[default]
+    Newer,
+    /// Only if the deployment before has no digest for it.
+    Missing,
+}
+
+impl Policy {
+    fn is_default(&self) -> bool {
+        *self == Policy::default()
+    }
+}
+
 /// A request for a bound image, as it was found.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -30,6 +47,21 @@ pub struct BoundSpec {
     pub tls_verify: Option<bool>,
     /// The file that asks for it.
     pub source: String,
+    /// The architecture (GOARCH), if it is not this machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    /// The operating system (GOOS), if it is not `linux`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// The variant of the architecture, for example `v8`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// A directory with the registry's certificates, an absolute path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_dir: Option<String>,
+    /// When a tag is resolved again.
+    #[serde(default, skip_serializing_if = "Policy::is_default")]
+    pub policy: Policy,
 }
 
 /// A bound image with its digest.
@@ -64,7 +96,20 @@ impl BoundSpec {
             auth_file: None,
             tls_verify: None,
             source: source.to_owned(),
+            arch: None,
+            os: None,
+            variant: None,
+            cert_dir: None,
+            policy: Policy::default(),
         }
+    }
+
+    /// The platform as far as it is asked for, by key: `arch`, `os`, `variant`.
+    pub fn platform(&self) -> BTreeMap<&'static str, &str> {
+        [("arch", &self.arch), ("os", &self.os), ("variant", &self.variant)]
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value.as_deref()?)))
+            .collect()
     }
 
     /// Parses a `bound-images.d/*.toml` file. `source` is the file's path, for messages and provenance.
@@ -131,8 +176,8 @@ impl BoundSpec {
 impl BoundSet {
     /// Sorts the images and merges requests for the same reference.
     ///
-    /// Fails if two files pin the same name to different digests. Of two modes `bind` wins, and the file that
-    /// sorts first is named.
+    /// Fails if two files pin the same name to different digests. Of two modes `bind` wins, of two policies `newer`, and
+    /// the file that sorts first is named.
     pub fn new(mut images: Vec<BoundImage>) -> Result<BoundSet> {
         images.sort_by(|a, b| {
             (&a.spec.reference.name, &a.spec.source).cmp(&(&b.spec.reference.name, &b.spec.source))
@@ -149,15 +194,30 @@ impl BoundSet {
             if image.spec.mode == Mode::Bind {
                 last.spec.mode = Mode::Bind;
             }
+            if image.spec.policy == Policy::Newer {
+                last.spec.policy = Policy::Newer;
+            }
         }
         check_pins(merged.iter().map(|i| &i.spec))?;
         Ok(BoundSet { images: merged })
     }
 
-    /// The digest of what is bound: references, digests and modes, not the files that ask for them.
+    /// The digest of what is bound: references, digests, modes and platforms, not the files that ask for them.
     pub fn digest(&self) -> Digest {
-        let facts: Vec<_> =
-            self.images.iter().map(|i| (i.spec.reference.to_string(), &i.digest, i.spec.mode)).collect();
+        let fact = |i: &BoundImage| {
+            let mut fact = vec![
+                serde_json::json!(i.spec.reference.to_string()),
+                serde_json::json!(i.digest),
+                serde_json::json!(i.spec.mode),
+            ];
+            // Only where one is asked for: sets of before keep their digest.
+            let platform = i.spec.platform();
+            if !platform.is_empty() {
+                fact.push(serde_json::json!(platform));
+            }
+            fact
+        };
+        let facts: Vec<_> = self.images.iter().map(fact).collect();
         Digest::of(&serde_json::to_vec(&facts).expect("strings always serialise"))
     }
 }
@@ -272,6 +332,31 @@ mod tests {
         let json = serde_json::to_string(&two.images[1]).unwrap();
         assert_eq!(serde_json::from_str::<BoundImage>(&json).unwrap(), two.images[1]);
         assert!(json.contains("\"auth-file\":null") && json.contains("\"mode\":\"bind\""), "{json}");
+    }
+
+    #[test]
+    fn sets_that_were_recorded_before_are_read_and_keep_their_digest() {
+        let digest = Digest::of(b"a");
+        let old = format!(
+            r#"[{{"reference":"docker://quay.io/x/a:1","mode":"bind","auth-file":null,"tls-verify":null,"source":"/a.toml","digest":"{digest}"}}]"#
+        );
+        let set: BoundSet = serde_json::from_str(&old).unwrap();
+        assert_eq!(set.images, [image("quay.io/x/a:1", "/a.toml", b"a", Mode::Bind)]);
+        assert_eq!(serde_json::to_string(&set).unwrap(), old);
+        let facts = format!(r#"[["{}","{digest}","bind"]]"#, set.images[0].spec.reference);
+        assert_eq!(set.digest(), Digest::of(facts.as_bytes()));
+
+        let mut new = set.clone();
+        let spec = &mut new.images[0].spec;
+        (spec.arch, spec.variant) = (Some("arm64".into()), Some("v8".into()));
+        (spec.cert_dir, spec.policy) = (Some("/etc/certs".into()), Policy::Missing);
+        assert_ne!(new.digest(), set.digest());
+        let json = serde_json::to_string(&new).unwrap();
+        assert!(
+            json.contains(r#""arch":"arm64","variant":"v8","cert-dir":"/etc/certs","policy":"missing""#),
+            "{json}"
+        );
+        assert_eq!(serde_json::from_str::<BoundSet>(&json).unwrap(), new);
     }
 
     #[test]

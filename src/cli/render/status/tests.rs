@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cli::render::schema::breaks;
-use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
+use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
 use crate::model::deviation::{Asked, Effect, Outcome};
 use crate::model::image::Digest;
 use crate::model::job::{Failure, Initiator, JobResult};
@@ -97,11 +97,8 @@ fn status() -> Status {
     };
     staged.bound_images.images.push(BoundImage {
         spec: BoundSpec {
-            reference: "registry.example.com/app:1".parse().unwrap(),
-            mode: Mode::Bind,
             auth_file: Some("/root/secret.json".into()),
-            tls_verify: None,
-            source: "app.toml".into(),
+            ..BoundSpec::new("registry.example.com/app:1".parse().unwrap(), "app.toml")
         },
         digest: Digest::of(b"app"),
     });
