@@ -48,33 +48,8 @@ pub fn compare(deployed: &CommitTree, manifest: &Manifest) -> Result<Differences
     let gone = old.iter().filter(|(path, _)| !manifest.nodes.contains_key(**path));
     all.extend(gone.map(|(path, (drop_in, _))| difference(Subject::Path, path, Verb::Removed, drop_in)));
 
-    keyed(
-        &mut all,
-        Subject::Unit,
-        before
-            .iter()
-            .flat_map(|b| &b.units)
-            .map(|(n, u)| (n.as_str(), u.drop_in.as_str(), (u.enabled, u.mask))),
-        manifest.units.iter().map(|(n, u)| (n.as_str(), u.owner.as_str(), (u.enabled, u.mask))),
-    );
-    keyed(
-        &mut all,
-        Subject::User,
-        before.iter().flat_map(|b| &b.users).map(|(n, u)| (n.as_str(), u.drop_in.as_str(), &u.digest)),
-        provenance::users(manifest).iter().map(|(n, u)| (n.as_str(), u.drop_in.as_str(), &u.digest)),
-    );
-    keyed(
-        &mut all,
-        Subject::Group,
-        before.iter().flat_map(|b| &b.groups).map(|(n, g)| (n.as_str(), g.drop_in.as_str(), &g.digest)),
-        provenance::groups(manifest).iter().map(|(n, g)| (n.as_str(), g.drop_in.as_str(), &g.digest)),
-    );
-    let now = provenance::kargs(manifest);
-    let none = provenance::KargRecords::default();
-    let was = before.map_or(&none, |b| &b.kernel_arguments);
-    kargs(&mut all, Subject::KernelArgument, &was.append, &now.append);
-    kargs(&mut all, Subject::DeletedKernelArgument, &was.delete, &now.delete);
-    packages(&mut all, before, manifest);
+    let now = Declared::of_manifest(manifest);
+    Declared::of_record(before).compare(&now, &mut all);
     all.sort_by(|a, b| (a.subject, &a.name, a.change).cmp(&(b.subject, &b.name, b.change)));
     Ok(Differences { changed, list: all })
 }
@@ -89,40 +64,8 @@ pub fn between(from: &CommitTree, to: &CommitTree) -> Result<Vec<Difference>> {
         records.map(|(path, r)| Ok((path.clone(), (r.drop_in.clone(), there(tree, path)?)))).collect()
     };
     let (old, new) = (paths(was, from)?, paths(now, to)?);
-    keyed(
-        &mut all,
-        Subject::Path,
-        old.iter().map(|(path, (by, there))| (path.as_str(), by.as_str(), there)),
-        new.iter().map(|(path, (by, there))| (path.as_str(), by.as_str(), there)),
-    );
-    let units = |side: Option<&'_ Provenance>| side.map(|p| p.units.clone()).unwrap_or_default();
-    let (old, new) = (units(was), units(now));
-    keyed(
-        &mut all,
-        Subject::Unit,
-        old.iter().map(|(name, u)| (name.as_str(), u.drop_in.as_str(), (u.enabled, u.mask))),
-        new.iter().map(|(name, u)| (name.as_str(), u.drop_in.as_str(), (u.enabled, u.mask))),
-    );
-    for (subject, of) in [
-        (Subject::User, (|p: &Provenance| p.users.clone()) as fn(&Provenance) -> _),
-        (Subject::Group, |p: &Provenance| p.groups.clone()),
-    ] {
-        let (old, new) = (was.map(of).unwrap_or_default(), now.map(of).unwrap_or_default());
-        keyed(
-            &mut all,
-            subject,
-            old.iter().map(|(name, u)| (name.as_str(), u.drop_in.as_str(), &u.digest)),
-            new.iter().map(|(name, u)| (name.as_str(), u.drop_in.as_str(), &u.digest)),
-        );
-    }
-    let none = provenance::KargRecords::default();
-    let (old, new) = (was.map_or(&none, |p| &p.kernel_arguments), now.map_or(&none, |p| &p.kernel_arguments));
-    kargs(&mut all, Subject::KernelArgument, &old.append, &new.append);
-    kargs(&mut all, Subject::DeletedKernelArgument, &old.delete, &new.delete);
-    for (subject, asked) in REQUESTS {
-        let (old, new) = (requested(was, asked), requested(now, asked));
-        requests(&mut all, subject, &old, &new);
-    }
+    keyed(&mut all, Subject::Path, each(&old), each(&new));
+    Declared::of_record(was).compare(&Declared::of_record(now), &mut all);
     all.sort_by(|a, b| (a.subject, &a.name, a.change).cmp(&(b.subject, &b.name, b.change)));
     Ok(all)
 }
@@ -172,20 +115,69 @@ fn keyed<'a, V: PartialEq>(
     all.extend(before.into_iter().map(|(name, (owner, _))| difference(subject, name, Verb::Removed, owner)));
 }
 
-/// A request belongs to all drop-ins that make it.
-fn packages(all: &mut Vec<Difference>, before: Option<&Provenance>, manifest: &Manifest) {
-    let layers = manifest.layers.iter().map(|l| (l.image.clone(), BTreeSet::from([l.owner.clone()])));
-    let (now, layers) = (&manifest.packages, layers.collect());
-    for (subject, asked) in REQUESTS {
-        let now = match asked {
-            Asked::Install => &now.install,
-            Asked::Remove => &now.remove,
-            Asked::Replace => &now.replace,
-            Asked::Extension => &now.extensions,
-            Asked::Layer => &layers,
-        };
-        let now: Vec<(String, String)> = now.iter().map(|(name, by)| (name.clone(), joined(by))).collect();
-        requests(all, subject, &requested(before, asked), &now);
+/// What is declared beside paths: each with the drop-ins that do.
+#[derive(Default)]
+struct Declared {
+    units: BTreeMap<String, (String, (Option<bool>, bool))>,
+    users: BTreeMap<String, (String, Digest)>,
+    groups: BTreeMap<String, (String, Digest)>,
+    kargs: provenance::KargRecords,
+    /// A request belongs to all drop-ins that make it.
+    requests: BTreeMap<(Asked, String), (String, ())>,
+}
+
+impl Declared {
+    /// What a deployment was derived from.
+    fn of_record(record: Option<&Provenance>) -> Declared {
+        let Some(record) = record else { return Declared::default() };
+        let units = record.units.iter();
+        let requests = record.packages.iter();
+        Declared {
+            units: units.map(|(n, u)| (n.clone(), (u.drop_in.clone(), (u.enabled, u.mask)))).collect(),
+            users: digests(&record.users),
+            groups: digests(&record.groups),
+            kargs: record.kernel_arguments.clone(),
+            requests: requests.map(|(n, r)| ((r.asked, n.clone()), (joined(&r.drop_ins), ()))).collect(),
+        }
+    }
+
+    /// What a manifest would have.
+    fn of_manifest(manifest: &Manifest) -> Declared {
+        let packages = &manifest.packages;
+        let named = [
+            (Asked::Install, &packages.install),
+            (Asked::Remove, &packages.remove),
+            (Asked::Replace, &packages.replace),
+            (Asked::Extension, &packages.extensions),
+        ];
+        let named = named
+            .into_iter()
+            .flat_map(|(asked, of)| of.iter().map(move |(n, by)| ((asked, n.clone()), (joined(by), ()))));
+        let layers = manifest.layers.iter().map(|l| ((Asked::Layer, l.image.clone()), (l.owner.clone(), ())));
+        let units = manifest.units.iter();
+        Declared {
+            units: units.map(|(n, u)| (n.clone(), (u.owner.clone(), (u.enabled, u.mask)))).collect(),
+            users: digests(&provenance::users(manifest)),
+            groups: digests(&provenance::groups(manifest)),
+            kargs: provenance::kargs(manifest),
+            requests: named.chain(layers).collect(),
+        }
+    }
+
+    fn compare(&self, now: &Declared, all: &mut Vec<Difference>) {
+        keyed(all, Subject::Unit, each(&self.units), each(&now.units));
+        keyed(all, Subject::User, each(&self.users), each(&now.users));
+        keyed(all, Subject::Group, each(&self.groups), each(&now.groups));
+        kargs(all, Subject::KernelArgument, &self.kargs.append, &now.kargs.append);
+        kargs(all, Subject::DeletedKernelArgument, &self.kargs.delete, &now.kargs.delete);
+        for (subject, asked) in REQUESTS {
+            keyed(all, subject, self.asked(asked), now.asked(asked));
+        }
+    }
+
+    fn asked(&self, asked: Asked) -> impl Iterator<Item = (&str, &str, &())> {
+        let requests = self.requests.iter().filter(move |((kind, _), _)| *kind == asked);
+        requests.map(|((_, name), (by, nothing))| (name.as_str(), by.as_str(), nothing))
     }
 }
 
@@ -198,23 +190,16 @@ const REQUESTS: [(Subject, Asked); 5] = [
     (Subject::Layer, Asked::Layer),
 ];
 
+fn digests(of: &BTreeMap<String, provenance::UserRecord>) -> BTreeMap<String, (String, Digest)> {
+    of.iter().map(|(name, u)| (name.clone(), (u.drop_in.clone(), u.digest.clone()))).collect()
+}
+
+fn each<V>(of: &BTreeMap<String, (String, V)>) -> impl Iterator<Item = (&str, &str, &V)> {
+    of.iter().map(|(name, (by, value))| (name.as_str(), by.as_str(), value))
+}
+
 fn joined(owners: &BTreeSet<String>) -> String {
     owners.iter().cloned().collect::<Vec<_>>().join(", ")
-}
-
-/// The requests of a kind that a deployment was derived from, each with its drop-ins.
-fn requested(side: Option<&Provenance>, asked: Asked) -> Vec<(String, String)> {
-    let records = side.into_iter().flat_map(|p| &p.packages).filter(|(_, record)| record.asked == asked);
-    records.map(|(name, record)| (name.clone(), joined(&record.drop_ins))).collect()
-}
-
-fn requests(all: &mut Vec<Difference>, subject: Subject, was: &[(String, String)], now: &[(String, String)]) {
-    keyed(
-        all,
-        subject,
-        was.iter().map(|(name, by)| (name.as_str(), by.as_str(), ())),
-        now.iter().map(|(name, by)| (name.as_str(), by.as_str(), ())),
-    );
 }
 
 /// An argument may be there more than once.

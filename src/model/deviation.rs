@@ -5,7 +5,7 @@ use super::status::Derivation;
 use std::collections::BTreeSet;
 
 /// What a request asks of the package manager.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Asked {
     /// A package to be there.
