@@ -133,6 +133,15 @@ impl Error {
         Error { kind, hint: None, details: Default::default(), context: context.into(), source: None }
     }
 
+    /// The same error once more, for another who waits for the same. Its causes become text.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let mut again = Error::new(self.kind, self.chain());
+        again.hint.clone_from(&self.hint);
+        again.details.clone_from(&self.details);
+        again
+    }
+
     /// Adds what to type next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {

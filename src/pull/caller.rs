@@ -41,11 +41,16 @@ struct Confined {
 impl Caller {
     /// For this image, by a thread that ends when skopeo shall.
     pub(super) async fn bound(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<Caller> {
+        Ok(Caller { bound: true, ..Caller::loose(cx, image, opts).await? })
+    }
+
+    /// For this image, by whoever sees to its end.
+    pub(super) async fn loose(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<Caller> {
         let confined = match (image.transport, user::fetcher()) {
             (Transport::Registry, Some(user)) => Some(Confined::new(cx, image, opts, user).await?),
             _ => None,
         };
-        Ok(Caller { bound: true, confined })
+        Ok(Caller { bound: false, confined })
     }
 
     /// The options as skopeo can use them.

@@ -21,6 +21,7 @@
 //! skopeo does not survive (`resolver`), and the import is a child process, whose process group is killed (`worker`).
 
 mod archive;
+mod blobs;
 mod caller;
 mod chunk;
 mod commit;
@@ -54,6 +55,7 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use blobs::{Blob, Source as BlobSource, fetch_blobs, forget_blob};
 pub use download::download;
 pub use estimate::{layer_commits, layers};
 pub use fetch::{Patience, forget_spool};
@@ -61,5 +63,6 @@ pub use import::import_in_process;
 pub use refs::{Needed, describe, find, find_content, forget_unused, has_unused, retain, retain_latest};
 pub use resolve::resolve_in_process;
 pub use resolver::resolve;
+pub use trust::vouch;
 pub use types::{Base, FetchOptions, ImageKind, Layer, Report, Reporter, Resolved, Worker};
 pub use worker::{WORKER_ARG, pull, worker_main};

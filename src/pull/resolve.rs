@@ -1,7 +1,6 @@
 //! What an image reference stands for now. Transfers the manifest and the configuration.
 
 use super::caller::Caller;
-use super::fetch::dice;
 use super::import;
 use super::pulse;
 use super::refs;
@@ -11,7 +10,6 @@ use super::types::{FetchOptions, ImageKind, Layer, Resolved};
 use crate::model::image::{Digest, ImageRef, Transport};
 use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
-use crate::sys::skopeo;
 use ostree_ext::glib;
 use ostree_ext::oci_spec::image::{self as oci, ImageConfiguration, ImageManifest};
 use std::collections::BTreeMap;
@@ -37,20 +35,7 @@ pub async fn resolve_in_process(image: &ImageRef, opts: &FetchOptions) -> Result
 
 /// Resolves in this process, calling skopeo so.
 pub(super) async fn resolve_with(image: &ImageRef, opts: &FetchOptions, caller: &Caller) -> Result<Resolved> {
-    let patience = opts.patience.short();
-    let mut tries = 0;
-    loop {
-        let error = match ask(image, opts, caller).await {
-            // Skopeo waits by itself for a registry that asks to slow down.
-            Err(error) if skopeo::may_pass(&error) => error,
-            outcome => return outcome,
-        };
-        tries += 1;
-        let Some(wait) = patience.wait(tries, None, dice()) else { return Err(error) };
-        tracing::debug!(error = %error.chain(), "asking again");
-        tokio::time::sleep(wait).await;
-        pulse::tick();
-    }
+    opts.patience.again(|| ask(image, opts, caller)).await
 }
 
 async fn ask(image: &ImageRef, opts: &FetchOptions, caller: &Caller) -> Result<Resolved> {

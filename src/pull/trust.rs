@@ -7,16 +7,25 @@
 
 use super::caller::Caller;
 use super::types::FetchOptions;
+use crate::engine::cx::Cx;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Result};
 use crate::sys::policy;
 use crate::sys::skopeo::{self, from_skopeo};
+use std::path::Path;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
 /// What `skopeo copy` prints behind the policy check, before the first blob.
 const PASSED: &str = "Getting image source signatures";
+
+/// Fails with `SignatureRejected` if the policy does, for what an image that is no OS is by this digest.
+pub async fn vouch(cx: &Cx, image: &ImageRef, digest: &Digest, opts: &FetchOptions) -> Result<()> {
+    let caller = Caller::loose(cx, image, opts).await?;
+    // Skopeo is killed when nobody waits for it any more.
+    cx.or_cancelled(check(image, digest, opts, &caller)).await
+}
 
 /// Fails with `SignatureRejected` if the policy does, for what the image is by this digest.
 pub(super) async fn check(
@@ -54,6 +63,10 @@ pub(super) async fn check(
     };
     if opts.insecure {
         command.arg("--src-tls-verify=false");
+    }
+    if let Some(dir) = &opts.cert_dir {
+        let root = opts.config_root.as_deref().unwrap_or(Path::new("/"));
+        command.arg("--src-cert-dir").arg(root.join(dir.trim_start_matches('/')));
     }
     command.arg(image.pinned(digest).to_string());
     command.arg(format!("dir:{}", scratch.path().join("image").display()));

@@ -17,6 +17,13 @@ pub struct FetchOptions {
     pub auth_file: Option<PathBuf>,
     /// Talk to the registry without verified TLS.
     pub insecure: bool,
+    /// Talk to the registry with verified TLS only, whatever the system's configuration says.
+    #[serde(default)]
+    pub secure: bool,
+    /// A directory below the configuration root with certificates, in the form that containers-certs.d(5) has for each host,
+    /// in place of the system's.
+    #[serde(default)]
+    pub cert_dir: Option<String>,
     /// A containers-policy.json(5) in place of the system's.
     pub policy: Option<PathBuf>,
     /// A containers-registries.conf(5) in place of the system's.

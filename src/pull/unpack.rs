@@ -142,12 +142,13 @@ fn unpack(
     blocks: &SyncSender<io::Result<Vec<u8>>>,
     spent: &Receiver<Vec<u8>>,
 ) -> io::Result<Found> {
-    let mut blob = Hashing { inner: blob, hash: sha2::Sha256::new(), count: 0 };
+    let mut blob = Hashing::new(blob);
     let stream = stream(BufReader::with_capacity(BLOCK, &mut blob), content, blocks, spent);
     // Bytes behind the compressed stream belong to the blob's digest. Where unpacking failed, the cause may be a damaged
     // blob: its digest says so, if the rest of it can be had.
     io::copy(&mut blob, &mut io::sink())?;
-    Ok(Found { bytes: blob.count, blob: digest(blob.hash), stream })
+    let (bytes, blob) = blob.finish();
+    Ok(Found { bytes, blob, stream })
 }
 
 /// Sends the uncompressed stream.
@@ -172,7 +173,7 @@ fn stream(
         block.clear();
         block.reserve_exact(BLOCK);
         match (&mut tar).take(BLOCK as u64).read_to_end(&mut block) {
-            Ok(0) => return hash.map_or(Stream::Ended, |hash| Stream::Hashed(digest(hash))),
+            Ok(0) => return hash.map_or(Stream::Ended, |hash| Stream::Hashed(Digest::finished(hash))),
             Ok(_) => hash.iter_mut().for_each(|hash| hash.update(&block)),
             Err(error) => return fail(error),
         }
@@ -180,11 +181,6 @@ fn stream(
             return Stream::BrokeOff;
         }
     }
-}
-
-fn digest(hash: sha2::Sha256) -> Digest {
-    let digest = format!("sha256:{}", hex::encode(hash.finalize()));
-    digest.parse().expect("a SHA-256 in hexadecimal is a digest")
 }
 
 /// Chooses by the first bytes: manifests are not always right about the compression, and the digests decide.
@@ -201,10 +197,22 @@ fn decompressor<'a>(mut blob: impl io::BufRead + Send + 'a) -> io::Result<Box<dy
 }
 
 /// Hashes what is read through it.
-struct Hashing<R> {
+pub(super) struct Hashing<R> {
     inner: R,
     hash: sha2::Sha256,
     count: u64,
+}
+
+impl<R> Hashing<R> {
+    /// Hashes nothing yet.
+    pub(super) fn new(inner: R) -> Hashing<R> {
+        Hashing { inner, hash: sha2::Sha256::new(), count: 0 }
+    }
+
+    /// How many bytes were read, and their digest.
+    pub(super) fn finish(self) -> (u64, Digest) {
+        (self.count, Digest::finished(self.hash))
+    }
 }
 
 impl<R: Read> Read for Hashing<R> {

@@ -7,6 +7,7 @@
 //! which every import is made for. As long as it gets on it says `alive` from time to time ([`super::pulse`]): a registry
 //! that neither answers nor hangs up would otherwise hold the job for ever.
 
+use super::blobs;
 use super::download;
 use super::fetch::{self, Fetcher, Order};
 use super::import::{self, Supply, Todo, import_in_process};
@@ -14,7 +15,7 @@ use super::pulse::{self, Local};
 use super::types::{Base, FetchOptions, Report, Reporter, Resolved, Worker};
 use super::wire::{Failed, write_line};
 use crate::engine::cx::Cx;
-use crate::model::image::{ImageRef, Transport};
+use crate::model::image::Transport;
 use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::process::{Group, kill_own_group};
@@ -41,6 +42,7 @@ const STDERR_LINES: usize = 20;
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Request<O = Order> {
     Pull { repo: PathBuf, resolved: Box<Resolved>, opts: Box<FetchOptions> },
+    Blobs(Box<blobs::Order>),
     Fetch(O),
     Download(download::Order),
 }
@@ -49,6 +51,11 @@ pub(super) enum Request<O = Order> {
 #[serde(rename_all = "kebab-case")]
 enum Message {
     Report(Report),
+    /// A blob is there, or cannot be had.
+    Blob {
+        blob: usize,
+        failed: Option<Failed>,
+    },
     Alive,
     Done(serde_json::Value),
     Failed(Failed),
@@ -71,12 +78,42 @@ pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOp
     if let Some(base) = here.await.doing("looking for the image")?? {
         return Ok(base);
     }
-    call(cx, &resolved.image, opts, opts.patience.stall * 2, |opts| Request::<Order>::Pull {
+    let request = |opts| Request::<Order>::Pull {
         repo: repo_path.to_owned(),
         resolved: Box::new(resolved.clone()),
         opts: Box::new(opts),
-    })
-    .await
+    };
+    call(cx, resolved.image.transport, opts, opts.patience.stall * 2, request, |_, _| {}).await
+}
+
+/// Fetches blobs: see [`super::fetch_blobs`].
+pub(super) async fn fetch_blobs(
+    cx: &Cx,
+    order: blobs::Order,
+    mut heard: impl FnMut(usize, Result<()>) + Send,
+) -> Result<()> {
+    let hear = |blob: usize, failed: Option<Failed>| {
+        heard(blob, failed.map_or(Ok(()), |failed| Err(failed.into())));
+    };
+    let opts = order.opts().clone();
+    if matches!(opts.worker, Worker::InProcess) {
+        let work = order.start(reporter(cx)).await?;
+        let said = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let says = said.clone();
+        let finish = move || {
+            work.finish(&|blob, failed| {
+                says.lock().expect("no holder of this lock panics").push((blob, failed));
+            })
+        };
+        tokio::task::spawn_blocking(finish).await.doing("fetching")??;
+        let said = std::mem::take(&mut *said.lock().expect("no holder of this lock panics"));
+        let mut hear = hear;
+        said.into_iter().for_each(|(blob, failed)| hear(blob, failed));
+        return Ok(());
+    }
+    let stall = opts.patience.stall * 2;
+    let request = |_| Request::<Order>::Blobs(Box::new(order));
+    call::<(), _>(cx, Transport::Registry, &opts, stall, request, hear).await
 }
 
 fn reporter(cx: &Cx) -> Reporter {
@@ -95,13 +132,14 @@ fn tell(cx: &Cx, report: Report) {
 
 async fn call<T: DeserializeOwned, R: Serialize>(
     cx: &Cx,
-    image: &ImageRef,
+    transport: Transport,
     opts: &FetchOptions,
     stall: Duration,
     request: impl FnOnce(FetchOptions) -> R,
+    mut hear: impl FnMut(usize, Option<Failed>) + Send,
 ) -> Result<T> {
     // Removed when the worker is gone, however it went. Of a registry nothing is unpacked.
-    let tmp = opts.tmp.as_deref().filter(|_| image.transport != Transport::Registry);
+    let tmp = opts.tmp.as_deref().filter(|_| transport != Transport::Registry);
     let scratch = tmp.map(Scratch::below).transpose()?;
     let opts = FetchOptions { tmp: scratch.as_ref().map(|s| s.path().to_owned()), ..opts.clone() };
     let mut command = match &opts.worker {
@@ -122,7 +160,7 @@ async fn call<T: DeserializeOwned, R: Serialize>(
     write_line(&mut line, &request).doing("writing the worker's request")?;
     let mut group = Group::spawn(command)?;
     let answered = tokio::select! {
-        answered = converse(cx, &mut group, &line, stall) => Some(answered),
+        answered = converse(cx, &mut group, &line, stall, &mut hear) => Some(answered),
         () = cx.cancelled() => None,
     };
     // Without an answer it is cancelled, with one it has nothing left to do: either way, it leaves now.
@@ -136,7 +174,13 @@ async fn call<T: DeserializeOwned, R: Serialize>(
 }
 
 /// Sends the request and reads until the answer.
-async fn converse(cx: &Cx, group: &mut Group, request: &[u8], stall: Duration) -> Result<serde_json::Value> {
+async fn converse(
+    cx: &Cx,
+    group: &mut Group,
+    request: &[u8],
+    stall: Duration,
+    hear: &mut (dyn FnMut(usize, Option<Failed>) + Send),
+) -> Result<serde_json::Value> {
     let doing = "talking to the pull worker";
     let mut stdin = group.child.stdin.take().expect("stdin is piped");
     let stdout = group.child.stdout.take().expect("stdout is piped");
@@ -164,6 +208,7 @@ async fn converse(cx: &Cx, group: &mut Group, request: &[u8], stall: Duration) -
         let Some(line) = line.doing(doing)? else { break };
         match serde_json::from_str::<Message>(&line) {
             Ok(Message::Report(report)) => tell(cx, report),
+            Ok(Message::Blob { blob, failed }) => hear(blob, failed),
             Ok(Message::Alive) => {}
             Ok(Message::Done(value)) => {
                 drop(stdin);
@@ -211,6 +256,19 @@ pub fn worker_main() -> ExitCode {
     };
     match request {
         Request::Fetch(order) => fetch::main(order),
+        Request::Blobs(order) => work(
+            Transport::Registry,
+            || {
+                let work =
+                    runtime()?.block_on(order.start(Arc::new(|report| say(&Message::Report(report)))))?;
+                leave_network();
+                Ok(work)
+            },
+            |work| async move {
+                let finish = move || work.finish(&|blob, failed| say(&Message::Blob { blob, failed }));
+                tokio::task::spawn_blocking(finish).await.doing("fetching")?
+            },
+        ),
         Request::Download(order) => download::main(&order),
         Request::Pull { repo, resolved, opts } => {
             let report: Reporter = Arc::new(|report| say(&Message::Report(report)));
@@ -265,17 +323,25 @@ fn prepare(report: &Reporter, repo: &Path, resolved: &Resolved, opts: &FetchOpti
     let todo = import::missing(&import::open(repo)?, resolved)?;
     let registry = resolved.image.transport == Transport::Registry && !todo.is_empty();
     let fetcher = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.doing("starting the pull worker")?;
-        let endpoints = runtime.block_on(fetch::endpoints(resolved, opts))?;
-        Supply::new(report, resolved, opts, &todo, endpoints, Fetcher::child)
+        let endpoints = runtime()?.block_on(fetch::endpoints(resolved, opts))?;
+        Supply::new(report, resolved, opts, &todo, endpoints, |_, opts, endpoints, spool, blobs| {
+            Fetcher::child(opts, vec![endpoints], spool, blobs)
+        })
     };
     let supply = registry.then(fetcher).transpose()?;
-    // The fetcher has it; what works on the image's content has no use for it.
+    leave_network();
+    Ok((todo, supply))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().doing("starting the pull worker")
+}
+
+/// The fetcher has it; what works on the image's content has no use for it.
+fn leave_network() {
     if let Err(error) = crate::sys::network::leave() {
         tracing::warn!(error = error.chain(), "the importer keeps its network");
     }
-    Ok((todo, supply))
 }
 
 /// Waits for the parent to go and takes the whole group along.
@@ -315,13 +381,15 @@ mod tests {
     async fn a_worker_that_stands_still_is_given_up_and_one_that_gets_on_is_not() {
         let tmp = tempfile::tempdir().unwrap();
         let stall = Duration::from_millis(900);
-        let image: ImageRef = "r.io/os:1".parse().unwrap();
+        let transport = Transport::Registry;
         let opts = shell("read line; sleep 100", tmp.path());
-        let error = call::<u32, _>(&Cx::detached(), &image, &opts, stall, |opts| opts).await.unwrap_err();
+        let error = call::<u32, _>(&Cx::detached(), transport, &opts, stall, |opts| opts, |_, _| {})
+            .await
+            .unwrap_err();
         assert_eq!(error.kind, ErrorKind::RegistryUnavailable, "{}", error.chain());
         let script = r#"read line; for i in 1 2 3 4; do sleep 0.4; echo '"alive"'; done; echo '{"done":7}'"#;
         let opts = shell(script, tmp.path());
-        let answer = call::<u32, _>(&Cx::detached(), &image, &opts, stall, |opts| opts).await;
+        let answer = call::<u32, _>(&Cx::detached(), transport, &opts, stall, |opts| opts, |_, _| {}).await;
         assert_eq!(answer.unwrap(), 7);
     }
 
@@ -330,10 +398,17 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         // It finds the directory in its request, and does not clean up.
         let script = r#"read line; dir=${line#*'"tmp":"'}; touch "${dir%%'"'*}/left" && echo '{"done":7}'"#;
-        let image: ImageRef = "oci-archive:/os.tar".parse().unwrap();
+        let transport = Transport::OciArchive;
         let opts = shell(script, tmp.path());
-        let answer =
-            call::<u32, _>(&Cx::detached(), &image, &opts, Duration::from_secs(60), |opts| opts).await;
+        let answer = call::<u32, _>(
+            &Cx::detached(),
+            transport,
+            &opts,
+            Duration::from_secs(60),
+            |opts| opts,
+            |_, _| {},
+        )
+        .await;
         assert_eq!(answer.unwrap(), 7);
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
     }

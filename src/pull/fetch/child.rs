@@ -30,7 +30,7 @@ impl Child {
         if let Some((uid, gid)) = crate::sys::user::fetcher() {
             command.uid(uid).gid(gid).env("HOME", "/nonexistent");
         }
-        if order.endpoints.iter().all(|endpoint| endpoint.insecure) {
+        if order.sources.iter().flatten().all(|endpoint| endpoint.insecure) {
             // OpenSSL takes a tenth of a second to read the certificates that nothing is going to be verified with.
             command.env("SSL_CERT_FILE", "/dev/null");
         }

@@ -50,16 +50,11 @@ pub(super) async fn serve(
     mut asked: UnboundedReceiver<usize>,
 ) {
     let (todo, queue) = tokio::sync::mpsc::unbounded_channel();
-    let places = match order.endpoints.iter().map(|e| Place::new(e, &order)).collect::<Result<Vec<_>, _>>() {
-        Ok(places) => places,
-        Err(error) => {
-            let failed = Failed::from(error);
-            for blob in 0..order.blobs.len() {
-                say(Word::Failed { blob, error: failed.clone() });
-            }
-            return;
-        }
+    let of = |source: &Vec<Endpoint>| {
+        let places = source.iter().map(|endpoint| Place::new(endpoint, &order));
+        places.collect::<Result<Vec<_>, _>>().map_err(Failed::from)
     };
+    let places = order.sources.iter().map(of).collect();
     let rate = Rate::new(order.rate_limit);
     let fetch = Arc::new(Fetch { places, rate, spool, say: Box::new(say), order });
     let queue = Arc::new(Mutex::new(queue));
@@ -85,7 +80,8 @@ pub(super) async fn serve(
 
 struct Fetch {
     order: Order,
-    places: Vec<Place>,
+    /// Of each source, or why it cannot be asked.
+    places: Vec<Result<Vec<Place>, Failed>>,
     rate: Rate,
     spool: OwnedFd,
     say: Box<dyn Fn(Word) + Send + Sync>,
@@ -121,13 +117,18 @@ impl Fetch {
     /// Fetches one blob, however often that takes, and says how it ended.
     async fn blob(&self, blob: usize) {
         let Some(wanted) = self.order.blobs.get(blob) else { return };
-        (self.say)(match self.whole(blob, wanted).await {
+        let whole = match self.places.get(wanted.source) {
+            Some(Ok(places)) => self.whole(places, blob, wanted).await.map_err(Failed::from),
+            Some(Err(failed)) => Err(failed.clone()),
+            None => Err(Error::new(ErrorKind::Internal, "the blob is of no source").into()),
+        };
+        (self.say)(match whole {
             Ok(()) => Word::Whole { blob },
-            Err(error) => Word::Failed { blob, error: Failed::from(error) },
+            Err(error) => Word::Failed { blob, error },
         });
     }
 
-    async fn whole(&self, blob: usize, wanted: &Wanted) -> Result<(), Error> {
+    async fn whole(&self, places: &[Place], blob: usize, wanted: &Wanted) -> Result<(), Error> {
         let disk = |error: io::Error| Trouble::disk(wanted, error).error;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.spool, wanted.digest.hex(), flags, Mode::from_raw_mode(0o600));
@@ -140,7 +141,7 @@ impl Fetch {
         (self.say)(Word::Here { blob, bytes: here });
         let (mut tries, mut most) = (0, here);
         while here < wanted.size {
-            let Err(trouble) = self.attempt(blob, wanted, &file, &mut here).await else { break };
+            let Err(trouble) = self.attempt(places, blob, wanted, &file, &mut here).await else { break };
             // What got on is a bad connection, and not a registry that is not there. Coming again to where it was is no
             // progress: a registry that has half a blob would be asked for ever.
             tries = if here >= most.saturating_add(PROGRESS) { 1 } else { tries + 1 };
@@ -166,13 +167,14 @@ impl Fetch {
     /// Asks every place once, until one gives the rest of the blob.
     async fn attempt(
         &self,
+        places: &[Place],
         blob: usize,
         wanted: &Wanted,
         file: &File,
         here: &mut u64,
     ) -> Result<(), Trouble> {
         let mut worst: Option<Trouble> = None;
-        for place in &self.places {
+        for place in places {
             match self.ask(place, blob, wanted, file, here).await {
                 Ok(()) => return Ok(()),
                 Err(trouble) => {

@@ -45,7 +45,8 @@ pub(super) use spool::{Blob, Spool};
 /// Everything that a fetcher may know. Never logged: it carries credentials.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Order {
-    endpoints: Vec<Endpoint>,
+    /// The places that have what is wanted of a source, in the order to ask.
+    sources: Vec<Vec<Endpoint>>,
     blobs: Vec<Wanted>,
     connections: NonZeroU32,
     rate_limit: Option<NonZeroU64>,
@@ -61,13 +62,20 @@ pub(super) struct Wanted {
     size: u64,
     /// Whether that is how many bytes come: local storage has layers uncompressed, and nothing says how large.
     exact: bool,
+    /// Which of the sources has it.
+    source: usize,
 }
 
 impl Wanted {
     /// The blob of a layer.
     pub(super) fn of(layer: &Layer, uncompressed: bool) -> Wanted {
         let digest = if uncompressed { &layer.diff_id } else { &layer.digest };
-        Wanted { digest: digest.clone(), size: layer.size, exact: !uncompressed }
+        Wanted { digest: digest.clone(), size: layer.size, exact: !uncompressed, source: 0 }
+    }
+
+    /// A blob of one of several sources in registries.
+    pub(super) fn from(source: usize, digest: &Digest, size: u64) -> Wanted {
+        Wanted { digest: digest.clone(), size, exact: true, source }
     }
 }
 
@@ -108,25 +116,42 @@ impl std::fmt::Debug for Fetcher {
     }
 }
 
-/// Connections to a registry at a time, if the configuration does not say: enough to hide a round trip behind the
-/// transfer of others, and no more than a browser opens to one host.
+/// Connections at a time, if the configuration does not say: enough to hide a round trip behind the transfer of others,
+/// and no more than a browser opens to one host.
 const CONNECTIONS: NonZeroU32 = NonZeroU32::new(6).expect("6 is not 0");
 
 impl Fetcher {
-    /// Starts to fetch these blobs of a registry in a process of its own. To be called before other threads are there:
+    /// Starts to fetch these blobs of registries in a process of its own. To be called before other threads are there:
     /// the caller is going to leave the network.
     pub(super) fn child(
-        _: &Resolved,
         opts: &FetchOptions,
-        endpoints: Vec<Endpoint>,
+        sources: Vec<Vec<Endpoint>>,
         spool: Arc<Spool>,
         blobs: Vec<Wanted>,
     ) -> Result<Fetcher> {
-        let child = child::Child::start(&order(opts, endpoints, blobs), spool.clone())?;
+        let child = child::Child::start(&order(opts, sources, blobs), spool.clone())?;
         Ok(Fetcher { spool, ask: None, child: Some(child) })
     }
 
-    /// Starts to fetch these blobs in this process, on the current runtime.
+    /// Starts to fetch these blobs of registries in this process, on the current runtime.
+    pub(super) fn own(
+        opts: &FetchOptions,
+        sources: Vec<Vec<Endpoint>>,
+        spool: Arc<Spool>,
+        blobs: Vec<Wanted>,
+    ) -> Result<Fetcher> {
+        let (ask, asked) = tokio::sync::mpsc::unbounded_channel();
+        let hears = spool.clone();
+        tokio::spawn(http::serve(
+            order(opts, sources, blobs),
+            spool.dir()?,
+            move |word| hears.hear(word),
+            asked,
+        ));
+        Ok(Fetcher { spool, ask: Some(ask), child: None })
+    }
+
+    /// Starts to fetch these blobs of an image in this process, on the current runtime.
     pub(super) fn here(
         resolved: &Resolved,
         opts: &FetchOptions,
@@ -134,16 +159,14 @@ impl Fetcher {
         spool: Arc<Spool>,
         blobs: Vec<Wanted>,
     ) -> Result<Fetcher> {
+        if resolved.image.transport == Transport::Registry {
+            return Fetcher::own(opts, vec![endpoints], spool, blobs);
+        }
         let (ask, asked) = tokio::sync::mpsc::unbounded_channel();
         let hears = spool.clone();
         let say = move |word| hears.hear(word);
-        let dir = spool.dir()?;
-        if resolved.image.transport == Transport::Registry {
-            tokio::spawn(http::serve(order(opts, endpoints, blobs), dir, say, asked));
-        } else {
-            let (resolved, opts) = (resolved.clone(), opts.clone());
-            tokio::spawn(async move { local::serve(&resolved, &opts, blobs, dir, say, asked).await });
-        }
+        let (dir, resolved, opts) = (spool.dir()?, resolved.clone(), opts.clone());
+        tokio::spawn(async move { local::serve(&resolved, &opts, blobs, dir, say, asked).await });
         Ok(Fetcher { spool, ask: Some(ask), child: None })
     }
 
@@ -172,11 +195,16 @@ impl Drop for Fetcher {
     }
 }
 
-fn order(opts: &FetchOptions, endpoints: Vec<Endpoint>, blobs: Vec<Wanted>) -> Order {
+/// How many blobs are fetched at a time.
+pub(super) fn connections(opts: &FetchOptions) -> NonZeroU32 {
+    opts.connections.unwrap_or(CONNECTIONS)
+}
+
+fn order(opts: &FetchOptions, sources: Vec<Vec<Endpoint>>, blobs: Vec<Wanted>) -> Order {
     Order {
-        endpoints,
+        sources,
         blobs,
-        connections: opts.connections.unwrap_or(CONNECTIONS),
+        connections: connections(opts),
         rate_limit: opts.rate_limit,
         patience: opts.patience,
     }
@@ -202,8 +230,13 @@ pub(super) async fn endpoints_of(cx: &Cx, image: &ImageRef, opts: &FetchOptions)
         registries_conf: opts.registries.as_deref(),
         helpers: None,
         insecure: opts.insecure,
+        cert_dir: opts.cert_dir.as_deref(),
     };
-    registries::endpoints(cx, &sources, image).await
+    let mut endpoints = registries::endpoints(cx, &sources, image).await?;
+    if opts.secure {
+        endpoints.iter_mut().for_each(|endpoint| endpoint.insecure = false);
+    }
+    Ok(endpoints)
 }
 
 /// Who the spool belongs to; `None` is this process's own user.

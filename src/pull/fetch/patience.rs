@@ -1,5 +1,8 @@
 //! When a failed transfer is tried again.
 
+use crate::model::Result;
+use crate::pull::pulse;
+use crate::sys::skopeo::may_pass;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -34,6 +37,24 @@ impl Patience {
     /// For a question that somebody waits for the answer of.
     pub(in crate::pull) fn short(self) -> Patience {
         Patience { tries: self.tries.min(3), ..self }
+    }
+
+    /// Asks again as long as the failure is one that may pass, for a question that somebody waits for the answer of.
+    pub async fn again<T, F: Future<Output = Result<T>>>(self, ask: impl Fn() -> F) -> Result<T> {
+        let patience = self.short();
+        let mut tries = 0;
+        loop {
+            let error = match ask().await {
+                // Skopeo waits by itself for a registry that asks to slow down.
+                Err(error) if may_pass(&error) => error,
+                outcome => return outcome,
+            };
+            tries += 1;
+            let Some(wait) = patience.wait(tries, None, dice()) else { return Err(error) };
+            tracing::debug!(error = %error.chain(), "asking again");
+            tokio::time::sleep(wait).await;
+            pulse::tick();
+        }
     }
 
     /// How long to wait after so many tries, the first of which is 1; `None` to give up. `asked` is what the registry

@@ -188,7 +188,7 @@ impl Blob {
             match &state.end {
                 Some(Ok(())) => return Ok(0),
                 // Every reader of it says the same.
-                Some(Err(error)) => return Err(io::Error::other(copy(error))),
+                Some(Err(error)) => return Err(io::Error::other(error.again())),
                 None => {}
             }
             states = self.spool.grown.wait(states).expect("no holder of this lock panics");
@@ -224,14 +224,6 @@ fn open_file(dir: &OwnedFd, name: &str) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("the spool has no such file")) }
 }
 
-/// The same error once more. Errors hold their cause and cannot be cloned.
-fn copy(error: &Error) -> Error {
-    let mut copy = Error::new(error.kind, error.chain());
-    copy.hint.clone_from(&error.hint);
-    copy.details.clone_from(&error.details);
-    copy
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,6 +236,7 @@ mod tests {
             digest: Digest::of(&size.to_le_bytes()),
             size: *size,
             exact: true,
+            source: 0,
         });
         Spool::prepare(dir, None, blobs.collect(), Arc::new(|_| {})).unwrap()
     }

@@ -103,6 +103,8 @@ pub struct Sources<'a> {
     pub helpers: Option<&'a OsStr>,
     /// Whether all endpoints are insecure, whatever the files say.
     pub insecure: bool,
+    /// A directory below the root with the certificates for whatever host, in place of the system's for each.
+    pub cert_dir: Option<&'a str>,
 }
 
 /// Returns where an image is to be had, in the order to try: mirrors first. Never none.
@@ -122,7 +124,7 @@ pub async fn endpoints(cx: &Cx, sources: &Sources<'_>, image: &ImageRef) -> Resu
     for place in places {
         let (host, repository) = place.name.split_once('/').expect("a place has a host and a repository");
         let credentials = credentials(cx, sources, &conf, auth.as_ref(), &place.name).await?;
-        let (authorities, certificates) = certificates(&root, host)?;
+        let (authorities, certificates) = certificates(&root, sources.cert_dir, host)?;
         endpoints.push(Endpoint {
             host: if host == HUB.0 { HUB.1 } else { host }.to_owned(),
             repository: repository.to_owned(),
@@ -275,9 +277,16 @@ async fn ask_helper(cx: &Cx, sources: &Sources<'_>, helper: &str, registry: &str
 }
 
 /// The authorities for a host, and the certificates for us, as containers-certs.d(5) has them.
-fn certificates(root: &RootDir, host: &str) -> Result<(Vec<Vec<u8>>, Vec<ClientCertificate>)> {
+fn certificates(
+    root: &RootDir,
+    instead: Option<&str>,
+    host: &str,
+) -> Result<(Vec<Vec<u8>>, Vec<ClientCertificate>)> {
     let (mut authorities, mut certificates) = (Vec::new(), Vec::new());
-    let dirs = CERTIFICATES.map(|dir| format!("{dir}/{host}"));
+    let dirs = match instead {
+        Some(dir) => vec![dir.trim_start_matches('/').to_owned()],
+        None => CERTIFICATES.map(|dir| format!("{dir}/{host}")).to_vec(),
+    };
     let mut dir = None;
     for candidate in &dirs {
         if optional(root.open_optional(candidate), candidate)?.flatten().is_some() {
@@ -285,7 +294,11 @@ fn certificates(root: &RootDir, host: &str) -> Result<(Vec<Vec<u8>>, Vec<ClientC
             break;
         }
     }
-    let Some(dir) = dir else { return Ok((authorities, certificates)) };
+    let Some(dir) = dir else {
+        let Some(missing) = instead else { return Ok((authorities, certificates)) };
+        let why = format!("{}: there is no such directory", reading(missing));
+        return Err(Error::new(ErrorKind::InvalidArgument, why).hint("see containers-certs.d(5)"));
+    };
     let names = names(root, dir)?;
     let read = |name: &str| {
         let path = format!("{dir}/{name}");

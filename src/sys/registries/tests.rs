@@ -28,7 +28,14 @@ impl Host {
     }
 
     fn sources(&self) -> Sources<'_> {
-        Sources { root: &self.root, auth_file: None, registries_conf: None, helpers: None, insecure: false }
+        Sources {
+            root: &self.root,
+            auth_file: None,
+            registries_conf: None,
+            helpers: None,
+            insecure: false,
+            cert_dir: None,
+        }
     }
 }
 
