@@ -99,4 +99,6 @@ install:
 	install -D -m 644 "$$d/completions/_osctl" $(ROOT)/share/zsh/site-functions/_osctl && \
 	install -D -m 644 "$$d/completions/osctl.fish" $(ROOT)/share/fish/vendor_completions.d/osctl.fish
 	install -d $(ROOT)/lib/osctl
-	ln -sfn /sysroot/ostree/osctl/storage $(ROOT)/lib/osctl/storage
+	ln -sfn /run/osctl/storage $(ROOT)/lib/osctl/storage
+	mkdir -p $(ROOT)/lib/bootc
+	[ -L $(ROOT)/lib/bootc/storage ] || ln -s /run/osctl/storage $(ROOT)/lib/bootc/storage

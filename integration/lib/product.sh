@@ -57,9 +57,11 @@ start_daemon() {
   }
 }
 
-# podman looking into the store of bound images of a sysroot, from outside.
+# podman with the bound images of what a sysroot will boot, from outside.
 bound_podman() {
-  local sysroot=$1
+  local sysroot=$1 key
   shift
-  podman --root "$sysroot/ostree/osctl/storage" --runroot "$WORK/podman-run" --storage-driver overlay "$@"
+  key=$(sed -n 's/^bound-set=//p' "$(default_deployment "$sysroot").origin")
+  podman --root "$WORK/podman-own" --runroot "$WORK/podman-run" --storage-driver overlay \
+    --storage-opt "additionalimagestore=$sysroot/ostree/osctl/views/$key" "$@"
 }

@@ -8,6 +8,7 @@ use crate::model::Result;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
 use crate::model::image::Digest;
 use crate::model::plan::{Kind, Layer, Part};
+use crate::pull::Patience;
 use futures_util::StreamExt;
 use std::collections::BTreeSet;
 
@@ -28,13 +29,14 @@ pub async fn estimate(
     specs: &[BoundSpec],
     keep: &BoundSet,
     skopeo: &Skopeo,
+    patience: Patience,
     store: Option<&Store>,
 ) -> Result<Vec<(BoundSpec, Result<Planned>)>> {
     let layers = store.map(Store::layers).transpose()?.unwrap_or_default();
     let (layers, store) = (&layers, store);
     let found = futures_util::stream::iter(specs).map(|spec| async move {
         let kept = keep.images.iter().find(|i| i.spec == *spec).map(|i| i.digest.clone());
-        let one = one(cx, spec, kept, skopeo, store, layers).await;
+        let one = one(cx, spec, kept, (skopeo, patience), store, layers).await;
         (spec.clone(), one.map_err(|cause| failed(spec, "resolved", cause)))
     });
     let found: Vec<_> = found.buffered(PARALLEL).collect().await;
@@ -46,17 +48,17 @@ async fn one(
     cx: &Cx,
     spec: &BoundSpec,
     kept: Option<Digest>,
-    skopeo: &Skopeo,
+    (skopeo, patience): (&Skopeo, Patience),
     store: Option<&Store>,
     layers: &BTreeSet<Digest>,
 ) -> Result<Planned> {
     let (digest, manifest) = match kept {
         Some(digest) => (digest, None),
-        None => look(cx, spec, skopeo).await?,
+        None => look(cx, spec, skopeo, patience).await?,
     };
     let image = BoundImage { spec: spec.clone(), digest };
     let stored = match store {
-        Some(store) => store.complete(cx, &image).await?,
+        Some(store) => store.complete(&image)?,
         None => None,
     };
     let whole = stored.is_some();
@@ -64,7 +66,7 @@ async fn one(
         Some(manifest) => manifest,
         None => {
             let reference = spec.reference.pinned(&image.digest);
-            skopeo.manifest(cx, &BoundSpec { reference, ..spec.clone() }).await?
+            skopeo.manifest(cx, &BoundSpec { reference, ..spec.clone() }, patience).await?
         }
     };
     let mut blobs = blobs(&manifest);

@@ -4,54 +4,86 @@
 //! parent is a layer of ours. That image has to stay, whatever the deployments need. Only root's store is looked at: the
 //! stores of other users are theirs, and cannot be listed reliably.
 
+use super::graph::{self, DRIVERS};
+use crate::engine::cx::Cx;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
-use crate::model::{Context, ErrorKind, Result};
+use crate::model::{Context, Error, ErrorKind, Result};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// containers-storage's drivers that share layers between stores.
-const DRIVERS: [&str; 2] = ["overlay", "vfs"];
 /// Where podman keeps its store unless storage.conf(5) says otherwise.
 const GRAPH_ROOT: &str = "var/lib/containers/storage";
 
-#[derive(Deserialize)]
-struct Layer {
-    id: String,
-    #[serde(default)]
-    parent: String,
+/// How long somebody else may hold the lock of root's own store: unpacking a large layer takes long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Root's own store, the administrator's.
+#[derive(Debug)]
+pub struct Own {
+    graph: PathBuf,
+    /// The locks of its layers: whoever makes a container takes one of them.
+    locks: Vec<File>,
 }
 
-#[derive(Deserialize)]
-struct Image {
-    #[serde(default)]
-    names: Vec<String>,
-    #[serde(default)]
-    layer: String,
-}
-
-/// The images of the store below `ours` that layers of root's own store stand on, as a set to keep.
-pub fn in_use(config_root: &Path, ours: &Path) -> Result<BoundSet> {
-    let own = graph_root(config_root);
-    let mut parents = BTreeSet::new();
-    for driver in DRIVERS {
-        let layers: Vec<Layer> = load(&own.join(format!("{driver}-layers/layers.json")))?;
-        parents.extend(layers.into_iter().map(|l| l.parent));
+impl Own {
+    /// The store as it is now. It may change while it is looked at.
+    pub fn at(config_root: &Path) -> Own {
+        Own { graph: graph_root(config_root), locks: Vec::new() }
     }
-    let mut images = Vec::new();
-    for driver in DRIVERS {
-        let layers: Vec<Layer> = load(&ours.join(format!("{driver}-layers/layers.json")))?;
-        let below: BTreeMap<String, String> = layers.into_iter().map(|l| (l.id, l.parent)).collect();
-        for image in load::<Image>(&ours.join(format!("{driver}-images/images.json")))? {
-            let mut chain =
-                std::iter::successors(Some(&image.layer), |id| below.get(*id)).take(below.len() + 1);
-            if chain.any(|id| parents.contains(id)) {
-                images.extend(image.names.iter().filter_map(|name| named(name)));
+
+    /// The store, in which nobody makes a container until this is dropped. Fails with `Busy` if somebody is about to for long.
+    pub async fn lock(cx: &Cx, config_root: &Path) -> Result<Own> {
+        let mut own = Own::at(config_root);
+        let until = Instant::now() + PATIENCE;
+        for driver in DRIVERS {
+            let path = own.graph.join(format!("{driver}-layers/layers.lock"));
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e).doing_with(|| format!("opening {}", path.display())),
+            };
+            // As containers-storage takes it: fcntl(2), of the whole file.
+            while let Err(error) = fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {
+                cx.checkpoint()?;
+                if !matches!(error, Errno::AGAIN | Errno::ACCESS) {
+                    return Err(error).doing_with(|| format!("locking {}", path.display()));
+                }
+                if Instant::now() >= until {
+                    let why = format!("{} is being written; no bound image was removed", own.graph.display());
+                    return Err(Error::new(ErrorKind::Busy, why));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            own.locks.push(file);
+        }
+        Ok(own)
+    }
+
+    /// The images of the store below `ours` that layers of this one stand on, as a set to keep.
+    pub fn uses(&self, ours: &Path) -> Result<BoundSet> {
+        let mut parents = BTreeSet::new();
+        for driver in DRIVERS {
+            parents.extend(graph::layers(&self.graph, driver)?.into_iter().map(|l| l.parent));
+        }
+        let mut images = Vec::new();
+        for driver in DRIVERS {
+            let layers = graph::layers(ours, driver)?;
+            let below: BTreeMap<String, String> = layers.into_iter().map(|l| (l.id, l.parent)).collect();
+            for image in graph::images(ours, driver)? {
+                let mut chain =
+                    std::iter::successors(Some(&image.layer), |id| below.get(*id)).take(below.len() + 1);
+                if chain.any(|id| parents.contains(id)) {
+                    images.extend(image.names.iter().filter_map(|name| named(name)));
+                }
             }
         }
+        Ok(BoundSet { images })
     }
-    Ok(BoundSet { images })
 }
 
 /// An image by the name `repository@digest`, which every image of our store has.
@@ -75,17 +107,5 @@ fn graph_root(config_root: &Path) -> PathBuf {
     match conf.and_then(|c| c.storage).and_then(|s| s.graphroot) {
         Some(path) => config_root.join(path.strip_prefix("/").unwrap_or(&path)),
         None => config_root.join(GRAPH_ROOT),
-    }
-}
-
-/// The entries of one of containers-storage's lists; none where it was never written.
-pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    match std::fs::read(path) {
-        Ok(bytes) if bytes.is_empty() => Ok(Vec::new()),
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).kind(ErrorKind::Corrupt, format!("decoding {}", path.display()))
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(e).doing_with(|| format!("reading {}", path.display())),
     }
 }

@@ -3,28 +3,34 @@
 //! What lies on disk, below the state directory `<sysroot>/ostree/osctl`:
 //!
 //! ```text
-//! bound/<commit>.json     the set that a deployment was staged with
-//! storage/                containers-storage graph root: podman's additional image store
+//! bound/<key>.json        the set that a deployment was staged with
+//! bound-spool/<digest>    blobs of images that are not in the store yet
+//! storage/                containers-storage graph root: all images of all deployments
 //! storage-index/<hash>    one file per image: which one it is and whether it is complete
+//! views/<key>/            the images of one set as podman finds them: its additional image store
 //! tmp/                    run root and scratch space of skopeo
 //! ```
 
 mod discover;
 mod estimate;
+mod graph;
 mod in_use;
+mod layout;
 mod lint;
 mod pull;
 mod record;
 mod resolve;
 mod skopeo;
 mod store;
+mod view;
 
 pub use discover::{declared, discover};
 pub use estimate::{Planned, estimate};
-pub use in_use::in_use;
+pub use in_use::Own;
 pub use lint::lint_path;
-pub use pull::{pull_all, verify_present};
+pub use pull::{IMPORTS, pull_all, verify_present};
 pub use record::{prune_records, record, recorded};
-pub use resolve::{PARALLEL, Resolved, resolve};
+pub use resolve::{Resolved, resolve};
 pub use skopeo::Skopeo;
 pub use store::{Store, collect};
+pub use view::{present, present_to_bootc};

@@ -2,11 +2,12 @@
 
 use crate::engine::cx::Cx;
 use crate::model::bound::BoundSpec;
-use crate::model::image::{Digest, ImageRef};
+use crate::model::image::Digest;
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::pull::{FetchOptions, Patience};
 use crate::sys::scratch::Scratch;
 use crate::sys::skopeo::{options, reason};
-use crate::sys::{auth, policy, process};
+use crate::sys::{auth, process};
 use cap_std_ext::cap_std::fs::Dir;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -59,24 +60,14 @@ impl Skopeo {
     pub(super) async fn run<S: AsRef<OsStr>>(
         &self,
         cx: &Cx,
-        trust: Trust<'_>,
+        trust: Trust,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Vec<u8>> {
         // Lives until skopeo has ended, and takes along what it left.
         let scratch = Scratch::below(&self.tmp)?;
         let mut command = Command::new("skopeo");
         command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", scratch.path());
-        let mut policy = auth::policy(&self.config_root);
-        if let Trust::Policy(Some((image, digest))) = trust {
-            let path = policy.as_deref().unwrap_or(Path::new(policy::SYSTEM));
-            // An unreadable policy is skopeo's to complain about.
-            let text = std::fs::read(path).ok().and_then(|text| policy::by_digest(&text, image, digest));
-            if let Some(text) = text {
-                let path = scratch.path().join("policy.json");
-                std::fs::write(&path, text).doing("writing a policy for skopeo")?;
-                policy = Some(path);
-            }
-        }
+        let policy = auth::policy(&self.config_root);
         let lookaside = auth::lookaside(&self.config_root);
         command.args(options(policy.as_deref(), self.registries().map(Path::new), lookaside.as_deref()));
         if matches!(trust, Trust::Verified) {
@@ -98,11 +89,36 @@ impl Skopeo {
             // Without either, skopeo looks for files of its own, such as root's.
             None => options.push(format!("--{prefix}no-creds")),
         }
+        if let Some(dir) = &spec.cert_dir {
+            let dir = auth::host_path(&self.config_root).join(dir.trim_start_matches('/'));
+            options.push(format!("--{prefix}cert-dir={}", dir.display()));
+        }
         options
     }
 
-    /// The manifest of an image in a registry, byte for byte.
-    pub(super) async fn manifest(&self, cx: &Cx, spec: &BoundSpec) -> Result<Vec<u8>> {
+    /// skopeo's global options for the platform that is asked for.
+    pub(super) fn platform_options(spec: &BoundSpec) -> Vec<String> {
+        let option = |(key, value): (&str, &str)| format!("--override-{key}={value}");
+        spec.platform().into_iter().map(option).collect()
+    }
+
+    /// How the pull engine reaches the image, beside what counts for all images.
+    pub(super) fn fetch_options(&self, spec: &BoundSpec, all: &FetchOptions) -> FetchOptions {
+        FetchOptions {
+            auth_file: auth::find_auth(&self.config_root, spec.auth_file.as_deref()),
+            insecure: spec.tls_verify == Some(false),
+            secure: spec.tls_verify == Some(true),
+            cert_dir: spec.cert_dir.clone(),
+            ..all.clone()
+        }
+    }
+
+    /// The manifest of an image in a registry, byte for byte; asked for again as long as the trouble may pass.
+    pub(super) async fn manifest(&self, cx: &Cx, spec: &BoundSpec, patience: Patience) -> Result<Vec<u8>> {
+        patience.again(|| self.ask_manifest(cx, spec)).await
+    }
+
+    async fn ask_manifest(&self, cx: &Cx, spec: &BoundSpec) -> Result<Vec<u8>> {
         let mut args = vec!["inspect".into(), "--raw".into()];
         args.extend(self.registry_options(spec, ""));
         // skopeo refuses references with both a tag and a digest; the digest says it all.
@@ -111,17 +127,16 @@ impl Skopeo {
             None => spec.reference.clone(),
         };
         args.push(reference.to_string());
-        self.run(cx, Trust::Policy(None), args).await
+        self.run(cx, Trust::Policy, args).await
     }
 }
 
 /// Whose word is taken for an image.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Trust<'a> {
-    /// The signature policy's; with the reference that was asked for, where it is fetched by this digest.
-    Policy(Option<(&'a ImageRef, &'a Digest)>),
-    /// Ours: the image is in our store, where it came through the policy, and is named by its digest. A policy may well
-    /// reject everything local.
+pub(super) enum Trust {
+    /// The signature policy's.
+    Policy,
+    /// Ours: the image came through the policy, and is named by its digest. A policy may well reject everything local.
     Verified,
 }
 
@@ -152,8 +167,11 @@ pub(super) fn failed(spec: &BoundSpec, verb: &str, cause: Error) -> Error {
 
 /// A platform instance of a manifest list, or the manifest itself.
 ///
-/// Returns its digest, given the bytes that the registry sent for the reference.
-pub(super) fn instance(manifest: &[u8], architecture: &str) -> Result<Digest> {
+/// Returns its digest, given the bytes that the registry sent for the reference. What the spec does not ask for is that of
+/// this machine.
+pub(super) fn instance(manifest: &[u8], spec: &BoundSpec) -> Result<Digest> {
+    let architecture = spec.arch.as_deref().unwrap_or(architecture());
+    let os = spec.os.as_deref().unwrap_or("linux");
     #[derive(serde::Deserialize)]
     struct Platform {
         architecture: String,
@@ -176,7 +194,8 @@ pub(super) fn instance(manifest: &[u8], architecture: &str) -> Result<Digest> {
     let mut fitting: Vec<(&str, &Digest)> = entries
         .iter()
         .filter_map(|e| e.platform.as_ref().map(|p| (p, &e.digest)))
-        .filter(|(p, _)| p.os == "linux" && p.architecture == architecture)
+        .filter(|(p, _)| p.os == os && p.architecture == architecture)
+        .filter(|(p, _)| spec.variant.as_ref().is_none_or(|variant| p.variant == *variant))
         .map(|(p, digest)| (p.variant.as_str(), digest))
         .collect();
     // No variant is the baseline of the architecture; v8 is arm64's baseline, too.
@@ -188,9 +207,10 @@ pub(super) fn instance(manifest: &[u8], architecture: &str) -> Result<Digest> {
             .filter(|p| p != "unknown/unknown")
             .collect();
         have.dedup();
+        let variant = spec.variant.iter().map(|variant| format!("/{variant}")).collect::<String>();
         Error::new(
             ErrorKind::Unsupported,
-            format!("there is no image for linux/{architecture}, only for {}", have.join(", ")),
+            format!("there is no image for {os}/{architecture}{variant}, only for {}", have.join(", ")),
         )
     })
 }
@@ -242,10 +262,14 @@ mod tests {
                 .collect();
             serde_json::to_vec(&serde_json::json!({"schemaVersion": 2, "manifests": entries})).unwrap()
         };
+        let on = |arch: &str| BoundSpec {
+            arch: Some(arch.into()),
+            ..BoundSpec::new("r.io/x:1".parse().unwrap(), "/etc/x.toml")
+        };
         let two = list(&[("windows", "amd64", ""), ("linux", "arm64", "v8"), ("linux", "amd64", "")]);
-        assert_eq!(instance(&two, "amd64").unwrap(), Digest::of(&[2]));
-        assert_eq!(instance(&two, "arm64").unwrap(), Digest::of(&[1]));
-        let error = instance(&two, "s390x").unwrap_err();
+        assert_eq!(instance(&two, &on("amd64")).unwrap(), Digest::of(&[2]));
+        assert_eq!(instance(&two, &on("arm64")).unwrap(), Digest::of(&[1]));
+        let error = instance(&two, &on("s390x")).unwrap_err();
         assert_eq!(
             (error.kind, error.to_string().as_str()),
             (
@@ -254,8 +278,12 @@ mod tests {
             )
         );
         let variants = list(&[("linux", "amd64", "v3"), ("linux", "amd64", "")]);
-        assert_eq!(instance(&variants, "amd64").unwrap(), Digest::of(&[1]));
+        assert_eq!(instance(&variants, &on("amd64")).unwrap(), Digest::of(&[1]));
+        let third = BoundSpec { variant: Some("v3".into()), ..on("amd64") };
+        assert_eq!(instance(&variants, &third).unwrap(), Digest::of(&[0]));
+        let windows = BoundSpec { os: Some("windows".into()), ..on("amd64") };
+        assert_eq!(instance(&two, &windows).unwrap(), Digest::of(&[0]));
         let plain = br#"{"schemaVersion":2,"layers":[]}"#;
-        assert_eq!(instance(plain, "amd64").unwrap(), Digest::of(plain));
+        assert_eq!(instance(plain, &on("amd64")).unwrap(), Digest::of(plain));
     }
 }

@@ -1,19 +1,20 @@
-//! The store of bound images: a containers-storage graph root that podman reads as an additional image store.
+//! The store of bound images: a containers-storage graph root, of which each deployment has a view ([`super::view`]).
 //!
-//! Every image has the name `repository@digest`, which never moves: two digests of one tag live side by side, and each
-//! is found by its digest. The name `repository:tag` is moved by [`Store::show`] alone, without any network.
+//! Every image has the name `repository@digest`, which never moves: two digests of one tag lie side by side.
 //!
 //! Whether an image is complete is not asked of containers-storage, which makes its index durable before the files that
 //! it speaks of: a power cut can leave an index with empty files. Our own index names an image as complete only after
 //! everything was synced.
 
-use super::in_use::load;
-use super::skopeo::{Skopeo, Trust, failed};
+use super::skopeo::{Skopeo, Trust};
+use super::view::{self, Views};
+use super::{graph, layout};
 use crate::engine::cx::Cx;
 use crate::model::bound::{BoundImage, BoundSet};
-use crate::model::image::{Digest, ImageRef, Transport};
-use crate::model::{Context, Error, ErrorKind, Result};
+use crate::model::image::Digest;
+use crate::model::{Context, Error, Result};
 use crate::sys::fs;
+use crate::sys::scratch::Scratch;
 use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
 use std::collections::BTreeSet;
@@ -30,11 +31,24 @@ const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
 #[derive(Debug)]
 pub struct Store {
     skopeo: Skopeo,
+    base: PathBuf,
     state: Dir,
     graph: PathBuf,
     driver: &'static str,
     /// containers-storage wants one; nothing of it outlives the process.
     run: TempDir,
+}
+
+/// What an image is put into the store from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blobs<'a> {
+    pub manifest: &'a [u8],
+    /// The list of manifests that its reference is pinned to.
+    pub list: Option<&'a [u8]>,
+    /// Where blobs lie that the store does not have.
+    pub spool: &'a Path,
+    /// The configuration and the layers.
+    pub blobs: &'a [Digest],
 }
 
 /// One entry of our index.
@@ -92,7 +106,7 @@ impl Store {
             .prefix("run-")
             .tempdir_in(skopeo.tmp())
             .doing("creating a run root for the image store")?;
-        Ok(Store { skopeo, state, graph, driver, run })
+        Ok(Store { skopeo, base, state, graph, driver, run })
     }
 
     /// The store of a sysroot, if there is one. Makes nothing of it that is not there.
@@ -104,7 +118,7 @@ impl Store {
         }
     }
 
-    /// The graph root, for podman's `additionalimagestores`.
+    /// The graph root. podman gets a view of it.
     pub fn graph_root(&self) -> &Path {
         &self.graph
     }
@@ -126,149 +140,100 @@ impl Store {
         )
     }
 
-    /// Whether the image is there, whole, and can be found by its digest.
-    pub async fn has(&self, cx: &Cx, digest: &Digest, reference: &ImageRef) -> Result<bool> {
-        let entry =
-            Entry { repository: reference.repository().to_owned(), digest: digest.clone(), complete: true };
-        let complete = self.read_entry(&entry.path())?.is_some_and(|e| e == entry);
-        Ok(complete && self.digest_of(cx, &entry.name()).await?.as_ref() == Some(digest))
+    /// Whether the image is there, whole.
+    pub fn has(&self, image: &BoundImage) -> Result<bool> {
+        Ok(self.complete(image)?.is_some())
     }
 
     /// The manifest of the image, if it is there and whole.
-    pub(super) async fn complete(&self, cx: &Cx, image: &BoundImage) -> Result<Option<Vec<u8>>> {
+    pub(super) fn complete(&self, image: &BoundImage) -> Result<Option<Vec<u8>>> {
         let entry = Entry { complete: true, ..Entry::of(image) };
         if self.read_entry(&entry.path())?.as_ref() != Some(&entry) {
             return Ok(None);
         }
-        Ok(self.manifest(cx, &entry.name()).await?.filter(|m| Digest::of(m) == image.digest))
+        let images = graph::images(&self.graph, self.driver)?;
+        let Some(found) = view::find(&images, image) else { return Ok(None) };
+        let path = graph::data(&self.graph, self.driver, &found.id, &graph::key_of(&image.digest));
+        let manifest = match std::fs::read(&path) {
+            Ok(manifest) => manifest,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).doing_with(|| format!("reading {}", path.display())),
+        };
+        let layers = graph::layers(&self.graph, self.driver)?;
+        let whole = found.layer.is_empty() || layers.iter().any(|layer| layer.id == found.layer);
+        Ok(Some(manifest).filter(|manifest| whole && Digest::of(manifest) == image.digest))
     }
 
     /// The blobs of the layers that are there, of whole images and of others.
     pub(super) fn layers(&self) -> Result<BTreeSet<Digest>> {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        struct Layer {
-            #[serde(default)]
-            compressed_diff_digest: String,
-            #[serde(default)]
-            diff_digest: String,
-        }
-        let layers: Vec<Layer> = load(&self.graph.join(format!("{0}-layers/layers.json", self.driver)))?;
+        let layers = graph::layers(&self.graph, self.driver)?;
         let digests = layers.into_iter().flat_map(|l| [l.compressed_diff_digest, l.diff_digest]);
-        Ok(digests.filter_map(|digest| digest.parse().ok()).collect())
+        Ok(digests.flatten().filter_map(|digest| digest.parse().ok()).collect())
     }
 
-    /// The digest that a name means in this store; `None` if it means nothing.
-    pub async fn digest_of(&self, cx: &Cx, name: &str) -> Result<Option<Digest>> {
-        Ok(self.manifest(cx, name).await?.map(|m| Digest::of(&m)))
-    }
-
-    async fn manifest(&self, cx: &Cx, name: &str) -> Result<Option<Vec<u8>>> {
-        match self.skopeo.run(cx, Trust::Verified, ["inspect", "--raw", &self.location(name)]).await {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(e) if e.kind == ErrorKind::Cancelled => Err(e),
-            Err(e)
-                if ["does not resolve to an image", "image not known", "does not exist"]
-                    .iter()
-                    .any(|t| e.to_string().contains(t)) =>
-            {
-                Ok(None)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Fetches the image unless it is there already.
+    /// Puts an image into the store: of its blobs those that the store does not have lie in the spool.
     ///
-    /// Afterwards it is found by digest, and by its tag if the tag meant nothing before: a tag that units of the running
-    /// system may use is moved only by [`Store::show`]. Fails with `BoundImageFailed`.
-    pub async fn pull(&self, cx: &Cx, image: &BoundImage) -> Result<()> {
-        self.fetch(cx, image).await.map_err(|cause| failed(&image.spec, "pulled", cause))
+    /// `list` is the list of manifests that the reference is pinned to, if it is to one. An error is skopeo's reason, not
+    /// yet what it is for.
+    pub(super) async fn import(&self, cx: &Cx, image: &BoundImage, from: &Blobs<'_>) -> Result<()> {
+        let mut entry = Entry::of(image);
+        self.write_entry(&entry)?;
+        self.copy(cx, image, from, &entry.name(), from.manifest, &[]).await?;
+        if let Some(list) = from.list {
+            // podman must find the image by the list's digest as well.
+            let name = format!("{}@{}", entry.repository, Digest::of(list));
+            self.copy(cx, image, from, &name, list, &[from.manifest]).await?;
+        }
+        self.sync()?;
+        entry.complete = true;
+        self.write_entry(&entry)
     }
 
-    async fn fetch(&self, cx: &Cx, image: &BoundImage) -> Result<()> {
-        let reference = &image.spec.reference;
-        if !self.has(cx, &image.digest, reference).await? {
-            let mut entry = Entry::of(image);
-            self.write_entry(&entry)?;
-            self.copy(cx, image, &entry.name(), &entry.name()).await?;
-            if let Some(list) = reference.digest().filter(|d| *d != image.digest) {
-                // Pinned to a manifest list: podman must find the image by the list's digest as well.
-                let name = format!("{}@{list}", entry.repository);
-                self.copy(cx, image, &name, &name).await?;
-            }
-            self.sync()?;
-            entry.complete = true;
-            self.write_entry(&entry)?;
-        }
-        match visible_name(reference) {
-            Some(name) if self.digest_of(cx, &name).await?.is_none() => {
-                self.name(cx, image, &name).await?;
-                self.sync()
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn copy(&self, cx: &Cx, image: &BoundImage, from: &str, to: &str) -> Result<()> {
-        let mut args = vec!["copy".to_owned(), "--quiet".into(), "--preserve-digests".into()];
-        args.extend(self.skopeo.registry_options(&image.spec, "src-"));
-        args.push(format!("{}{from}", Transport::Registry.prefix()));
-        args.push(self.location(to));
-        let trust = Trust::Policy(Some((&image.spec.reference, &image.digest)));
-        self.skopeo.run(cx, trust, args).await.map(drop)
-    }
-
-    /// Makes `repository:tag` of every image mean the digest of this set. Needs no network.
-    ///
-    /// To be called when the set's deployment is the one that runs or, on a sysroot that is not booted, the one that will
-    /// be. Images that are missing (`prefetch`) are left out. Returns the names that moved.
-    pub async fn show(&self, cx: &Cx, set: &BoundSet) -> Result<Vec<String>> {
-        let mut moved = Vec::new();
-        for image in &set.images {
-            let Some(name) = visible_name(&image.spec.reference) else { continue };
-            if !self.has(cx, &image.digest, &image.spec.reference).await?
-                || self.digest_of(cx, &name).await?.as_ref() == Some(&image.digest)
-            {
-                continue;
-            }
-            self.name(cx, image, &name).await?;
-            moved.push(name);
-        }
-        if !moved.is_empty() {
-            self.sync()?;
-        }
-        Ok(moved)
-    }
-
-    /// Gives an image of the store another name.
-    ///
-    /// skopeo has no such verb, podman may be missing, and a copy from the store to itself fails on `--preserve-digests`.
-    /// A copy from an OCI layout that holds the manifest and the configuration, and none of the layers, works: the layers
-    /// are found in the store by their digests.
-    async fn name(&self, cx: &Cx, image: &BoundImage, name: &str) -> Result<()> {
-        let location = self.location(&Entry::of(image).name());
-        let manifest = self.skopeo.run(cx, Trust::Verified, ["inspect", "--raw", &location]).await?;
-        let config =
-            self.skopeo.run(cx, Trust::Verified, ["inspect", "--config", "--raw", &location]).await?;
-        let parsed: serde_json::Value = serde_json::from_slice(&manifest)
-            .kind(ErrorKind::Corrupt, format!("the manifest of {location} is damaged"))?;
-        let media_type = parsed["mediaType"].as_str().unwrap_or("application/vnd.oci.image.manifest.v1+json");
-        let index = serde_json::json!({"schemaVersion": 2, "manifests": [
-            {"mediaType": media_type, "digest": image.digest, "size": manifest.len()}]});
-        let layout =
-            tempfile::tempdir_in(self.skopeo.tmp()).doing("creating a directory for renaming an image")?;
-        let dir = Dir::open_ambient_dir(layout.path(), ambient_authority()).doing("opening it")?;
-        let write = |path: &str, bytes: &[u8]| dir.write(path, bytes);
-        dir.create_dir_all("blobs/sha256")
-            .and_then(|()| write(&format!("blobs/sha256/{}", Digest::of(&config).hex()), &config))
-            .and_then(|()| write(&format!("blobs/sha256/{}", Digest::of(&manifest).hex()), &manifest))
-            .and_then(|()| write("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#))
-            .and_then(|()| write("index.json", index.to_string().as_bytes()))
-            .doing("writing a layout for renaming an image")?;
-        let from = format!("oci:{}", layout.path().display());
-        let args = ["copy", "--quiet", "--preserve-digests", &from, &self.location(name)];
+    /// Copies from a layout of what is there; layers that are not, are found in the store by their digests.
+    async fn copy(
+        &self,
+        cx: &Cx,
+        image: &BoundImage,
+        from: &Blobs<'_>,
+        name: &str,
+        manifest: &[u8],
+        beside: &[&[u8]],
+    ) -> Result<()> {
+        let scratch = Scratch::below(self.skopeo.tmp())?;
+        layout::write(scratch.path(), manifest, beside, from.spool, from.blobs)?;
+        let mut args = Skopeo::platform_options(&image.spec);
+        args.extend(["copy".to_owned(), "--quiet".into(), "--preserve-digests".into()]);
+        args.push(format!("oci:{}", scratch.path().display()));
+        args.push(self.location(name));
         self.skopeo.run(cx, Trust::Verified, args).await.map(drop)
+    }
+
+    fn views(&self) -> Views<'_> {
+        Views { state: &self.base, graph: &self.graph, driver: self.driver }
+    }
+
+    /// Where podman finds the images of a set, once [`Store::publish`] has made it.
+    pub fn view(&self, key: &str) -> PathBuf {
+        self.views().path(key)
+    }
+
+    /// Makes the view of a set durable: afterwards podman finds its images there, by digest and by tag, without a network.
+    ///
+    /// Images that are missing (`prefetch`) are left out. `kept` are images that containers of the administrator stand on.
+    /// Returns whether there was anything to do.
+    pub fn publish(&self, key: &str, set: &BoundSet, kept: &BoundSet) -> Result<bool> {
+        let mut here = Vec::new();
+        for image in &set.images {
+            if self.has(image)? {
+                here.push(image.clone());
+            }
+        }
+        self.views().make(key, &BoundSet { images: here }, kept)
+    }
+
+    /// Removes the views of all sets but these.
+    pub fn prune_views(&self, keep: &[&str]) -> Result<()> {
+        self.views().prune(keep)
     }
 
     /// Makes everything in the store durable: skopeo does not sync the files of layers.
@@ -300,14 +265,6 @@ impl Store {
         found.sort();
         Ok(found)
     }
-
-    /// The digest of an image's configuration, which is the image's id in the store; `None` if it is not there.
-    async fn id_of(&self, cx: &Cx, name: &str) -> Result<Option<String>> {
-        let Some(manifest) = self.manifest(cx, name).await? else { return Ok(None) };
-        let parsed: serde_json::Value = serde_json::from_slice(&manifest)
-            .kind(ErrorKind::Corrupt, format!("the manifest of {name} is damaged"))?;
-        Ok(parsed["config"]["digest"].as_str().map(str::to_owned))
-    }
 }
 
 /// Removes the images, by digest, that no kept set needs, and what broken pulls left behind.
@@ -320,19 +277,19 @@ pub async fn collect(cx: &Cx, store: &Store, keep: &[BoundSet]) -> Result<Vec<St
     if drop.is_empty() {
         return Ok(Vec::new());
     }
+    let images = graph::images(&store.graph, store.driver)?;
+    let id_of = |entry: &Entry| images.iter().find(|i| i.names.contains(&entry.name())).map(|i| i.id.clone());
     // One image of the store may have several names (another repository, another compression): it must stay as long as
     // one of them is needed.
-    let mut needed = BTreeSet::new();
-    for entry in &keep {
-        needed.extend(store.id_of(cx, &entry.name()).await?);
-    }
-    let mut gone = Vec::new();
+    let needed: BTreeSet<String> = keep.iter().filter_map(id_of).collect();
+    let (mut gone, mut gone_ids) = (Vec::new(), BTreeSet::new());
     for entry in drop {
         cx.checkpoint()?;
         let name = entry.name();
-        let id = store.id_of(cx, &name).await?;
-        if let Some(id) = &id
-            && !needed.contains(id)
+        let removed = |id: &String| gone_ids.contains(id);
+        if let Some(id) = id_of(&entry)
+            && !needed.contains(&id)
+            && !removed(&id)
         {
             // Not complete from now on: a crash in the middle of the removal must not leave it looking whole.
             store.write_entry(&Entry { complete: false, ..entry.clone() })?;
@@ -341,19 +298,13 @@ pub async fn collect(cx: &Cx, store: &Store, keep: &[BoundSet]) -> Result<Vec<St
                 .run(cx, Trust::Verified, ["delete", &store.location(&name)])
                 .await
                 .map_err(|e| Error::new(e.kind, format!("removing {name} from the image store")).source(e))?;
+            // With all its names.
+            gone_ids.insert(id);
         }
         fs::remove_durably(&store.state, entry.path())?;
         gone.push(name);
     }
     Ok(gone)
-}
-
-/// The name by which units ask for the image; `None` if they can only ask by digest.
-fn visible_name(reference: &ImageRef) -> Option<String> {
-    if reference.digest().is_some() {
-        return None;
-    }
-    Some(format!("{}:{}", reference.repository(), reference.tag().unwrap_or("latest")))
 }
 
 fn on_overlayfs(path: &Path) -> Result<bool> {

@@ -215,7 +215,7 @@ impl Env {
         let mut problems = Vec::new();
         if let Some(runs) = now.runs() {
             // After a boot, also into a rolled back deployment, the tags mean what it was staged with.
-            let shown = self.show_bound(cx, runs).await.err();
+            let shown = self.show_bound(runs).err();
             problems.extend(shown.map(|e| format!("bound images of {}: {}", runs.deployment.id, e.chain())));
         }
         if booted_anew {
@@ -236,21 +236,35 @@ impl Env {
             sets.push(set.ok_or_else(|| Error::new(ErrorKind::Corrupt, lost()))?);
         }
         let store = self.bound_store()?;
-        sets.push(bound::in_use(&self.layout.config_root, store.graph_root())?);
+        // Until everything is gone that shall go, no container can be made of it.
+        let own = bound::Own::lock(cx, &self.layout.config_root).await?;
+        let kept = own.uses(store.graph_root())?;
+        for (key, set) in keys.iter().zip(&sets) {
+            store.publish(key, set, &kept)?;
+        }
+        store.prune_views(&keys)?;
+        sets.push(kept);
         bound::collect(cx, &store, &sets).await?;
+        drop(own);
         bound::prune_records(journal.dir(), &keys)?;
         Ok(())
     }
 
-    /// Makes the tags of the store mean the bound set of this deployment. Without a network.
-    pub async fn show_bound(&self, cx: &Cx, entry: &Entry) -> Result<()> {
+    /// Lets podman find the bound set of the deployment that runs, and no other. Without a network.
+    pub fn show_bound(&self, entry: &Entry) -> Result<()> {
         let Some(key) = &entry.origin.bound_set else { return Ok(()) };
         let Some(set) = bound::recorded(self.journal()?.dir(), key)? else {
             return Err(Error::new(ErrorKind::Corrupt, "the record of its bound images is missing")
                 .hint("make it again with: osctl reconcile"));
         };
-        for name in self.bound_store()?.show(cx, &set).await? {
-            tracing::info!(name, "the tag now means the digest of this deployment");
+        let store = self.bound_store()?;
+        let kept = bound::Own::at(&self.layout.config_root).uses(store.graph_root())?;
+        store.publish(key, &set, &kept)?;
+        if entry.deployment.booted && bound::present(&self.layout.shown(), &store.view(key))? {
+            tracing::info!(set = key, "podman finds the bound images of this deployment");
+        }
+        if entry.deployment.booted {
+            bound::present_to_bootc(&self.layout.sysroot, &self.layout.shown())?;
         }
         Ok(())
     }

@@ -47,6 +47,16 @@ impl Layout {
     pub fn spool(&self) -> PathBuf {
         self.state.join("spool")
     }
+
+    /// Where blobs of bound images lie until the image is in the store.
+    pub fn bound_spool(&self) -> PathBuf {
+        self.state.join("bound-spool")
+    }
+
+    /// Where podman finds the bound images of what runs: `/usr/lib/osctl/storage` leads there.
+    pub fn shown(&self) -> PathBuf {
+        self.sysroot.join("run/osctl/storage")
+    }
 }
 
 /// Makes a sysroot to build in, if it is not there: one that nobody boots.

@@ -7,7 +7,8 @@ use osctl::bound::{Skopeo, Store, collect, pull_all, resolve, verify_present};
 use osctl::engine::cx::Cx;
 use osctl::model::ErrorKind;
 use osctl::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
-use std::path::Path;
+use osctl::pull::{FetchOptions, Patience, WORKER_ARG, Worker};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -33,19 +34,47 @@ impl Host {
     }
 
     async fn set(&self, specs: &[BoundSpec]) -> BoundSet {
-        let resolved =
-            resolve(&self.cx, specs, self.store.skopeo()).await.unwrap_or_else(|e| panic!("{}", e.chain()));
+        let resolved = resolve(&self.cx, specs, self.store.skopeo(), Patience::default())
+            .await
+            .unwrap_or_else(|e| panic!("{}", e.chain()));
         assert!(resolved.warnings.is_empty(), "{:?}", resolved.warnings);
         BoundSet::new(resolved.images).unwrap()
     }
 
     async fn pull(&self, set: &BoundSet) {
-        let warnings = pull_all(&self.cx, &self.store, set).await.unwrap_or_else(|e| panic!("{}", e.chain()));
+        let warnings = pull_all(&self.cx, &self.store, set, &self.opts())
+            .await
+            .unwrap_or_else(|e| panic!("{}", e.chain()));
         assert!(warnings.is_empty(), "{warnings:?}");
         verify_present(&self.cx, &self.store, set).await.unwrap();
     }
 
-    /// Runs podman with a scratch store of its own and ours as the additional one.
+    /// As the engine fetches on this host.
+    fn opts(&self) -> FetchOptions {
+        let root = Dir::open_ambient_dir(self.dir.path(), ambient_authority()).unwrap();
+        FetchOptions {
+            spool: Some(self.dir.path().join("ostree/osctl/bound-spool")),
+            tmp: Some(self.dir.path().join("ostree/osctl/tmp")),
+            policy: osctl::sys::auth::policy(&root),
+            config_root: Some(self.dir.path().to_owned()),
+            worker: Worker::Program(env!("CARGO_BIN_EXE_osctl").into(), vec![WORKER_ARG.into()]),
+            ..FetchOptions::default()
+        }
+    }
+
+    /// Lets podman find this set, as after a boot. Returns whether its view had to be made.
+    fn show(&self, set: &BoundSet) -> bool {
+        let key = set.digest().hex().to_owned();
+        let made = self.store.publish(&key, set, &BoundSet::default()).unwrap();
+        osctl::bound::present(&self.shown(), &self.store.view(&key)).unwrap();
+        made
+    }
+
+    fn shown(&self) -> PathBuf {
+        self.dir.path().join("run/osctl/storage")
+    }
+
+    /// Runs podman with a scratch store of its own and what is shown as the additional one.
     fn podman(&self, args: &[&str]) -> String {
         let scratch = self.dir.path().join("podman");
         let done = Command::new("podman")
@@ -54,7 +83,7 @@ impl Host {
             .arg("--runroot")
             .arg(scratch.join("run"))
             .arg("--storage-opt")
-            .arg(format!("additionalimagestore={}", self.store.graph_root().display()))
+            .arg(format!("additionalimagestore={}", self.shown().display()))
             .args(args)
             .output()
             .unwrap();
@@ -88,7 +117,7 @@ fn spec(registry: &Registry, name: &str) -> BoundSpec {
 }
 
 #[tokio::test]
-async fn two_digests_of_one_tag_live_side_by_side_and_the_tag_moves_only_when_it_is_shown() {
+async fn two_digests_of_one_tag_live_side_by_side_and_the_tag_means_that_of_the_set_that_is_shown() {
     let mut registry = Registry::start();
     let host = Host::new();
     let name = registry.name("app:v1");
@@ -96,6 +125,7 @@ async fn two_digests_of_one_tag_live_side_by_side_and_the_tag_moves_only_when_it
     let old = host.set(&[spec(&registry, "app:v1")]).await;
     assert_eq!(old.images[0].digest, a);
     host.pull(&old).await;
+    assert!(host.show(&old));
     assert_eq!(host.hello(&name), "one");
 
     let b = registry.push(&Image::with_file("hello", b"two"), "app:v1");
@@ -106,21 +136,52 @@ async fn two_digests_of_one_tag_live_side_by_side_and_the_tag_moves_only_when_it
     assert_eq!(host.hello(&name), "one");
 
     registry.stop();
-    assert_eq!(host.store.show(&host.cx, &new).await.unwrap(), std::slice::from_ref(&name));
+    assert!(host.show(&new));
     assert_eq!(host.hello(&name), "two");
-    assert_eq!(host.hello(&registry.name(&format!("app@{a}"))), "one");
     assert_eq!(host.hello(&registry.name(&format!("app@{b}"))), "two");
     verify_present(&host.cx, &host.store, &old).await.unwrap();
-    // Rolled back.
-    assert_eq!(host.store.show(&host.cx, &old).await.unwrap(), std::slice::from_ref(&name));
-    assert_eq!(host.store.show(&host.cx, &old).await.unwrap(), [""; 0]);
+    // Rolled back: its view is there since it was staged.
+    assert!(!host.show(&old));
     assert_eq!(host.hello(&name), "one");
+    assert_eq!(host.hello(&registry.name(&format!("app@{a}"))), "one");
     verify_present(&host.cx, &host.store, &new).await.unwrap();
-    // Read-only for podman.
+    // Read-only for podman, whatever it is asked to do.
+    let listed = || host.podman(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.ReadOnly}}"]);
+    assert!(listed().contains(&format!("{name} true")));
+    for prune in [["image", "prune", "-af"], ["system", "prune", "-af"]] {
+        host.podman(&prune);
+    }
+    assert!(listed().contains(&format!("{name} true")));
+    assert_eq!(host.hello(&name), "one");
+}
+
+#[tokio::test]
+async fn a_view_has_its_own_images_and_those_that_containers_stand_on_and_outlives_no_deployment() {
+    let registry = Registry::start();
+    let host = Host::new();
+    registry.push(&Image::with_file("hello", b"one"), "app:1");
+    registry.push(&Image::with_file("hello", b"two"), "other:1");
+    let (app, other) = (spec(&registry, "app:1"), spec(&registry, "other:1"));
+    let (app, other) = (host.set(&[app]).await, host.set(&[other]).await);
+    host.pull(&app).await;
+    host.pull(&other).await;
+    host.show(&app);
+    assert_eq!(host.podman(&["images", "--quiet"]).lines().count(), 1);
+    // By its digest alone: the tag is not this deployment's to name.
+    let key = app.digest().hex().to_owned();
+    assert!(host.store.publish(&key, &app, &other).unwrap());
+    assert_eq!(host.hello(&registry.name(&format!("other@{}", other.images[0].digest))), "two");
+    let listed = host.podman(&["images", "--format", "{{.Repository}}:{{.Tag}}"]);
     assert!(
-        host.podman(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.ReadOnly}}"])
-            .contains(&format!("{name} true"))
+        listed.contains(&registry.name("app:1")) && !listed.contains(&registry.name("other:1")),
+        "{listed}"
     );
+    // An image that is not there is no part of it: it may have been one to prefetch.
+    collect(&host.cx, &host.store, std::slice::from_ref(&other)).await.unwrap();
+    assert!(host.store.publish(&key, &app, &BoundSet::default()).unwrap());
+    assert_eq!(host.podman(&["images", "--quiet"]), "");
+    host.store.prune_views(&[]).unwrap();
+    assert!(!host.store.view(&key).exists());
 }
 
 #[tokio::test]
@@ -141,12 +202,7 @@ async fn what_is_there_is_not_fetched_again() {
     host.pull(&a).await;
     assert_eq!(registry.requests(), []);
     // A second process finds it as well.
-    assert!(
-        Host::open(host.dir.path())
-            .has(&host.cx, &a.images[0].digest, &a.images[0].spec.reference)
-            .await
-            .unwrap()
-    );
+    assert!(Host::open(host.dir.path()).has(&a.images[0]).unwrap());
 
     let both = host.set(&[spec(&registry, "a:1"), spec(&registry, "b:1")]).await;
     registry.clear_log();
@@ -165,7 +221,8 @@ async fn a_killed_pull_does_not_count_and_the_next_one_succeeds() {
     let mut kills = 0;
     for delay in [60, 120, 240, 480] {
         // Dropping the future kills skopeo's whole process group with SIGKILL.
-        let pull = pull_all(&host.cx, &host.store, &set);
+        let opts = host.opts();
+        let pull = pull_all(&host.cx, &host.store, &set, &opts);
         if tokio::time::timeout(Duration::from_millis(delay), pull).await.is_err() {
             // One that was killed when all was done has done it.
             if let Err(error) = verify_present(&host.cx, &host.store, &set).await {
@@ -176,6 +233,7 @@ async fn a_killed_pull_does_not_count_and_the_next_one_succeeds() {
     }
     assert!(kills > 0);
     host.pull(&set).await;
+    host.show(&set);
     assert_eq!(host.hello(&registry.name("big:1")), "small");
     assert_eq!(collect(&host.cx, &host.store, &[]).await.unwrap().len(), 1);
 }
@@ -185,7 +243,9 @@ async fn an_image_that_cannot_be_had_is_named_with_the_file_that_asks_for_it() {
     let mut registry = Registry::start();
     let host = Host::new();
     let missing = spec(&registry, "missing:1");
-    let error = resolve(&host.cx, std::slice::from_ref(&missing), host.store.skopeo()).await.unwrap_err();
+    let error = resolve(&host.cx, std::slice::from_ref(&missing), host.store.skopeo(), Patience::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, ErrorKind::BoundImageFailed);
     assert_eq!(
         error.to_string(),
@@ -202,7 +262,7 @@ async fn an_image_that_cannot_be_had_is_named_with_the_file_that_asks_for_it() {
 
     // Prefetch only warns, at resolving and at pulling.
     let optional = BoundSpec { mode: Mode::Prefetch, ..missing };
-    let resolved = resolve(&host.cx, &[optional], host.store.skopeo()).await.unwrap();
+    let resolved = resolve(&host.cx, &[optional], host.store.skopeo(), Patience::default()).await.unwrap();
     assert_eq!((resolved.images.len(), resolved.warnings.len()), (0, 1));
 
     // It vanishes between resolving and pulling; what was finished is kept.
@@ -213,7 +273,7 @@ async fn an_image_that_cannot_be_had_is_named_with_the_file_that_asks_for_it() {
     let gone = set.images.iter().find(|i| i.spec.reference.name.ends_with("b:1")).unwrap();
     let path = registry::blob_path(&registry, &gone.digest);
     std::fs::rename(&path, path.with_extension("away")).unwrap();
-    let error = pull_all(&host.cx, &host.store, &set).await.unwrap_err();
+    let error = pull_all(&host.cx, &host.store, &set, &host.opts()).await.unwrap_err();
     assert_eq!(
         (error.kind, error.details["image"].as_str()),
         (ErrorKind::BoundImageFailed, registry.name("b:1").as_str())
@@ -224,7 +284,9 @@ async fn an_image_that_cannot_be_had_is_named_with_the_file_that_asks_for_it() {
     assert_eq!(registry.blobs_sent().len(), 2, "only the image that was missing is fetched");
 
     registry.stop();
-    let error = resolve(&host.cx, &[spec(&registry, "a:1")], host.store.skopeo()).await.unwrap_err();
+    let error = resolve(&host.cx, &[spec(&registry, "a:1")], host.store.skopeo(), Patience::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.details["cause"], "RegistryUnavailable");
 }
 
@@ -234,7 +296,9 @@ async fn a_private_registry_is_entered_with_the_images_own_credentials() {
     let host = Host::new();
     registry.push(&Image::with_file("hello", b"secret"), "app:1");
     let anonymous = spec(&registry, "app:1");
-    let error = resolve(&host.cx, std::slice::from_ref(&anonymous), host.store.skopeo()).await.unwrap_err();
+    let error = resolve(&host.cx, std::slice::from_ref(&anonymous), host.store.skopeo(), Patience::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.details["cause"], "AuthRequired", "{}", error.chain());
     let auth = serde_json::json!({"auths": {registry.address.clone(): {"auth": CREDENTIALS}}}).to_string();
     std::fs::create_dir_all(host.dir.path().join("etc/osctl")).unwrap();
@@ -276,12 +340,13 @@ async fn collection_removes_what_no_set_needs_and_nothing_else() {
         .collect();
     assert_eq!(gone, expected);
     verify_present(&host.cx, &host.store, &only(&["twin:1"])).await.unwrap();
+    host.show(&only(&["twin:1"]));
     assert_eq!(host.hello(&registry.name("twin:1")), "b");
     for name in ["a:1", "b:1"] {
         assert!(verify_present(&host.cx, &host.store, &only(&[name])).await.is_err(), "{name}");
     }
     collect(&host.cx, &host.store, &[]).await.unwrap();
-    assert_eq!(host.podman(&["images", "--quiet"]), "");
+    assert_eq!(std::fs::read_dir(host.store.graph_root().join("overlay-layers")).unwrap().count(), 2);
 }
 
 #[tokio::test]
@@ -293,8 +358,10 @@ async fn an_image_pinned_to_a_digest_is_found_by_it() {
     let set = host.set(&[spec(&registry, &format!("app:1@{digest}"))]).await;
     assert_eq!(set.images[0].digest, digest);
     host.pull(&set).await;
+    host.show(&set);
     assert_eq!(host.hello(&registry.name(&format!("app@{digest}"))), "pinned");
-    assert_eq!(host.store.digest_of(&host.cx, &registry.name("app:1")).await.unwrap(), None);
+    let names = host.podman(&["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+    assert!(!names.contains(&registry.name("app:1")), "{names}");
 }
 
 #[tokio::test]
@@ -310,10 +377,10 @@ async fn the_policy_judges_the_registry_by_tag_and_not_our_own_store() {
     std::fs::write(host.dir.path().join("etc/containers/policy.json"), policy.to_string()).unwrap();
     let accepted = host.set(&[spec(&registry, "app:1")]).await;
     host.pull(&accepted).await;
+    host.show(&accepted);
     assert_eq!(host.hello(&registry.name("app:1")), "app:1");
-    host.store.show(&host.cx, &accepted).await.unwrap();
     let rejected = host.set(&[spec(&registry, "app:2")]).await;
-    let error = pull_all(&host.cx, &host.store, &rejected).await.unwrap_err();
+    let error = pull_all(&host.cx, &host.store, &rejected, &host.opts()).await.unwrap_err();
     assert_eq!(error.details["cause"], "SignatureRejected", "{}", error.chain());
     collect(&host.cx, &host.store, &[]).await.unwrap();
 }

@@ -82,8 +82,12 @@ impl Host {
         self.dir.path().join("config/etc")
     }
 
-    pub fn store(&self) -> PathBuf {
-        self.sysroot().join("ostree/osctl/storage")
+    /// Where podman finds the bound images of a deployment; what it shall be is written in the deployment's origin.
+    pub fn view(&self, deployment: &str) -> PathBuf {
+        let origin = self.sysroot().join("ostree/deploy/test/deploy").join(format!("{deployment}.origin"));
+        let origin = std::fs::read_to_string(origin).unwrap();
+        let key = origin.lines().find_map(|line| line.strip_prefix("bound-set=")).unwrap();
+        self.sysroot().join("ostree/osctl/views").join(key)
     }
 
     /// Lets this host reach one more registry without TLS.
@@ -166,9 +170,16 @@ impl Host {
         self.ostree(&["fsck", "-q", &format!("--repo={}", self.sysroot().join("ostree/repo").display())]);
     }
 
-    /// The references of the images that podman finds in the bound store.
+    /// The references of the images that podman finds for the default deployment.
     pub fn podman_images(&self) -> Vec<String> {
-        self.podman(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).lines().map(str::to_owned).collect()
+        self.podman_images_of(&self.deployments()[0])
+    }
+
+    /// The same for another deployment.
+    pub fn podman_images_of(&self, deployment: &str) -> Vec<String> {
+        let own = tempfile::tempdir().unwrap();
+        let list = ["images", "--format", "{{.Repository}}:{{.Tag}}"];
+        self.podman_at(own.path(), deployment, &list).lines().map(str::to_owned).collect()
     }
 
     /// The digest that podman finds under this name, which may be the end of one.
@@ -178,20 +189,24 @@ impl Host {
         line.unwrap_or_else(|| panic!("no {name} in {all}")).1.to_owned()
     }
 
-    /// podman with the bound store as an additional one, as on a host, and nothing else.
+    /// podman with the bound images of the default deployment, as on a host that booted it, and nothing else.
     fn podman(&self, args: &[&str]) -> String {
         self.podman_of(tempfile::tempdir().unwrap().path(), args)
     }
 
     /// The same with a store of the administrator's own.
     pub fn podman_of(&self, own: &Path, args: &[&str]) -> String {
+        self.podman_at(own, &self.deployments()[0], args)
+    }
+
+    fn podman_at(&self, own: &Path, deployment: &str, args: &[&str]) -> String {
         let out = Command::new("podman")
             .arg("--root")
             .arg(own.join("root"))
             .arg("--runroot")
             .arg(own.join("run"))
             .arg("--storage-opt")
-            .arg(format!("additionalimagestore={}", self.store().display()))
+            .arg(format!("additionalimagestore={}", self.view(deployment).display()))
             .args(args)
             .output()
             .unwrap();

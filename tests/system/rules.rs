@@ -63,7 +63,8 @@ fn bound_images_of_a_deployment_whose_record_is_lost_are_kept_and_come_back_if_r
     world.push_os("2");
     let said = ok(&host, &["upgrade"]);
     assert!(said.contains("no bound image was removed"), "{said}");
-    assert_eq!(host.podman_images(), image, "the rollback deployment needs it");
+    assert_eq!(host.podman_images(), [""; 0]);
+    assert_eq!(host.podman_images_of(&host.deployments()[1]), image, "the rollback deployment needs it");
 
     host.bind("app", &format!("image = \"{}\"\nmode = \"bind\"\ntls-verify = false\n", image[0]));
     ok(&host, &["reconcile"]);

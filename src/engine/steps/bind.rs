@@ -3,12 +3,14 @@
 use crate::bound;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{CompleteSet, Derived};
+use crate::engine::steps::resolve::fetch_options;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
 use crate::model::image::Digest;
 use crate::model::job::Step;
 use crate::model::plan;
 use crate::model::request::Request;
 use crate::model::{Error, Result};
+use crate::pull::{FetchOptions, Patience};
 use crate::store::tree::CommitTree;
 
 /// The images that a derived commit asks for, with their digests.
@@ -58,7 +60,9 @@ pub async fn discover(job: &Job<'_>, derived: &Derived) -> Result<Wanted> {
     let find = |spec: &BoundSpec| known.iter().find(|i| i.spec == *spec);
     let (kept, new): (Vec<BoundSpec>, Vec<BoundSpec>) = specs.into_iter().partition(|s| find(s).is_some());
     let skopeo = job.env.skopeo()?;
-    let fresh = job.cx.step(Step::BindResolve, bound::resolve(job.cx, &new, &skopeo)).await?;
+    let patience = fetch_options(job.env, &job.options)?.patience;
+    let resolved = bound::resolve(job.cx, &new, &skopeo, patience);
+    let fresh = job.cx.step(Step::BindResolve, resolved).await?;
     warn(job, &fresh.warnings);
     limit(job, derived.pulled.download, &fresh.images).await?;
     let kept = kept.iter().filter_map(find).cloned();
@@ -73,7 +77,9 @@ async fn limit(job: &Job<'_>, planned: u64, new: &[BoundImage]) -> Result<()> {
     let (keep, skopeo) = (BoundSet { images: new.to_vec() }, job.env.skopeo()?);
     let store = bound::Store::existing(&job.env.layout.sysroot, job.env.skopeo()?)?;
     let mut need = planned;
-    for (_, found) in bound::estimate(job.cx, &specs, &keep, &skopeo, store.as_ref()).await? {
+    for (_, found) in
+        bound::estimate(job.cx, &specs, &keep, &skopeo, Patience::default(), store.as_ref()).await?
+    {
         need = need.saturating_add(found?.part.download);
     }
     if need > limit { Err(plan::too_much(need, limit, "staged")) } else { Ok(()) }
@@ -83,10 +89,14 @@ async fn limit(job: &Job<'_>, planned: u64, new: &[BoundImage]) -> Result<()> {
 pub async fn pull(job: &Job<'_>, wanted: Wanted) -> Result<CompleteSet> {
     let (set, key) = (wanted.set()?, wanted.key()?);
     let store = job.env.bound_store()?;
-    let warnings = job.cx.step(Step::BindPull, bound::pull_all(job.cx, &store, &set)).await?;
+    let opts = fetch_options(job.env, &job.options)?;
+    let opts = FetchOptions { spool: Some(job.env.layout.bound_spool()), ..opts };
+    let warnings = job.cx.step(Step::BindPull, bound::pull_all(job.cx, &store, &set, &opts)).await?;
     warn(job, &warnings);
     let journal = job.env.journal()?;
     job.cx.step(Step::BindRecord, async { bound::record(journal.dir(), &key, &set) }).await?;
+    let nothing = BoundSet::default();
+    job.cx.step(Step::BindPublish, async { store.publish(&key, &set, &nothing) }).await?;
     job.cx.step(Step::VerifySet, bound::verify_present(job.cx, &store, &set)).await?;
     Ok(CompleteSet::verified(set, key))
 }

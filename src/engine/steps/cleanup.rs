@@ -22,7 +22,8 @@ pub async fn cleanup(job: &Job<'_>, mut result: JobResult) -> Result<JobResult> 
 /// The same where nothing else was done, if earlier jobs left anything. Nothing to do costs no more than a look.
 pub async fn leftovers(job: &Job<'_>, result: JobResult) -> Result<JobResult> {
     let any = job.store.run(job.cx, |s, _| prune::has_leftovers(s)).await?;
-    let dirs = [job.env.layout.spool(), job.env.layout.work()];
+    let layout = &job.env.layout;
+    let dirs = [layout.spool(), layout.bound_spool(), layout.work()];
     let filled = dirs.iter().any(|dir| std::fs::read_dir(dir).is_ok_and(|mut dir| dir.next().is_some()));
     if any || filled { cleanup(job, result).await } else { Ok(result) }
 }
@@ -34,6 +35,7 @@ async fn run(job: &Job<'_>) -> Result<(), Error> {
     }
     // Of an image that is not wanted any more: the one of this job is in the repository.
     crate::pull::forget_spool(&job.env.layout.spool())?;
+    crate::pull::forget_spool(&job.env.layout.bound_spool())?;
     crate::sys::scratch::tidy(&job.env.layout.work())?;
     let cache = Cache::at(job.env.layout.packages());
     let commits: Vec<String> =

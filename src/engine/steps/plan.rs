@@ -13,7 +13,7 @@ use crate::model::job::{JobResult, Step};
 use crate::model::plan::{Facts, Kind, Layer, Part, Place, Plan, Release, Role, spool};
 use crate::model::request::{Goal, Options};
 use crate::model::{Error, ErrorKind, Result};
-use crate::pull::Base;
+use crate::pull::{Base, Patience};
 use crate::store::snapshot::{self, Entry};
 use crate::store::tree::CommitTree;
 use crate::store::{boot, sysroot};
@@ -223,7 +223,9 @@ async fn apps(view: &View<'_>, specs: &[BoundSpec], recorded: &BoundSet) -> Resu
     let skopeo = view.env.skopeo()?;
     let declared = bound::declared(&view.env.config_root()?)?;
     let mut apps = Apps::default();
-    for (spec, found) in bound::estimate(view.cx, specs, keep, &skopeo, store.as_ref()).await? {
+    for (spec, found) in
+        bound::estimate(view.cx, specs, keep, &skopeo, Patience::default(), store.as_ref()).await?
+    {
         match found {
             Ok(planned) => {
                 apps.images.push(planned.image);
@@ -280,6 +282,12 @@ fn specs(
     }
 }
 
+/// What lies beside the store of bound images for a while, of images with these downloads.
+fn bound_spool(downloads: &[u64]) -> u64 {
+    let fetched = downloads.iter().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
+    fetched.saturating_add(spool(downloads.iter().copied(), bound::IMPORTS))
+}
+
 /// The file systems, and what lies on them beside the parts.
 fn places(view: &View<'_>, parts: &[Part], layers: &[Layer], changed: bool) -> Result<Vec<Place>> {
     let layout = &view.env.layout;
@@ -292,8 +300,8 @@ fn places(view: &View<'_>, parts: &[Part], layers: &[Layer], changed: bool) -> R
     let beside = [
         (Role::Root, spool(new_layers, importers).saturating_add(reserve(changed, ROOT_RESERVE))),
         (Role::Boot, reserve(to_boot, BOOT_RESERVE)),
-        // skopeo keeps the blobs of an image until all of them are there.
-        (Role::Bound, spool(of(Kind::Bound).map(|p| p.download), bound::PARALLEL)),
+        // What is fetched stays until its image is in the store, and skopeo has each layer that it unpacks once more.
+        (Role::Bound, bound_spool(&of(Kind::Bound).map(|p| p.download).collect::<Vec<_>>())),
     ];
     let place = |(role, beside): (Role, u64)| {
         let path: PathBuf = match role {

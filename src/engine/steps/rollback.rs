@@ -44,7 +44,6 @@ pub async fn rollback(job: &Job<'_>, reject: bool) -> Result<JobResult> {
     let (_, error) = stage::end(job, &journal, &intent, published.err()).await?;
     let mut notes: Vec<String> = Vec::new();
     notes.extend(error.map(|e| format!("it is done, although not everything went well: {}", e.chain())));
-    notes.extend(stage::show(job).await);
     notes.extend(pending(job).await?);
     Ok(JobResult {
         changed: true,

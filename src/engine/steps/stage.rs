@@ -103,7 +103,6 @@ pub async fn stage(job: &Job<'_>, ready: Ready, etc: EtcChanges) -> Result<Stage
             id
         }
     };
-    notes.extend(show(job).await);
     let version = ready.base().version.clone().unwrap_or_else(|| ready.base().digest.to_string());
     let verb = if job.before.booted { "Staged" } else { "Deployed" };
     tracing::info!(job = job.id, deployment = id, "published");
@@ -202,22 +201,6 @@ async fn record(job: &Job<'_>, journal: &Journal, intent: &Intent) -> Result<Opt
         snapshot::read(s)
     };
     settle::end(job.env, journal, &job.store.run(job.cx, read).await?, intent)
-}
-
-/// Gives the bound images of what a sysroot that is not booted will boot their names. Returns what went wrong, as a note.
-///
-/// Nothing runs from such a sysroot: the tags follow at once. On a booted host they follow the boot.
-pub(super) async fn show(job: &Job<'_>) -> Option<String> {
-    if job.before.booted {
-        return None;
-    }
-    let shown = async {
-        match job.store.run(job.cx, |s, _| Ok(snapshot::read(s)?.runs().cloned())).await? {
-            Some(runs) => job.env.show_bound(job.cx, &runs).await,
-            None => Ok(()),
-        }
-    };
-    shown.await.err().map(|e| format!("bound images keep their old names: {}", e.chain()))
 }
 
 /// What `--download-only` reports.

@@ -1,0 +1,322 @@
+//! What podman sees of the store: for each deployment an index of its own over the shared layers.
+//!
+//! ```text
+//! views/<key>/<driver>          link to the layers' files in storage/
+//! views/<key>/<driver>-layers/  layers.json with the layers of this set; what makes their tar streams, as hard links
+//! views/<key>/<driver>-images/  images.json with the images of this set, by the names that units ask for
+//! ```
+//!
+//! Two deployments have two digests of one tag, each in its view. Nothing is renamed when another deployment boots: it has
+//! another view. And whoever reads a view waits for no lock of the store that is being written.
+
+use super::graph::{self, Image, Layer};
+use crate::model::bound::{BoundImage, BoundSet};
+use crate::model::image::{Digest, ImageRef};
+use crate::model::{Context, Error, ErrorKind, Result};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+/// Below the state directory.
+pub(super) const DIR: &str = "views";
+/// A view that is being made, or was replaced.
+const TEMPORARY: &str = ".new-";
+/// bootc's own store. `/usr/lib/bootc/storage` of its package leads there, and quadlet files of its images name that.
+const BOOTC: &str = "ostree/bootc/storage";
+/// The manifest that podman uses if it has no digest to ask with.
+const MANIFEST: &str = "manifest";
+
+/// A store of which views are made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Views<'a> {
+    /// The state directory, where the store is and the views go.
+    pub state: &'a Path,
+    pub graph: &'a Path,
+    pub driver: &'a str,
+}
+
+/// The two lists of a view.
+struct Index {
+    images: Vec<Image>,
+    layers: Vec<Layer>,
+    /// Which manifest is which image's.
+    manifests: BTreeMap<String, Digest>,
+}
+
+impl Views<'_> {
+    /// Where the view of a set is.
+    pub fn path(&self, key: &str) -> PathBuf {
+        self.state.join(DIR).join(key)
+    }
+
+    /// Makes the view of a set, or leaves it if it is as it should be. What is not in the store is left out.
+    ///
+    /// Images of `kept` are there by their digests alone: containers of the administrator stand on them. Returns whether
+    /// anything was written.
+    pub fn make(&self, key: &str, set: &BoundSet, kept: &BoundSet) -> Result<bool> {
+        let doing = || format!("making the view {key} of bound images");
+        let index = self.index(set, kept)?;
+        let (images, layers) = (text(&index.images)?, text(&index.layers)?);
+        let path = self.path(key);
+        let file = |kind: &str, name: &str| path.join(format!("{}-{kind}", self.driver)).join(name);
+        let same = |path: PathBuf, text: &[u8]| fs::read(path).is_ok_and(|there| there == text);
+        if same(file("images", "images.json"), &images) && same(file("layers", "layers.json"), &layers) {
+            return Ok(false);
+        }
+        let new = self.state.join(DIR).join(format!("{TEMPORARY}{key}"));
+        remove(&new).doing_with(doing)?;
+        self.write(&new, &index, &images, &layers).doing_with(doing)?;
+        sync(&new).doing_with(doing)?;
+        match fs::symlink_metadata(&path) {
+            Ok(_) => {
+                // Whoever opened the old one reads it to the end.
+                let (cwd, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+                rustix::fs::renameat_with(cwd, &new, cwd, &path, flags).doing_with(doing)?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => fs::rename(&new, &path).doing_with(doing)?,
+            Err(e) => return Err(e).doing_with(doing),
+        }
+        sync(&path).doing_with(doing)?;
+        Ok(true)
+    }
+
+    /// Removes the views that no deployment needs, and what was left by making others.
+    pub fn prune(&self, keep: &[&str]) -> Result<()> {
+        let doing = || "removing views of bound images".to_owned();
+        let entries = match fs::read_dir(self.state.join(DIR)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e).doing_with(doing),
+        };
+        for entry in entries {
+            let entry = entry.doing_with(doing)?;
+            if !keep.iter().any(|key| entry.file_name() == OsStr::new(key)) {
+                remove(&entry.path()).doing_with(doing)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn index(&self, set: &BoundSet, kept: &BoundSet) -> Result<Index> {
+        let all = graph::images(self.graph, self.driver)?;
+        let mut images: BTreeMap<String, Image> = BTreeMap::new();
+        let mut manifests = BTreeMap::new();
+        let wanted = set.images.iter().map(|i| (i, names(i)));
+        let others = kept.images.iter().map(|i| (i, vec![by_digest(&i.spec.reference, &i.digest)]));
+        for (image, names) in wanted.chain(others) {
+            let Some(found) = find(&all, image) else { continue };
+            let id = found.id.clone();
+            let mine =
+                images.entry(id.clone()).or_insert_with(|| Image { names: Vec::new(), ..found.clone() });
+            mine.names.extend(names);
+            mine.names.sort();
+            mine.names.dedup();
+            manifests.entry(id).or_insert_with(|| image.digest.clone());
+        }
+        let mut images: Vec<Image> = images.into_values().collect();
+        for image in &mut images {
+            let digest = manifests[&image.id].as_str();
+            image.rest.insert("digest".into(), digest.into());
+            image.rest.remove("names-history");
+            image.big_data_digests.insert(MANIFEST.into(), digest.to_owned());
+            self.sizes(image, &manifests)?;
+        }
+        let layers = self.layers(&images)?;
+        Ok(Index { images, layers, manifests })
+    }
+
+    /// The size of the manifest that is said of none in particular is that of the one that is meant.
+    fn sizes(&self, image: &mut Image, manifests: &BTreeMap<String, Digest>) -> Result<()> {
+        let path = graph::data(self.graph, self.driver, &image.id, &graph::key_of(&manifests[&image.id]));
+        let size = fs::metadata(&path).doing_with(|| format!("looking at {}", path.display()))?.len();
+        if let Some(Value::Object(sizes)) = image.rest.get_mut("big-data-sizes") {
+            sizes.insert(MANIFEST.into(), size.into());
+        }
+        Ok(())
+    }
+
+    /// The layers that these images stand on, in the order of the store: a layer comes behind its parent.
+    fn layers(&self, images: &[Image]) -> Result<Vec<Layer>> {
+        let all = graph::layers(self.graph, self.driver)?;
+        let by_id: BTreeMap<&str, &Layer> = all.iter().map(|l| (l.id.as_str(), l)).collect();
+        let mut needed = BTreeSet::new();
+        for image in images {
+            let mut next = image.layer.as_str();
+            while !next.is_empty() && needed.insert(next) {
+                let layer = by_id.get(next).ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Corrupt,
+                        format!("layer {next} is missing in the store of bound images"),
+                    )
+                    .hint("repair it with: osctl bound verify")
+                })?;
+                next = &layer.parent;
+            }
+        }
+        Ok(all.iter().filter(|l| needed.contains(l.id.as_str())).cloned().collect())
+    }
+
+    fn write(&self, new: &Path, index: &Index, images: &[u8], layers: &[u8]) -> io::Result<()> {
+        let dir = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        dir(new)?;
+        // Relative: what is /sysroot of a running host is somewhere else before.
+        symlink(Path::new("../..").join(name_of(self.graph)).join(self.driver), new.join(self.driver))?;
+        let to = new.join(format!("{}-layers", self.driver));
+        let from = self.graph.join(format!("{}-layers", self.driver));
+        dir(&to)?;
+        for layer in &index.layers {
+            let name = format!("{}.tar-split.gz", layer.id);
+            match fs::hard_link(from.join(&name), to.join(&name)) {
+                // A layer may have been made without one.
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        list(&to, "layers", layers)?;
+        let to = new.join(format!("{}-images", self.driver));
+        for image in &index.images {
+            let from = self.graph.join(format!("{}-images", self.driver)).join(&image.id);
+            let to = to.join(&image.id);
+            dir(&to)?;
+            for entry in fs::read_dir(&from)? {
+                let name = entry?.file_name();
+                fs::copy(from.join(&name), to.join(&name))?;
+            }
+            let digest = &index.manifests[&image.id];
+            fs::copy(
+                graph::data(self.graph, self.driver, &image.id, &graph::key_of(digest)),
+                to.join(MANIFEST),
+            )?;
+        }
+        dir(&to)?;
+        list(&to, "images", images)
+    }
+}
+
+/// Lets `link` lead to this view. Returns whether it led elsewhere before.
+///
+/// Whoever opened the one of before reads it to the end.
+pub fn present(link: &Path, view: &Path) -> Result<bool> {
+    let doing = || format!("showing the bound images at {}", link.display());
+    if fs::read_link(link).is_ok_and(|there| there == view) {
+        return Ok(false);
+    }
+    let dir = link.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir).doing_with(doing)?;
+    let new = dir.join(format!("{TEMPORARY}{}", name_of(link).to_string_lossy()));
+    remove_link(&new).doing_with(doing)?;
+    symlink(view, &new).doing_with(doing)?;
+    fs::rename(&new, link).doing_with(doing)?;
+    Ok(true)
+}
+
+/// Lets the place where bootc has its store lead to `shown`, if nothing is there: images of bootc name that place.
+pub fn present_to_bootc(sysroot: &Path, shown: &Path) -> Result<()> {
+    let place = sysroot.join(BOOTC);
+    let doing = || format!("showing the bound images at {}", place.display());
+    let dir = place.parent().unwrap_or(Path::new("/"));
+    let leads = fs::read_link(sysroot.join("usr/lib/bootc/storage")).is_ok_and(|to| to.ends_with(BOOTC));
+    if !leads || fs::symlink_metadata(&place).is_ok() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).doing_with(doing)?;
+    symlink(shown, &place).doing_with(doing)
+}
+
+/// The image of a store that a bound one is.
+pub(super) fn find<'a>(images: &'a [Image], image: &BoundImage) -> Option<&'a Image> {
+    images.iter().find(|i| i.has(&image.digest))
+}
+
+/// The names by which units may ask for an image.
+fn names(image: &BoundImage) -> Vec<String> {
+    let reference = &image.spec.reference;
+    let mut names = vec![by_digest(reference, &image.digest)];
+    match reference.digest() {
+        // That of a list: it is what is asked for.
+        Some(pinned) => names.push(by_digest(reference, &pinned)),
+        None => names.push(format!("{}:{}", reference.repository(), reference.tag().unwrap_or("latest"))),
+    }
+    names
+}
+
+fn by_digest(reference: &ImageRef, digest: &Digest) -> String {
+    format!("{}@{digest}", reference.repository())
+}
+
+fn text<T: Serialize>(list: &[T]) -> Result<Vec<u8>> {
+    serde_json::to_vec(list).doing("encoding the index of a view")
+}
+
+/// Writes a list, and the lock that its readers take. What a reader knows of the list is the lock's content.
+fn list(dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+    let write = |name: String, text: &[u8]| {
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(name))?;
+        io::Write::write_all(&mut file, text)
+    };
+    write(format!("{name}.json"), text)?;
+    write(format!("{name}.lock"), Digest::of(text).hex().as_bytes())
+}
+
+fn name_of(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or_default()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn remove_link(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Makes what is below durable, with the names that lead there.
+fn sync(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(fs::File::open(path)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_bootc_is_taken_only_where_its_link_leads_and_nothing_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let (root, shown) = (temp.path(), temp.path().join("run/osctl/storage"));
+        let place = root.join(BOOTC);
+        present_to_bootc(root, &shown).unwrap();
+        assert!(fs::symlink_metadata(&place).is_err());
+        fs::create_dir_all(root.join("usr/lib/bootc")).unwrap();
+        symlink("../../../sysroot/ostree/bootc/storage", root.join("usr/lib/bootc/storage")).unwrap();
+        present_to_bootc(root, &shown).unwrap();
+        present_to_bootc(root, &shown).unwrap();
+        assert_eq!(fs::read_link(&place).unwrap(), shown);
+        fs::remove_file(&place).unwrap();
+        fs::create_dir(&place).unwrap();
+        present_to_bootc(root, &shown).unwrap();
+        assert!(fs::symlink_metadata(&place).unwrap().is_dir(), "a store that is there is left alone");
+    }
+
+    #[test]
+    fn what_is_shown_is_exchanged_at_once_and_said_only_when_it_changes() {
+        let temp = tempfile::tempdir().unwrap();
+        let link = temp.path().join("run/osctl/storage");
+        let (a, b) = (temp.path().join("a"), temp.path().join("b"));
+        assert!(present(&link, &a).unwrap());
+        assert!(!present(&link, &a).unwrap());
+        assert!(present(&link, &b).unwrap());
+        assert_eq!(fs::read_link(&link).unwrap(), b);
+    }
+}
