@@ -29,7 +29,7 @@ pub use estimate::{Planned, estimate};
 pub use in_use::Own;
 pub use lint::lint_path;
 pub use pull::{IMPORTS, pull_all, verify_present};
-pub use record::{prune_records, record, recorded};
+pub use record::{prune_records, record, recorded, recorded_whole};
 pub use resolve::{Resolved, resolve};
 pub use skopeo::Skopeo;
 pub use store::{Store, collect};

@@ -1,6 +1,6 @@
 //! Which set a deployment was staged with, on disk.
 
-use crate::model::bound::{BoundImage, BoundSet};
+use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::fs;
 use cap_std_ext::cap_std::fs::Dir;
@@ -13,19 +13,28 @@ const VERSION: u32 = 1;
 struct Record {
     version: u32,
     images: Vec<BoundImage>,
+    /// Of mode `prefetch`, and not even resolved when the deployment was staged. They may be among the images by now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    later: Vec<BoundSpec>,
 }
 
-/// Records the set of a deployment's commit, durably.
-pub fn record(state: &Dir, deployment_commit: &str, set: &BoundSet) -> Result<()> {
-    let path = path(deployment_commit)?;
-    let record = Record { version: VERSION, images: set.images.clone() };
+/// Records the set of a deployment durably, with those images of mode `prefetch` whose digest nobody could say when it was
+/// staged: what came of them later is in the set, and no reason for another deployment.
+pub fn record(state: &Dir, key: &str, set: &BoundSet, later: &[BoundSpec]) -> Result<()> {
+    let path = path(key)?;
+    let record = Record { version: VERSION, images: set.images.clone(), later: later.to_vec() };
     let text = serde_json::to_vec_pretty(&record).doing("encoding the set of bound images")?;
     fs::write_atomic(state, path, &text, 0o644)
 }
 
-/// The set that was recorded for a commit; `None` if there is none. A damaged record is `Corrupt`.
-pub fn recorded(state: &Dir, commit: &str) -> Result<Option<BoundSet>> {
-    let path = path(commit)?;
+/// The set that was recorded for a deployment; `None` if there is none. A damaged record is `Corrupt`.
+pub fn recorded(state: &Dir, key: &str) -> Result<Option<BoundSet>> {
+    Ok(recorded_whole(state, key)?.map(|(set, _)| set))
+}
+
+/// The same with what could not be resolved when the deployment was staged.
+pub fn recorded_whole(state: &Dir, key: &str) -> Result<Option<(BoundSet, Vec<BoundSpec>)>> {
+    let path = path(key)?;
     let Some(bytes) = fs::read_optional(state, &path)? else { return Ok(None) };
     let damaged = |why: String| {
         Error::new(ErrorKind::Corrupt, format!("the record of bound images {path} {why}"))
@@ -36,7 +45,7 @@ pub fn recorded(state: &Dir, commit: &str) -> Result<Option<BoundSet>> {
     if record.version > VERSION {
         return Err(damaged(format!("was written by a newer osctl (version {})", record.version)));
     }
-    Ok(Some(BoundSet { images: record.images }))
+    Ok(Some((BoundSet { images: record.images }, record.later)))
 }
 
 /// Removes the records of all commits but these and returns the commits whose records are gone.
@@ -71,7 +80,7 @@ fn path(commit: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::bound::BoundSpec;
+    use crate::model::bound::Mode;
     use crate::model::image::Digest;
     use cap_std_ext::cap_std::ambient_authority;
 
@@ -83,8 +92,10 @@ mod tests {
         let spec = BoundSpec::new("quay.io/x/app:1".parse().unwrap(), "/etc/osctl/bound-images.d/app.toml");
         let set = BoundSet::new(vec![BoundImage { spec, digest: Digest::of(b"1") }]).unwrap();
         assert_eq!(recorded(&state, &a).unwrap(), None);
-        record(&state, &a, &set).unwrap();
-        record(&state, &b, &BoundSet::default()).unwrap();
+        record(&state, &a, &set, &[]).unwrap();
+        let later = [BoundSpec { mode: Mode::Prefetch, ..set.images[0].spec.clone() }];
+        record(&state, &b, &BoundSet::default(), &later).unwrap();
+        assert_eq!(recorded_whole(&state, &b).unwrap(), Some((BoundSet::default(), later.to_vec())));
         assert_eq!(recorded(&state, &a).unwrap().as_ref(), Some(&set));
         state.write("bound/README", "not ours").unwrap();
         assert_eq!(prune_records(&state, &[&a]).unwrap(), std::slice::from_ref(&b));
@@ -93,7 +104,7 @@ mod tests {
         state.write(format!("bound/{a}.json"), "{").unwrap();
         assert_eq!(recorded(&state, &a).unwrap_err().kind, ErrorKind::Corrupt);
         assert_eq!(
-            record(&state, "../x", &BoundSet::default()).unwrap_err().kind,
+            record(&state, "../x", &BoundSet::default(), &[]).unwrap_err().kind,
             ErrorKind::InvalidArgument
         );
         assert!(state.exists("bound/README"));

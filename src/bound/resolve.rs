@@ -16,8 +16,8 @@ pub(super) const PARALLEL: usize = 4;
 pub struct Resolved {
     /// The images with their digests, in the order of the specs.
     pub images: Vec<BoundImage>,
-    /// Why images with mode `prefetch` are missing from the list.
-    pub warnings: Vec<Error>,
+    /// Images with mode `prefetch` that are missing from the list, and why.
+    pub later: Vec<(BoundSpec, Error)>,
 }
 
 /// Resolves every reference to the digest for its platform; only manifests are fetched.
@@ -32,7 +32,7 @@ pub async fn resolve(cx: &Cx, specs: &[BoundSpec], skopeo: &Skopeo, patience: Pa
         match answer {
             Ok(digest) => resolved.images.push(BoundImage { spec: spec.clone(), digest }),
             Err(cause) if cause.kind != ErrorKind::Cancelled && spec.mode == Mode::Prefetch => {
-                resolved.warnings.push(failed(spec, "resolved", cause));
+                resolved.later.push((spec.clone(), failed(spec, "resolved", cause)));
             }
             Err(cause) => return Err(failed(spec, "resolved", cause)),
         }

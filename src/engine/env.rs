@@ -315,6 +315,7 @@ fn assemble(snapshot: &Snapshot, journal: Option<&Journal>) -> Result<Status> {
         status.last_outcome = journal.outcome()?;
         let unavailable = journal.unavailable()?;
         status.reasons.extend(unavailable.map(|state| state.describe()));
+        status.reasons.extend(journal.prefetch()?.map(|state| state.describe_prefetch()));
     }
     for entry in &snapshot.entries {
         let mut deployment = entry.deployment.clone();

@@ -6,6 +6,7 @@
 //! <state>/outcome.json    what the last such boot came to
 //! <state>/rejected.json   inputs that automatic jobs do not go back to
 //! <state>/unavailable.json  packages that cannot be had, and when that is tried again
+//! <state>/prefetch.json     bound images to prefetch that are missing, and when that is tried again
 //! <state>/jobs/<id>.json  finished jobs, the last 50 or 30 days
 //! <state>/bound/          the bound set of each deployment
 //! ```
@@ -29,6 +30,7 @@ const PENDING: &str = "pending.json";
 const OUTCOME: &str = "outcome.json";
 const REJECTED: &str = "rejected.json";
 const UNAVAILABLE: &str = "unavailable.json";
+const PREFETCH: &str = "prefetch.json";
 
 /// What is about to become visible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -268,6 +270,21 @@ impl Journal {
     /// All packages can be had again.
     pub fn forget_unavailable(&self) -> Result<()> {
         remove_durably(&self.dir, UNAVAILABLE)
+    }
+
+    /// Bound images to prefetch that are missing, if there are such.
+    pub fn prefetch(&self) -> Result<Option<Unavailable>> {
+        self.load(PREFETCH)
+    }
+
+    /// Notes that bound images to prefetch are missing.
+    pub fn note_prefetch(&self, state: &Unavailable) -> Result<()> {
+        self.save(PREFETCH, state)
+    }
+
+    /// All bound images are there.
+    pub fn forget_prefetch(&self) -> Result<()> {
+        remove_durably(&self.dir, PREFETCH)
     }
 
     /// What automatic jobs refuse.

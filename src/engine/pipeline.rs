@@ -8,7 +8,7 @@ use super::stages::{Ready, Target};
 use super::steps::adopt::{self, Adoption};
 use super::steps::bind::{self, Wanted};
 use super::steps::release::{self, Release};
-use super::steps::{cleanup, derive, edit, permit, plan, pull, resolve, rollback, stage};
+use super::steps::{cleanup, derive, edit, permit, plan, prefetch, pull, resolve, rollback, stage};
 use super::unavailable;
 use crate::derive::read::Upcoming;
 use crate::model::handover::Tool;
@@ -94,6 +94,7 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         Request::Rebase { image, .. } => update(&job, Goal::Rebase(image)).await,
         Request::Reconcile(options) if options.retry => match unavailable::due(&job)? {
             Some(goal) => update(&job, goal).await,
+            None if prefetch::due(&job)? => prefetch::fill(&job).await,
             None => {
                 Ok(JobResult { summary: "Nothing is to be tried again now.".into(), ..JobResult::default() })
             }

@@ -1,4 +1,4 @@
-//! Packages that cannot be had: since when, why, and when it is tried again.
+//! Packages, or images to prefetch, that cannot be had: since when, why, and when it is tried again.
 
 use super::request::Goal;
 use super::time::utc;
@@ -33,7 +33,7 @@ pub enum Instead {
     LeftOut,
 }
 
-/// The packages of this host's drop-ins cannot be had. Times are seconds since 1970.
+/// What this host asks for cannot be had. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Unavailable {
@@ -81,6 +81,12 @@ impl Unavailable {
     /// Whether it has lasted longer than the administrator allows.
     pub fn is_over(&self, now: u64, grace: Duration) -> bool {
         now.saturating_sub(self.since) >= grace.as_secs()
+    }
+
+    /// The same of bound images to prefetch.
+    pub fn describe_prefetch(&self) -> String {
+        let (since, next) = (utc(self.since), utc(self.next));
+        format!("images to prefetch are missing since {since}; next attempt {next}: {}", self.why)
     }
 
     /// What a person reads in the status.

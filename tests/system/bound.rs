@@ -37,7 +37,7 @@ impl Host {
         let resolved = resolve(&self.cx, specs, self.store.skopeo(), Patience::default())
             .await
             .unwrap_or_else(|e| panic!("{}", e.chain()));
-        assert!(resolved.warnings.is_empty(), "{:?}", resolved.warnings);
+        assert!(resolved.later.is_empty(), "{:?}", resolved.later);
         BoundSet::new(resolved.images).unwrap()
     }
 
@@ -263,7 +263,7 @@ async fn an_image_that_cannot_be_had_is_named_with_the_file_that_asks_for_it() {
     // Prefetch only warns, at resolving and at pulling.
     let optional = BoundSpec { mode: Mode::Prefetch, ..missing };
     let resolved = resolve(&host.cx, &[optional], host.store.skopeo(), Patience::default()).await.unwrap();
-    assert_eq!((resolved.images.len(), resolved.warnings.len()), (0, 1));
+    assert_eq!((resolved.images.len(), resolved.later.len()), (0, 1));
 
     // It vanishes between resolving and pulling; what was finished is kept.
     registry.push(&Image::with_file("hello", b"one"), "a:1");

@@ -18,6 +18,7 @@ mod in_place;
 mod layers;
 mod pipeline;
 mod plan;
+mod prefetch;
 mod registry;
 mod rules;
 mod signed;

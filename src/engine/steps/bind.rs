@@ -3,8 +3,9 @@
 use crate::bound;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{CompleteSet, Derived};
+use crate::engine::steps::prefetch;
 use crate::engine::steps::resolve::fetch_options;
-use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
+use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Policy};
 use crate::model::image::Digest;
 use crate::model::job::Step;
 use crate::model::plan;
@@ -18,14 +19,17 @@ use crate::store::tree::CommitTree;
 pub struct Wanted {
     /// Sorted and free of contradictions.
     pub images: Vec<BoundImage>,
-    /// The commit that asks.
-    pub commit: String,
+    /// Those of mode `prefetch` whose digest nobody can say now, or could say when the deployment that has them was staged.
+    later: Vec<BoundSpec>,
+    /// The name of the set's record.
+    key: String,
 }
 
 impl Wanted {
     /// No image at all.
     pub fn nothing(derived: &Derived) -> Wanted {
-        Wanted { images: Vec::new(), commit: derived.commit.clone() }
+        let key = key_of(&derived.commit, &BoundSet::default());
+        Wanted { images: Vec::new(), later: Vec::new(), key }
     }
 
     /// The set, as it is recorded.
@@ -33,11 +37,15 @@ impl Wanted {
         BoundSet::new(self.images.clone())
     }
 
-    /// The name of the set's record: the same commit may be deployed with different digests of one tag.
-    pub fn key(&self) -> Result<String> {
-        let both = format!("{} {}", self.commit, self.set()?.digest());
-        Ok(Digest::of(both.as_bytes()).hex().to_owned())
+    /// The name of the set's record.
+    pub fn key(&self) -> &str {
+        &self.key
     }
+}
+
+/// The same commit may be deployed with different digests of one tag.
+fn key_of(commit: &str, set: &BoundSet) -> String {
+    Digest::of(format!("{commit} {}", set.digest()).as_bytes()).hex().to_owned()
 }
 
 /// Finds what is asked for, and the digest of each.
@@ -54,20 +62,39 @@ pub async fn discover(job: &Job<'_>, derived: &Derived) -> Result<Wanted> {
                 .run(job.cx, move |s, _| bound::discover(&CommitTree::open(&s.repo(), &commit)?, &config)),
         )
         .await?;
+    let (before, missed) = recorded(job)?;
     // A tag that moved since it was planned is taken as it was planned.
     let mut known = derived.pulled.bound.clone();
-    known.extend(if job.keeps_digests { recorded(job)?.images } else { Vec::new() });
+    let keeps = |image: &BoundImage| job.keeps_digests || image.spec.policy == Policy::Missing;
+    known.extend(before.images.iter().filter(|image| keeps(image)).cloned());
     let find = |spec: &BoundSpec| known.iter().find(|i| i.spec == *spec);
     let (kept, new): (Vec<BoundSpec>, Vec<BoundSpec>) = specs.into_iter().partition(|s| find(s).is_some());
     let skopeo = job.env.skopeo()?;
     let patience = fetch_options(job.env, &job.options)?.patience;
     let resolved = bound::resolve(job.cx, &new, &skopeo, patience);
     let fresh = job.cx.step(Step::BindResolve, resolved).await?;
-    warn(job, &fresh.warnings);
     limit(job, derived.pulled.download, &fresh.images).await?;
-    let kept = kept.iter().filter_map(find).cloned();
-    let set = BoundSet::new(kept.chain(fresh.images).collect())?;
-    Ok(Wanted { images: set.images, commit: derived.commit.clone() })
+    let (mut images, mut later) = (fresh.images, Vec::new());
+    images.extend(kept.iter().filter_map(find).cloned());
+    for (spec, why) in fresh.later {
+        warn(job, &[why]);
+        // Rather the one of before than none.
+        match before.images.iter().find(|image| image.spec == spec) {
+            Some(image) => images.push(image.clone()),
+            None => later.push(spec),
+        }
+    }
+    let set = BoundSet::new(images)?;
+    // What could not be resolved when the next deployment was staged is no reason to stage another one.
+    let without = set.images.iter().filter(|image| !missed.contains(&image.spec)).cloned().collect();
+    let as_before = key_of(&derived.commit, &BoundSet::new(without)?);
+    let next = job.before.next().and_then(|next| next.origin.bound_set.as_ref());
+    if next != Some(&as_before) {
+        let key = key_of(&derived.commit, &set);
+        return Ok(Wanted { images: set.images, later, key });
+    }
+    later.extend(missed.into_iter().filter(|spec| set.images.iter().any(|image| image.spec == *spec)));
+    Ok(Wanted { images: set.images, later, key: as_before })
 }
 
 /// Refuses what the plan could not know: images that only the new tree binds, beyond what the caller wants.
@@ -87,32 +114,47 @@ async fn limit(job: &Job<'_>, planned: u64, new: &[BoundImage]) -> Result<()> {
 
 /// Pulls what is missing, checks that everything is there, and records the set.
 pub async fn pull(job: &Job<'_>, wanted: Wanted) -> Result<CompleteSet> {
-    let (set, key) = (wanted.set()?, wanted.key()?);
+    let set = wanted.set()?;
+    let Wanted { later, key, .. } = wanted;
     let store = job.env.bound_store()?;
-    let opts = fetch_options(job.env, &job.options)?;
-    let opts = FetchOptions { spool: Some(job.env.layout.bound_spool()), ..opts };
-    let warnings = job.cx.step(Step::BindPull, bound::pull_all(job.cx, &store, &set, &opts)).await?;
+    let warnings = bring(job, &store, &key, &set, &later).await?;
     warn(job, &warnings);
-    let journal = job.env.journal()?;
-    job.cx.step(Step::BindRecord, async { bound::record(journal.dir(), &key, &set) }).await?;
-    let nothing = BoundSet::default();
-    job.cx.step(Step::BindPublish, async { store.publish(&key, &set, &nothing) }).await?;
     job.cx.step(Step::VerifySet, bound::verify_present(job.cx, &store, &set)).await?;
+    let missing = prefetch::unresolved(&set, &later).len() + warnings.len();
+    prefetch::note(job, missing, warnings.first())?;
     Ok(CompleteSet::verified(set, key))
 }
 
+/// Pulls what is missing of a set, and makes it durable under its key. Returns why images to prefetch are missing.
+pub async fn bring(
+    job: &Job<'_>,
+    store: &bound::Store,
+    key: &str,
+    set: &BoundSet,
+    later: &[BoundSpec],
+) -> Result<Vec<Error>> {
+    let opts = fetch_options(job.env, &job.options)?;
+    let opts = FetchOptions { spool: Some(job.env.layout.bound_spool()), ..opts };
+    let warnings = job.cx.step(Step::BindPull, bound::pull_all(job.cx, store, set, &opts)).await?;
+    let journal = job.env.journal()?;
+    job.cx.step(Step::BindRecord, async { bound::record(journal.dir(), key, set, later) }).await?;
+    let kept = bound::Own::at(&job.env.layout.config_root).uses(store.graph_root())?;
+    job.cx.step(Step::BindPublish, async { store.publish(key, set, &kept) }).await?;
+    Ok(warnings)
+}
+
 /// Images of mode `prefetch` never keep a deployment from being staged.
-fn warn(job: &Job<'_>, warnings: &[Error]) {
+pub fn warn(job: &Job<'_>, warnings: &[Error]) {
     for warning in warnings {
         job.cx.message(format!("warning: {}", warning.chain()));
     }
 }
 
-fn recorded(job: &Job<'_>) -> Result<BoundSet> {
+fn recorded(job: &Job<'_>) -> Result<(BoundSet, Vec<BoundSpec>)> {
     let key = job.before.next().and_then(|e| e.origin.bound_set.clone());
     match key {
-        Some(key) => Ok(bound::recorded(job.env.journal()?.dir(), &key)?.unwrap_or_default()),
-        None => Ok(BoundSet::default()),
+        Some(key) => Ok(bound::recorded_whole(job.env.journal()?.dir(), &key)?.unwrap_or_default()),
+        None => Ok(Default::default()),
     }
 }
 

@@ -11,6 +11,7 @@ pub(super) mod lock;
 pub(super) mod packages;
 pub(super) mod permit;
 pub(super) mod plan;
+pub(super) mod prefetch;
 pub(super) mod pull;
 pub(super) mod release;
 pub(super) mod resolve;

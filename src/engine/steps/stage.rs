@@ -40,7 +40,7 @@ pub fn unchanged(job: &Job<'_>, derived: &Derived, wanted: &Wanted) -> Result<Op
         // A signature that is asked for from now on is to be asked for ever after.
         && level(&next.origin.verification) == level(&derived.pulled.verification)
         && next.origin.image == derived.pulled.image
-        && next.origin.bound_set == Some(wanted.key()?)
+        && next.origin.bound_set.as_deref() == Some(wanted.key())
         && next.origin.kargs.as_deref() == Some(&derived.owned_kargs)
         && next.options == derived.kargs;
     Ok(same.then(|| JobResult {
