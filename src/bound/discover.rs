@@ -13,9 +13,9 @@ use crate::store::tree::{CommitTree, Kind};
 use cap_std_ext::cap_std::fs::{Dir, MetadataExt};
 use std::collections::BTreeMap;
 
-const OSCTL: &str = "/usr/lib/osctl/bound-images.d";
-const BOOTC: &str = "/usr/lib/bootc/bound-images.d";
-const ADMIN: &str = "etc/osctl/bound-images.d";
+pub(super) const OSCTL: &str = "/usr/lib/osctl/bound-images.d";
+pub(super) const BOOTC: &str = "/usr/lib/bootc/bound-images.d";
+pub(super) const ADMIN: &str = "etc/osctl/bound-images.d";
 /// Where podman's generator looks in an image, first match wins (podman-systemd.unit(5)); /run is not of the tree.
 const QUADLETS: [&str; 2] = ["/etc/containers/systemd", "/usr/share/containers/systemd"];
 /// Larger than any real unit file; keeps a hostile tree from filling our memory.

@@ -11,6 +11,7 @@
 //! tmp/                    run root and scratch space of skopeo
 //! ```
 
+mod any;
 mod discover;
 mod estimate;
 mod graph;
@@ -24,6 +25,7 @@ mod skopeo;
 mod store;
 mod view;
 
+pub use any::any;
 pub use discover::{declared, discover};
 pub use estimate::{Planned, estimate};
 pub use in_use::Own;

@@ -8,6 +8,9 @@
 //!
 //! Two deployments have two digests of one tag, each in its view. Nothing is renamed when another deployment boots: it has
 //! another view. And whoever reads a view waits for no lock of the store that is being written.
+//!
+//! The index can be read by everybody, since podman of a user fails where it cannot read an additional store; the files of
+//! the layers cannot.
 
 use super::graph::{self, Image, Layer};
 use crate::model::bound::{BoundImage, BoundSet};
@@ -19,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Below the state directory.
@@ -162,7 +165,7 @@ impl Views<'_> {
     }
 
     fn write(&self, new: &Path, index: &Index, images: &[u8], layers: &[u8]) -> io::Result<()> {
-        let dir = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        dir(&self.state.join(DIR))?;
         dir(new)?;
         // Relative: what is /sysroot of a running host is somewhere else before.
         symlink(Path::new("../..").join(name_of(self.graph)).join(self.driver), new.join(self.driver))?;
@@ -179,21 +182,19 @@ impl Views<'_> {
         }
         list(&to, "layers", layers)?;
         let to = new.join(format!("{}-images", self.driver));
+        dir(&to)?;
         for image in &index.images {
             let from = self.graph.join(format!("{}-images", self.driver)).join(&image.id);
             let to = to.join(&image.id);
             dir(&to)?;
             for entry in fs::read_dir(&from)? {
                 let name = entry?.file_name();
-                fs::copy(from.join(&name), to.join(&name))?;
+                write(&to.join(&name), &fs::read(from.join(&name))?)?;
             }
             let digest = &index.manifests[&image.id];
-            fs::copy(
-                graph::data(self.graph, self.driver, &image.id, &graph::key_of(digest)),
-                to.join(MANIFEST),
-            )?;
+            let meant = graph::data(self.graph, self.driver, &image.id, &graph::key_of(digest));
+            write(&to.join(MANIFEST), &fs::read(meant)?)?;
         }
-        dir(&to)?;
         list(&to, "images", images)
     }
 }
@@ -255,13 +256,22 @@ fn text<T: Serialize>(list: &[T]) -> Result<Vec<u8>> {
 
 /// Writes a list, and the lock that its readers take. What a reader knows of the list is the lock's content.
 fn list(dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
-    let write = |name: String, text: &[u8]| {
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(name))?;
-        io::Write::write_all(&mut file, text)
-    };
-    write(format!("{name}.json"), text)?;
-    write(format!("{name}.lock"), Digest::of(text).hex().as_bytes())
+    write(&dir.join(format!("{name}.json")), text)?;
+    write(&dir.join(format!("{name}.lock")), Digest::of(text).hex().as_bytes())
+}
+
+/// Writes a file that everybody can read.
+fn write(path: &Path, text: &[u8]) -> io::Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+}
+
+/// Makes a directory that everybody can read, if it is not there.
+fn dir(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => fs::set_permissions(path, fs::Permissions::from_mode(0o755)),
+    }
 }
 
 fn name_of(path: &Path) -> &OsStr {

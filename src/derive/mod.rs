@@ -12,6 +12,7 @@ pub mod policy;
 pub mod possible;
 pub mod provenance;
 pub mod read;
+pub mod storage;
 pub mod take;
 mod units;
 

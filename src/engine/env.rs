@@ -73,6 +73,11 @@ impl Env {
         }
     }
 
+    /// Whether this is about a host, and not about an image that somebody builds.
+    pub fn hosts(&self) -> bool {
+        self.handed.is_none()
+    }
+
     /// The lock that somebody hands in, if there is one, by the name that he knows it by.
     pub fn handed_in_lock(&self) -> Result<(String, Option<Lock>)> {
         let (shown, text) = match &self.handed {

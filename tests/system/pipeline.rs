@@ -1,6 +1,7 @@
 //! The main job, its results as foreign tools read them, and its rules.
 
 use crate::host::{World, read, text};
+use crate::image::{Image, Layer, os_layer};
 
 #[test]
 fn an_upgrade_brings_image_drop_ins_arguments_and_bound_images_as_one_unit() {
@@ -160,4 +161,48 @@ fn check_downloads_no_layer_and_says_what_there_is() {
     let out = host.osctl(&["upgrade", "--check"]);
     assert!(out.status.success() && text(&out).contains('2'), "{}", text(&out));
     assert!(world.registry.blobs_sent().len() <= 1, "only the configuration");
+}
+
+#[test]
+fn podman_of_the_image_is_told_where_the_bound_images_are_and_the_deployment_says_so() {
+    let world = World::new();
+    let conf = "# the vendor's\n[storage]\ndriver = \"overlay\"\n";
+    for (file, content) in [
+        ("usr/share/containers/storage.conf", None),
+        ("usr/share/containers/storage.conf", Some(conf)),
+        ("etc/containers/storage.conf", Some(conf)),
+    ] {
+        let mut layer = Layer::new().file("usr/bin/podman", b"").dir("usr/share").dir("usr/share/containers");
+        layer = layer.dir("etc/containers");
+        if let Some(content) = content {
+            layer = layer.file(file, content.as_bytes());
+        }
+        let image = Image::default().layer(os_layer("1")).layer(layer);
+        world.registry.push(&image.created("2026-01-09T00:00:00Z"), "os:stable");
+        let host = world.empty_host();
+        let ok = |args: &[&str]| {
+            let out = host.osctl(args);
+            assert!(out.status.success(), "{args:?}: {}", text(&out));
+            text(&out)
+        };
+        ok(&["rebase", &world.os(), "--stateroot", "test"]);
+        let there = host.deployed().join(file);
+        assert_eq!(
+            std::fs::read_to_string(&there).ok().as_deref(),
+            content,
+            "nothing is bound: nothing changes"
+        );
+        host.bind("app", &format!("image = \"{}/app:1\"\ntls-verify = false\n", world.registry.address));
+        assert!(host.status()["pending-changes"].to_string().contains("bound-images.d"));
+        ok(&["reconcile"]);
+        let merged = read(&host.deployed(), file);
+        assert!(merged.contains("additionalimagestores = [\"/usr/lib/osctl/storage\"]"), "{merged}");
+        assert!(content.is_none_or(|content| merged.starts_with(content)), "{merged}");
+        assert_eq!(host.status()["pending-changes"].as_array().map(Vec::len), Some(0));
+        assert!(ok(&["why", &format!("/{file}")]).contains("bound-images.d"));
+        assert!(ok(&["reconcile"]).contains("No changes in input."));
+        std::fs::remove_file(host.etc().join("osctl/bound-images.d/app.toml")).unwrap();
+        ok(&["reconcile"]);
+        assert_eq!(std::fs::read_to_string(host.deployed().join(file)).ok().as_deref(), content);
+    }
 }

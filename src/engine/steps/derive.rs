@@ -1,8 +1,9 @@
 //! derive: the drop-ins applied to the base, and the kernel arguments.
 
+use crate::bound;
 use crate::derive::provenance::Provenance;
 use crate::derive::read::{self, Upcoming};
-use crate::derive::{apply, diff, policy, possible};
+use crate::derive::{apply, diff, policy, possible, storage};
 use crate::engine::journal::Edited;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{Derived, Pulled};
@@ -35,6 +36,8 @@ const KARGS_LIMIT: u64 = 1 << 20;
 pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Derived> {
     let config = job.env.config_root()?;
     let drop_ins = job.env.drop_ins()?.edited(job.edited.as_ref().map(Edited::upcoming));
+    // What is built is not of the host that builds it.
+    let binds = job.env.hosts().then(|| job.env.config_root()).transpose()?;
     let base = pulled.base.commit.clone();
     let manifest = job
         .cx
@@ -42,8 +45,11 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
             Step::DeriveRead,
             job.store.run(job.cx, move |s, _| {
                 let tree = CommitTree::open(&s.repo(), &base)?;
-                let manifest = read::read_from(&drop_ins, Some(&tree))?;
+                let mut manifest = read::read_from(&drop_ins, Some(&tree))?;
                 policy::check(&config, Some(&tree), &manifest)?;
+                if bound::any(&tree, binds.as_ref())? {
+                    storage::declare(&tree, &mut manifest)?;
+                }
                 Ok(manifest)
             }),
         )
@@ -145,8 +151,11 @@ pub fn pending(
     let Some(next) = snapshot.next() else { return Pending::default() };
     let compare = || {
         let tree = CommitTree::open(repo, &next.deployment.base_checksum)?;
-        let manifest = read::read_edited(config, Some(&tree), edited)?;
+        let mut manifest = read::read_edited(config, Some(&tree), edited)?;
         policy::check(config, Some(&tree), &manifest)?;
+        if bound::any(&tree, Some(config))? {
+            storage::declare(&tree, &mut manifest)?;
+        }
         let differences = changes(repo, next, &manifest)?;
         let unmet = differences.list.iter().filter(|d| d.change == Verb::Added).filter_map(unmet);
         Ok(Pending { unmet: unmet.collect(), lines: differences.lines() })
