@@ -49,7 +49,7 @@ vm-test:
 	$(NEED_ROOT)
 	@$(DEPS) vm-test
 	@PROFILE=$(TEST_PROFILE) integration/vm/run.sh $(TIERS)
-	@if [ -z "$(TIERS)" ]; then PROFILE=$(TEST_PROFILE) integration/two-hosts-test.sh; else echo "skipped: two-hosts-test.sh, which needs all tiers"; fi
+	@if [ -z "$(TIERS)" ]; then PROFILE=$(TEST_PROFILE) integration/two-hosts-test.sh && PROFILE=$(TEST_PROFILE) integration/bound-test.sh; else echo "skipped: two-hosts-test.sh and bound-test.sh, which need all tiers"; fi
 
 bench:
 	$(NEED_ROOT)

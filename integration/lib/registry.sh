@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # A real registry (Debian's docker-registry) on loopback. Source after common.sh.
 # start_registry DIR sets REGISTRY=127.0.0.1:PORT; DIR/access.log then tells what clients fetched.
-# With REGISTRY_TLS=1 it speaks TLS, by a certificate of its own in DIR/cert.pem; otherwise plain http.
+# With REGISTRY_TLS=1 it speaks TLS, by a certificate of its own in DIR/cert.pem; otherwise plain http. With HTPASSWD_FILE=FILE it
+# wants a login of that htpasswd(1) file.
 
 start_registry() {
   local dir=$1 port i
@@ -23,6 +24,7 @@ storage:
 http:
   addr: 127.0.0.1:$port
 CONF
+    if [ -n "${HTPASSWD_FILE:-}" ]; then printf 'auth: {htpasswd: {realm: test, path: %s}}\n' "$HTPASSWD_FILE" >>"$dir/config.yml"; fi
     if [ "${REGISTRY_TLS:-}" = 1 ]; then
       [ -s "$dir/cert.pem" ] || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=registry \
         -addext subjectAltName=IP:127.0.0.1 -keyout "$dir/key.pem" -out "$dir/cert.pem" 2>/dev/null
@@ -45,7 +47,7 @@ CONF
 
 # Ours, not something else that has the port: the process must still be there when the port answers.
 registry_answers() {
-  kill -0 "$2" && curl -fsSk -o /dev/null "$(registry_scheme)://127.0.0.1:$1/v2/" && kill -0 "$2"
+  kill -0 "$2" && curl -sSk -o /dev/null "$(registry_scheme)://127.0.0.1:$1/v2/" && kill -0 "$2"
 }
 
 registry_scheme() { if [ "${REGISTRY_TLS:-}" = 1 ]; then echo https; else echo http; fi; }

@@ -93,8 +93,6 @@ build_base_layer() {
   install -D -m 644 "$REPO_DIR/integration/image/vm-only.conf" "$t/usr/lib/systemd/system/systemd-networkd.service.d/vm-only.conf"
   mkdir -p "$t/etc/systemd/system/multi-user.target.wants"
   ln -sfn /lib/systemd/system/systemd-networkd.service "$t/etc/systemd/system/multi-user.target.wants/systemd-networkd.service"
-  # podman finds the images that are bound to the booted deployment as an additional, read-only store.
-  install -D -m 644 "$REPO_DIR/integration/image/storage.conf" "$t/etc/containers/storage.conf"
   # Timers that a test host does not need, and jobs that only cost time in a first boot under software emulation.
   for u in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer dpkg-db-backup.timer \
     systemd-timesyncd.service getty@tty1.service podman.service podman-restart.service podman-auto-update.service podman-auto-update.timer; do

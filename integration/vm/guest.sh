@@ -1,41 +1,13 @@
 #!/bin/bash
-# Runs inside the test OS, once per boot; /var/lib/rig/phase says where the scenario stands. Every check is a function
-# whose name is the sentence it prints. Input: ./env.
+# Runs inside the test OS, once per boot; /var/lib/rig/phase says where the scenario stands. Input: ./env.
 set -u
 # shellcheck source=/dev/null
 . ./env
 REPO_HOST=${REPO#http://} REPO_HOST=${REPO_HOST%%:*}
 REPO_PORT=${REPO##*:} REPO_PORT=${REPO_PORT%/}
-STATE=/var/lib/rig
-mkdir -p "$STATE"
-PHASE=$(cat "$STATE/phase" 2>/dev/null || echo missing_image)
-
-check() {
-  local sentence=${1//_/ } log=$STATE/check.log rc
-  # Not inside `if`: there, bash would ignore set -e and only the last line of a check would count.
-  (set -e; "$@") >"$log" 2>&1
-  rc=$?
-  if [ "$rc" = 0 ]; then
-    echo "ok - $sentence"
-  else
-    echo "not ok - $sentence"
-    sed 's/^/# /' "$log" | tail -30
-  fi
-}
-
-next() { # PHASE: reboot into it
-  echo "$1" >"$STATE/phase"
-  sync
-  systemctl reboot
-  exit 0
-}
-
-finish() {
-  echo "scenario complete"
-  sync
-  systemctl poweroff
-  exit 0
-}
+# shellcheck source=/dev/null
+. ./scenario.sh
+PHASE=$(phase missing_image)
 
 unprivileged() { runuser -u nobody -- "$@"; }
 os_version() { cat /usr/share/os-version; }

@@ -6,13 +6,12 @@
 # arguments: all.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 need_root vm-test
-for part in registry product image disk qemu debs; do
+for part in registry product image disk qemu debs judge; do
   # shellcheck source=/dev/null
   . "$REPO_DIR/integration/lib/$part.sh"
 done
 
 VM=$WORK/vm
-PASSED=0 FAILED=0
 TIERS=("$@")
 [ "${#TIERS[@]}" -gt 0 ] || TIERS=(nspawn qemu module)
 
@@ -52,23 +51,8 @@ write_payload() {
   rm -rf "$1"
   mkdir -p "$1"
   cp "$REPO_DIR/integration/vm/guest.sh" "$1/run.sh"
+  cp "$REPO_DIR/integration/vm/scenario.sh" "$1/"
   printf 'TIER=%s\nREPO=%s\nREGISTRY=%s\nV1_DIGEST=%s\nV2_DIGEST=%s\nV3_DIGEST=%s\nAPP_DIGEST=%s\n' "$2" "http://${3%:*}:$REPO_PORT/" "$3" "$V1_DIGEST" "$V2_DIGEST" "$V3_DIGEST" "$APP_DIGEST" >"$1/env"
-}
-
-# Adds up what a guest reported. A guest that stopped half-way is a failure, however many checks passed before.
-judge() {
-  local tier=$1 output=$2 ok bad
-  tr -d '\r' <"$output"
-  ok=$(tr -d '\r' <"$output" | grep -c '^ok - ' || true)
-  bad=$(tr -d '\r' <"$output" | grep -c '^not ok - ' || true)
-  if tr -d '\r' <"$output" | grep -qx 'scenario complete'; then
-    ok=$((ok + 1))
-    echo "ok - the $tier guest went through the whole scenario"
-  else
-    bad=$((bad + 1))
-    echo "not ok - the $tier guest went through the whole scenario"
-  fi
-  PASSED=$((PASSED + ok)) FAILED=$((FAILED + bad))
 }
 
 tier_nspawn() {

@@ -1,7 +1,7 @@
 //! What the administrator's own containers take from our store.
 //!
-//! A container that podman makes from an image of an additional store has a layer of its own in the store of podman, whose
-//! parent is a layer of ours. That image has to stay, whatever the deployments need. Only root's store is looked at: the
+//! A container that podman makes from an image of an additional store, or an image that is built on top of one, has a layer in
+//! the store of podman whose parent is a layer of ours. That image has to stay, whatever the deployments need. Only root's store is looked at: the
 //! stores of other users are theirs, and cannot be listed reliably.
 
 use super::graph::{self, DRIVERS};
@@ -66,10 +66,13 @@ impl Own {
 
     /// The images of the store below `ours` that layers of this one stand on, as a set to keep.
     pub fn uses(&self, ours: &Path) -> Result<BoundSet> {
-        let mut parents = BTreeSet::new();
+        let mut used = BTreeSet::new();
         for driver in DRIVERS {
-            parents.extend(graph::layers(&self.graph, driver)?.into_iter().map(|l| l.parent));
+            used.extend(graph::layers(&self.graph, driver)?.into_iter().map(|l| l.parent));
+            // An image that adds nothing but labels has the layer of ours itself.
+            used.extend(graph::images(&self.graph, driver)?.into_iter().map(|i| i.layer));
         }
+        used.remove("");
         let mut images = Vec::new();
         for driver in DRIVERS {
             let layers = graph::layers(ours, driver)?;
@@ -77,7 +80,7 @@ impl Own {
             for image in graph::images(ours, driver)? {
                 let mut chain =
                     std::iter::successors(Some(&image.layer), |id| below.get(*id)).take(below.len() + 1);
-                if chain.any(|id| parents.contains(id)) {
+                if chain.any(|id| used.contains(id)) {
                     images.extend(image.names.iter().filter_map(|name| named(name)));
                 }
             }
@@ -107,5 +110,49 @@ fn graph_root(config_root: &Path) -> PathBuf {
     match conf.and_then(|c| c.storage).and_then(|s| s.graphroot) {
         Some(path) => config_root.join(path.strip_prefix("/").unwrap_or(&path)),
         None => config_root.join(GRAPH_ROOT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_that_layers_or_images_of_roots_store_stand_on_are_used() {
+        let temp = tempfile::tempdir().unwrap();
+        let write = |store: &Path, list: &str, text: serde_json::Value| {
+            let path = store.join(list);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text.to_string()).unwrap();
+        };
+        let (own, ours) = (temp.path().join(GRAPH_ROOT), temp.path().join("ours"));
+        let name = |n: u8| format!("r.io/x@{}", crate::model::image::Digest::of(&[n]));
+        let image =
+            |n: u8, layer: &str| serde_json::json!({"id": n.to_string(), "names": [name(n)], "layer": layer});
+        write(
+            &ours,
+            "overlay-images/images.json",
+            serde_json::json!([image(1, "b"), image(2, "c"), image(3, "d")]),
+        );
+        let layers = serde_json::json!([{"id": "a"}, {"id": "b", "parent": "a"}, {"id": "c"}, {"id": "d"}]);
+        write(&ours, "overlay-layers/layers.json", layers);
+        let uses = || {
+            let used = Own::at(temp.path()).uses(&ours).unwrap().images;
+            used.into_iter().map(|i| i.spec.reference.name).collect::<Vec<_>>()
+        };
+        assert_eq!(uses(), [""; 0]);
+        // A layer that stands on the lower one of the first image; an image that is the second with another label.
+        write(
+            &own,
+            "overlay-layers/layers.json",
+            serde_json::json!([{"id": "z", "parent": "a"}, {"id": "y"}]),
+        );
+        assert_eq!(uses(), [name(1)]);
+        write(
+            &own,
+            "overlay-images/images.json",
+            serde_json::json!([{"id": "9", "layer": "c"}, {"id": "8"}]),
+        );
+        assert_eq!(uses(), [name(1), name(2)]);
     }
 }

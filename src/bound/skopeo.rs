@@ -78,22 +78,35 @@ impl Skopeo {
         if output.success { Ok(output.stdout) } else { Err(reason(&output.stderr)) }
     }
 
-    /// The options for talking to the registry of this image, where `prefix` is "" or "src-".
-    pub(super) fn registry_options(&self, spec: &BoundSpec, prefix: &str) -> Vec<String> {
+    /// The options for talking to the registry of this image.
+    pub(super) fn registry_options(&self, spec: &BoundSpec) -> Result<Vec<String>> {
         let mut options = Vec::new();
         if let Some(verify) = spec.tls_verify {
-            options.push(format!("--{prefix}tls-verify={verify}"));
+            options.push(format!("--tls-verify={verify}"));
         }
-        match auth::find_auth(&self.config_root, spec.auth_file.as_deref()) {
-            Some(file) => options.push(format!("--{prefix}authfile={}", file.display())),
-            // Without either, skopeo looks for files of its own, such as root's.
-            None => options.push(format!("--{prefix}no-creds")),
-        }
+        let file = match auth::find_auth(&self.config_root, spec.auth_file.as_deref()) {
+            Some(file) => file,
+            // Without one skopeo looks for files of its own, such as root's; told to use no login it does so, too, as soon
+            // as the image is in another place than its name says.
+            None => self.no_logins()?,
+        };
+        options.push(format!("--authfile={}", file.display()));
         if let Some(dir) = &spec.cert_dir {
             let dir = auth::host_path(&self.config_root).join(dir.trim_start_matches('/'));
-            options.push(format!("--{prefix}cert-dir={}", dir.display()));
+            options.push(format!("--cert-dir={}", dir.display()));
         }
-        options
+        Ok(options)
+    }
+
+    /// A file with credentials for nothing.
+    fn no_logins(&self) -> Result<PathBuf> {
+        let (file, text) = (self.tmp.join("no-logins.json"), r#"{"auths":{}}"#);
+        if !std::fs::read(&file).is_ok_and(|there| there == text.as_bytes()) {
+            let dir = std::fs::create_dir_all(&self.tmp);
+            dir.and_then(|()| std::fs::write(&file, text))
+                .doing_with(|| format!("writing {}", file.display()))?;
+        }
+        Ok(file)
     }
 
     /// skopeo's global options for the platform that is asked for.
@@ -120,7 +133,7 @@ impl Skopeo {
 
     async fn ask_manifest(&self, cx: &Cx, spec: &BoundSpec) -> Result<Vec<u8>> {
         let mut args = vec!["inspect".into(), "--raw".into()];
-        args.extend(self.registry_options(spec, ""));
+        args.extend(self.registry_options(spec)?);
         // skopeo refuses references with both a tag and a digest; the digest says it all.
         let reference = match spec.reference.digest() {
             Some(digest) => spec.reference.pinned(&digest),
@@ -240,13 +253,10 @@ mod tests {
         let spec = BoundSpec::new("r.io/x:1".parse().unwrap(), "/etc/x.toml");
         let own = BoundSpec { auth_file: Some("/etc/app.json".into()), ..spec.clone() };
         let file = auth::host_path(&root).join("etc/app.json");
-        for (spec, prefix, expected) in [
-            (&spec, "", "--no-creds".to_owned()),
-            (&spec, "src-", "--src-no-creds".to_owned()),
-            (&own, "src-", format!("--src-authfile={}", file.display())),
-        ] {
-            assert_eq!(skopeo.registry_options(spec, prefix), [expected]);
-        }
+        assert_eq!(skopeo.registry_options(&own).unwrap(), [format!("--authfile={}", file.display())]);
+        let none = skopeo.registry_options(&spec).unwrap();
+        let file = none[0].strip_prefix("--authfile=").unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap(), r#"{"auths":{}}"#);
     }
 
     #[test]

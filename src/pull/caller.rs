@@ -100,7 +100,9 @@ impl Confined {
         let mut opts = ours.clone();
         let policy = read_policy(ours).ok().map(|text| policy::self_contained(&text));
         let registries = ours.registries.as_deref().and_then(|path| std::fs::read(path).ok());
-        let auth = ours.auth_file.is_some().then(|| registries::auth_json(&endpoints).into_bytes());
+        // Also where there is no login: told to use none, skopeo looks for files of its own as soon as the image is in
+        // another place than its name says.
+        let auth = Some(registries::auth_json(&endpoints).into_bytes());
         let handed = [
             (auth.as_deref(), &mut opts.auth_file),
             (policy.as_deref(), &mut opts.policy),
