@@ -1,7 +1,8 @@
-//! Checking drop-ins and bound files offline, without root: all files, all errors, nothing printed.
+//! Checking drop-ins, treefiles and policies offline, without root: all files, all errors, nothing printed.
 
 use super::read::{is_dropin, is_treefile, package_in};
 use crate::model::dropin::{self, Beside, Leaf, LeafKind, Local, MAX_CONTENTS, MAX_LEAVES, Merger, Text};
+use crate::model::lint::{LintError, LintFile, LintKind};
 use crate::model::manifest::Node;
 use crate::model::mutation::Policy;
 use crate::model::packages::LocalPackage;
@@ -11,77 +12,15 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The format of the report.
-const VERSION: u32 = 1;
-/// Deeper trees are a mistake.
+/// Deeper directories are not looked into.
 const MAX_DEPTH: usize = 32;
 
-/// What was found. Serialises to `{"version":1,"files":[...]}`.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct LintReport {
-    /// The format's version.
-    pub version: u32,
-    /// Every file that was looked at, in path order.
-    pub files: Vec<LintFile>,
-}
-
-impl LintReport {
-    /// Whether no file has an error. Warnings do not count.
-    pub fn is_clean(&self) -> bool {
-        self.files.iter().all(|f| f.errors.is_empty())
-    }
-}
-
-/// What a file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LintKind {
-    /// A drop-in in a `derive.d`.
-    DropIn,
-    /// A client treefile of rpm-ostree in an `origin.d`.
-    Treefile,
-    /// A file in a `bound-images.d`.
-    Bound,
-    /// A file in a `policy.d`.
-    Policy,
-}
-
-/// One file.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct LintFile {
-    /// The path, as reached from the argument.
-    pub path: String,
-    /// What it is.
-    pub kind: LintKind,
-    /// The images that a bound file names.
-    pub images: Vec<String>,
-    /// What makes it unusable.
-    pub errors: Vec<LintError>,
-    /// What is allowed, and probably a mistake.
-    pub warnings: Vec<LintError>,
-}
-
-/// One error or warning.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct LintError {
-    /// Line, from one.
-    pub line: Option<u64>,
-    /// Column, from one.
-    pub column: Option<u64>,
-    /// `files[0].mode`
-    pub key: Option<String>,
-    /// What is wrong, without the place.
-    pub message: String,
-    /// What to do.
-    pub hint: Option<String>,
-}
-
 /// Checks a file, or everything below a directory: drop-ins directly in a `derive.d`, treefiles directly in an
-/// `origin.d`, bound files directly in a `bound-images.d` and policies directly in a `policy.d`. A single `.yaml` file is a treefile if it is in an `origin.d`.
+/// `origin.d` and policies directly in a `policy.d`. A single `.yaml` file is a treefile if it is in an `origin.d`.
 ///
-/// `bound` checks one bound file and returns the images that it names. Fails only if `path` itself cannot be
-/// read: everything else is in the report.
-pub fn lint(path: &Path, bound: &dyn Fn(&Path) -> Result<Vec<String>>) -> Result<LintReport> {
+/// Returns the files in path order, none for a single file that is nothing of these. Fails only if `path` itself
+/// cannot be read: everything else is in the report.
+pub fn lint(path: &Path) -> Result<Vec<LintFile>> {
     let meta = std::fs::metadata(path)
         .kind(ErrorKind::InvalidArgument, format!("{} cannot be checked", path.display()))?;
     let mut found = Vec::new();
@@ -96,33 +35,21 @@ pub fn lint(path: &Path, bound: &dyn Fn(&Path) -> Result<Vec<String>>) -> Result
             Some("yaml") if dir.as_deref() == Some("origin.d") => LintKind::Treefile,
             Some("yaml" | "yml" | "bu") => LintKind::DropIn,
             Some("toml") if dir.as_deref() == Some("policy.d") => LintKind::Policy,
-            _ => LintKind::Bound,
+            _ => return Ok(Vec::new()),
         };
         found.push((path.to_owned(), kind));
     }
     found.sort();
     let mut mergers: BTreeMap<PathBuf, Merger> = BTreeMap::new();
-    let files = found
-        .into_iter()
-        .map(|(path, kind)| match kind {
-            LintKind::Bound => {
-                let (images, errors) = match bound(&path) {
-                    Ok(images) => (images, Vec::new()),
-                    Err(e) => (Vec::new(), vec![LintError::from(&e)]),
-                };
-                LintFile { path: shown(&path), kind, images, errors, warnings: Vec::new() }
-            }
-            LintKind::Policy => {
-                let errors = policy(&path).err().iter().map(LintError::from).collect();
-                LintFile { path: shown(&path), kind, images: Vec::new(), errors, warnings: Vec::new() }
-            }
-            LintKind::DropIn | LintKind::Treefile => {
-                let dir = path.parent().map(Path::to_owned).unwrap_or_default();
-                drop_in(&path, kind, mergers.entry(dir).or_default())
-            }
-        })
-        .collect();
-    Ok(LintReport { version: VERSION, files })
+    let files = found.into_iter().map(|(path, kind)| {
+        if kind == LintKind::Policy {
+            let errors = policy(&path).err().iter().map(LintError::from).collect();
+            return LintFile { errors, ..LintFile::new(shown(&path), kind) };
+        }
+        let dir = path.parent().map(Path::to_owned).unwrap_or_default();
+        drop_in(&path, kind, mergers.entry(dir).or_default())
+    });
+    Ok(files.collect())
 }
 
 fn policy(path: &Path) -> Result<()> {
@@ -138,10 +65,7 @@ fn shown(path: &Path) -> String {
 fn walk(dir: &Path, name: Option<&str>, depth: usize, found: &mut Vec<(PathBuf, LintKind)>) -> Result<()> {
     let what = || format!("listing {}", dir.display());
     if depth > MAX_DEPTH {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!("{} is nested too deeply", dir.display()),
-        ));
+        return Ok(());
     }
     for entry in std::fs::read_dir(dir).doing_with(what)? {
         let entry = entry.doing_with(what)?;
@@ -160,11 +84,6 @@ fn walk(dir: &Path, name: Option<&str>, depth: usize, found: &mut Vec<(PathBuf, 
             Some("derive.d") if is_dropin(file_name) || file_name.ends_with(".yml") => LintKind::DropIn,
             Some("origin.d") if is_treefile(file_name) => LintKind::Treefile,
             Some("policy.d") if conf::is_meant(file_name) => LintKind::Policy,
-            Some("bound-images.d")
-                if [".toml", ".image", ".container"].iter().any(|s| file_name.ends_with(s)) =>
-            {
-                LintKind::Bound
-            }
             _ => continue,
         };
         if !masked {
@@ -175,8 +94,7 @@ fn walk(dir: &Path, name: Option<&str>, depth: usize, found: &mut Vec<(PathBuf, 
 }
 
 fn drop_in(path: &Path, kind: LintKind, merger: &mut Merger) -> LintFile {
-    let mut file =
-        LintFile { path: shown(path), kind, images: Vec::new(), errors: Vec::new(), warnings: Vec::new() };
+    let mut file = LintFile::new(shown(path), kind);
     if path.extension().is_some_and(|e| e == "yml") {
         file.warnings.push(LintError::plain("is ignored: drop-ins end in .yaml", "rename it to .yaml"));
     }
@@ -191,10 +109,7 @@ fn check(path: &Path, kind: LintKind, merger: &mut Merger, warnings: &mut Vec<Li
     let dir = path.parent().unwrap_or(Path::new(""));
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let text = Text {
-        name: match kind {
-            LintKind::Treefile => format!("{}{name}", dropin::TREEFILE_OWNER),
-            LintKind::DropIn | LintKind::Bound | LintKind::Policy => name,
-        },
+        name: if kind == LintKind::Treefile { format!("{}{name}", dropin::TREEFILE_OWNER) } else { name },
         path: shown(path),
         bytes: read_file(path, dropin::MAX_DROPIN)?,
     };
@@ -302,30 +217,6 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(refuse(&format!("has more than {limit} bytes")));
     }
     Ok(bytes)
-}
-
-impl LintError {
-    fn plain(message: &str, hint: &str) -> LintError {
-        LintError { line: None, column: None, key: None, message: message.into(), hint: Some(hint.into()) }
-    }
-}
-
-impl From<&Error> for LintError {
-    /// Takes the place out of the text, because it has its own fields.
-    fn from(error: &Error) -> LintError {
-        let detail = |key: &str| error.details.get(key).map(String::as_str);
-        let number = |key: &str| detail(key).and_then(|t| t.parse().ok());
-        let (line, column, key) = (number("line"), number("column"), detail("key").map(str::to_owned));
-        let mut prefix = detail("file").unwrap_or_default().to_owned();
-        for number in [line, column].into_iter().flatten() {
-            prefix.push_str(&format!(":{number}"));
-        }
-        let text = error.chain();
-        let rest = text.strip_prefix(&format!("{prefix}: ")).unwrap_or(&text);
-        let message =
-            key.as_deref().and_then(|k| rest.strip_prefix(&format!("{k}: "))).unwrap_or(rest).to_owned();
-        LintError { line, column, key, message, hint: error.hint.as_deref().map(str::to_owned) }
-    }
 }
 
 #[cfg(test)]

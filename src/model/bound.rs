@@ -28,6 +28,19 @@ pub enum Policy {
 }
 
 impl Policy {
+    /// Reads podman's word for it; the error completes the sentence `VALUE ...` and has a hint.
+    pub(crate) fn read(text: &str) -> std::result::Result<Policy, (&'static str, &'static str)> {
+        match text {
+            "always" | "newer" => Ok(Policy::Newer),
+            "missing" => Ok(Policy::Missing),
+            "never" => Err((
+                "cannot be bound: nobody would pull the image",
+                "missing pulls it once; leave the file out if another one puts it into the store",
+            )),
+            _ => Err(("is no policy", "it is newer (each upgrade asks the registry) or missing")),
+        }
+    }
+
     fn is_default(&self) -> bool {
         *self == Policy::default()
     }
@@ -83,9 +96,67 @@ pub struct BoundSet {
     pub images: Vec<BoundImage>,
 }
 
-/// Keys of a TOML file that name things this version cannot do. None is silently ignored.
-const TOML_UNSUPPORTED: [&str; 9] =
-    ["all-tags", "arch", "cert-dir", "creds", "decryption-key", "image-tag", "os", "policy", "variant"];
+/// A part of a platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Platform {
+    /// GOARCH.
+    Arch,
+    /// GOOS.
+    Os,
+    /// A variant of the architecture.
+    Variant,
+}
+
+impl Platform {
+    /// Reads one as registries write it; the error completes the sentence `KEY=...`.
+    pub(crate) fn read(self, text: &str) -> std::result::Result<String, String> {
+        let word = !text.is_empty()
+            && text.len() <= 32
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        if !word {
+            return Err(format!("{text:?} is not a word of letters and digits, like arm64 or v8"));
+        }
+        Ok(match (self, text) {
+            // The kernel's names, which podman takes as well.
+            (Platform::Arch, "x86_64") => "amd64",
+            (Platform::Arch, "aarch64") => "arm64",
+            (_, other) => other,
+        }
+        .to_owned())
+    }
+}
+
+/// Whether a path is absolute and can be an argument; the error completes the sentence `PATH ...`.
+pub(crate) fn absolute(path: &str) -> std::result::Result<(), &'static str> {
+    if !path.starts_with('/') {
+        return Err("is not an absolute path");
+    }
+    if path.chars().any(char::is_control) {
+        return Err("has control characters");
+    }
+    Ok(())
+}
+
+/// Keys of a TOML file that cannot be honoured, and what to write instead. The values may be secrets.
+const TOML_REFUSED: [(&str, &str, &str); 4] = [
+    ("all-tags", "which tags there are changes", "bind each tag that is needed with a file of its own"),
+    (
+        "creds",
+        "anybody can read the file",
+        "put the credentials into a file, with podman login --authfile, and write auth-file = \"/path\"",
+    ),
+    (
+        "decryption-key",
+        "images are stored as they are in the registry",
+        "bind an image that is not encrypted",
+    ),
+    (
+        "image-tag",
+        "an image is found by the name it has in the registry",
+        "write that name where the image is used, and leave image-tag out",
+    ),
+];
 
 impl BoundSpec {
     /// A spec with defaults for everything but the image and the file that asks for it.
@@ -114,31 +185,53 @@ impl BoundSpec {
 
     /// Parses a `bound-images.d/*.toml` file. `source` is the file's path, for messages and provenance.
     pub fn from_toml(text: &str, source: &str) -> Result<BoundSpec> {
-        let line_at = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+        BoundSpec::from_toml_located(text, source).map(|(spec, _)| spec)
+    }
+
+    /// As [`BoundSpec::from_toml`], with the line of `image`.
+    pub fn from_toml_located(text: &str, source: &str) -> Result<(BoundSpec, usize)> {
+        let place = |at: usize| {
+            let before = text.get(..at).unwrap_or(text);
+            let line = before.rsplit('\n').next().unwrap_or_default();
+            (before.matches('\n').count() + 1, line.chars().count() + 1)
+        };
         let table = DeTable::parse(text).map_err(|e| {
-            let line = e.span().map_or(1, |s| line_at(s.start));
+            let (line, column) = e.span().map_or((1, 1), |s| place(s.start));
             refused(source, Some(line), format!("is not valid TOML: {}", e.message()))
+                .detail("column", column)
         })?;
-        let mut spec: Option<BoundSpec> = None;
-        let (mut mode, mut auth_file, mut tls_verify) = (Mode::Bind, None, None);
+        // Filled in as the keys are found, and returned only with an image.
+        let nothing = ImageRef { transport: Transport::Registry, name: String::new() };
+        let mut spec = BoundSpec::new(nothing, source);
+        let mut image = None;
         let mut keys: Vec<_> = table.get_ref().iter().collect();
         // The first mistake in the file is the one reported.
         keys.sort_by_key(|(key, _)| key.span().start);
         for (key, value) in keys {
-            let line = line_at(key.span().start);
-            let fail = |why: String| refused(source, Some(line), why).detail("key", key.get_ref());
+            let (line, column) = place(key.span().start);
+            let name = key.get_ref().as_ref();
+            let fail =
+                |why: String| refused(source, Some(line), why).detail("key", name).detail("column", column);
             let text_value = || match value.get_ref() {
                 DeValue::String(s) => Ok(s.as_ref()),
-                _ => Err(fail(format!("{} must be a string", key.get_ref()))),
+                _ => Err(fail(format!("{name} must be a string"))),
             };
-            match key.get_ref().as_ref() {
+            let path = || {
+                let path = text_value()?;
+                absolute(path).map_err(|why| fail(format!("{name} {path:?} {why}")))?;
+                Ok::<_, Error>(Some(path.to_owned()))
+            };
+            let word = |part: Platform| {
+                part.read(text_value()?).map(Some).map_err(|why| fail(format!("{name} {why}")))
+            };
+            match name {
                 "image" => {
-                    let reference =
+                    spec.reference =
                         registry_reference(text_value()?).map_err(|why| fail(format!("image {why}")))?;
-                    spec = Some(BoundSpec::new(reference, source));
+                    image = Some(line);
                 }
                 "mode" => {
-                    mode = match text_value()? {
+                    spec.mode = match text_value()? {
                         "bind" => Mode::Bind,
                         "prefetch" => Mode::Prefetch,
                         other => {
@@ -146,30 +239,35 @@ impl BoundSpec {
                         }
                     }
                 }
-                "auth-file" => {
-                    let path = text_value()?;
-                    if !path.starts_with('/') {
-                        return Err(fail(format!("auth-file {path:?} is not an absolute path")));
-                    }
-                    auth_file = Some(path.to_owned());
+                "auth-file" => spec.auth_file = path()?,
+                "cert-dir" => spec.cert_dir = path()?,
+                "arch" => spec.arch = word(Platform::Arch)?,
+                "os" => spec.os = word(Platform::Os)?,
+                "variant" => spec.variant = word(Platform::Variant)?,
+                "policy" => {
+                    let policy = text_value()?;
+                    spec.policy = Policy::read(policy)
+                        .map_err(|(why, hint)| fail(format!("policy {policy:?} {why}")).hint(hint))?;
                 }
                 "tls-verify" => match value.get_ref() {
-                    DeValue::Boolean(b) => tls_verify = Some(*b),
+                    DeValue::Boolean(b) => spec.tls_verify = Some(*b),
                     _ => return Err(fail("tls-verify must be true or false".into())),
                 },
-                known if TOML_UNSUPPORTED.contains(&known) => {
-                    return Err(fail(format!("{known} is not supported by this version")));
-                }
                 other => {
-                    return Err(fail(format!("unknown key {other:?}"))
-                        .hint("the keys are image, mode, auth-file and tls-verify"));
+                    return Err(match TOML_REFUSED.iter().find(|(known, ..)| *known == other) {
+                        Some((_, why, hint)) => fail(format!("{other} cannot be bound: {why}")).hint(*hint),
+                        None => fail(format!("unknown key {other:?}")).hint(
+                            "the keys are image, mode, policy, auth-file, tls-verify, cert-dir, arch, os and variant",
+                        ),
+                    });
                 }
             }
         }
-        let spec = spec.ok_or_else(|| {
-            refused(source, None, "has no image").hint("add a line like image = \"quay.io/example/app:1\"")
-        })?;
-        Ok(BoundSpec { mode, auth_file, tls_verify, ..spec })
+        match image {
+            Some(line) => Ok((spec, line)),
+            None => Err(refused(source, None, "has no image")
+                .hint("add a line like image = \"quay.io/example/app:1\"")),
+        }
     }
 }
 
@@ -222,12 +320,22 @@ impl BoundSet {
     }
 }
 
-/// Refuses two files that pin the same `repository:tag` to different digests.
+/// Refuses two files that pin the same `repository:tag` to different digests, or want it for different platforms.
 ///
 /// It needs no network, so discovery calls it before anything is resolved.
 pub fn check_pins<'a>(specs: impl Iterator<Item = &'a BoundSpec>) -> Result<()> {
     let mut pinned: BTreeMap<&str, &BoundSpec> = BTreeMap::new();
+    let mut platforms: BTreeMap<&str, &BoundSpec> = BTreeMap::new();
     for spec in specs {
+        if let Some(other) = platforms.insert(&spec.reference.name, spec)
+            && other.platform() != spec.platform()
+        {
+            let why =
+                format!("binds {} for another platform than {} does", spec.reference.name, other.source);
+            return Err(refused(&spec.source, None, why).detail("other-file", &other.source).hint(
+                "a name means one image: ask for the same platform in both, or give one of them another tag",
+            ));
+        }
         let Some((name, digest)) = spec.reference.name.split_once('@') else { continue };
         // Without a tag there is no name that both could claim: two digests of one repository may coexist.
         if name == spec.reference.repository() {

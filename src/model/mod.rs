@@ -15,6 +15,7 @@ pub mod image;
 pub mod job;
 pub mod kargs;
 pub mod layers;
+pub mod lint;
 pub mod lock;
 pub mod manifest;
 pub mod mutation;

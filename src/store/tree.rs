@@ -72,37 +72,17 @@ impl CommitTree {
     /// `follow_last` says whether a link in the last component is followed. `/etc/...` is read as
     /// `/usr/etc/...`, links that climb over the root stay at the root, as under chroot(2).
     pub fn resolve(&self, path: &str, follow_last: bool) -> Result<Option<String>> {
-        let mut todo: Vec<String> = components(path).rev().collect();
-        let mut done: Vec<String> = Vec::new();
-        let mut links = 0;
-        while let Some(next) = todo.pop() {
-            if next == ".." {
-                done.pop();
-                continue;
-            }
-            done.push(next);
-            // As booted, so that `..` of a link in /etc leads to the root and not to /usr.
-            let here = in_tree(&done);
-            let Some(info) = self.info(&here)? else { return Ok(None) };
-            if kind_of(&info) == Kind::Link && (follow_last || !todo.is_empty()) {
-                links += 1;
-                if links > MAX_LINKS {
-                    return Err(Error::new(
-                        ErrorKind::InvalidArgument,
-                        format!("{path}: too many levels of symbolic links"),
-                    ));
+        let real = resolve_links(path, follow_last, |here| {
+            let Some(info) = self.info(&in_tree(here))? else { return Ok(Look::Nothing) };
+            Ok(match kind_of(&info) {
+                Kind::Link => {
+                    let target = info.symlink_target().unwrap_or_default();
+                    Look::Link(target.to_str().unwrap_or_default().to_owned())
                 }
-                let target = info.symlink_target().unwrap_or_default();
-                let target = target.to_str().unwrap_or_default().to_owned();
-                if target.starts_with('/') {
-                    done.clear();
-                } else {
-                    done.pop();
-                }
-                todo.extend(components(&target).rev());
-            }
-        }
-        Ok(Some(in_tree(&done)))
+                Kind::File | Kind::Directory => Look::Other,
+            })
+        })?;
+        Ok(real.map(|real| in_tree(&real)))
     }
 
     /// The content of a regular file, links followed inside the tree; `None` if there is none.
@@ -192,9 +172,61 @@ pub fn kind_of(info: &gio::FileInfo) -> Kind {
     }
 }
 
-fn in_tree(booted: &[String]) -> String {
-    let etc = if booted.first().is_some_and(|first| first == "etc") { "/usr" } else { "" };
-    format!("{etc}/{}", booted.join("/"))
+/// What [`resolve_links`] finds at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing.
+    Nothing,
+    /// A link to there.
+    Link(String),
+    /// A file or a directory.
+    Other,
+}
+
+/// The path with all links resolved inside of a tree; `None` if something on the way is missing.
+///
+/// `look` says what is at a path that begins with `/` and whose directories hold no links. Links that climb over the root
+/// stay at the root, as under chroot(2). Paths are as booted, so that `..` of a link in /etc leads to the root.
+pub fn resolve_links(
+    path: &str,
+    follow_last: bool,
+    mut look: impl FnMut(&str) -> Result<Look>,
+) -> Result<Option<String>> {
+    let mut todo: Vec<String> = components(path).rev().collect();
+    let mut done: Vec<String> = Vec::new();
+    let mut links = 0;
+    while let Some(next) = todo.pop() {
+        if next == ".." {
+            done.pop();
+            continue;
+        }
+        done.push(next);
+        match look(&format!("/{}", done.join("/")))? {
+            Look::Nothing => return Ok(None),
+            Look::Link(target) if follow_last || !todo.is_empty() => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(Error::new(
+                        ErrorKind::InvalidArgument,
+                        format!("{path}: too many levels of symbolic links"),
+                    ));
+                }
+                if target.starts_with('/') {
+                    done.clear();
+                } else {
+                    done.pop();
+                }
+                todo.extend(components(&target).rev());
+            }
+            Look::Link(_) | Look::Other => {}
+        }
+    }
+    Ok(Some(format!("/{}", done.join("/"))))
+}
+
+fn in_tree(booted: &str) -> String {
+    let etc = if booted == "/etc" || booted.starts_with("/etc/") { "/usr" } else { "" };
+    format!("{etc}{booted}")
 }
 
 fn components(path: &str) -> impl DoubleEndedIterator<Item = String> {

@@ -1,11 +1,13 @@
 //! Discovery in real commits.
 
 use super::*;
+use crate::model::ErrorKind;
 use cap_std_ext::cap_std::ambient_authority;
 use ostree_ext::{gio, ostree};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+#[derive(Clone, Copy)]
 enum Put<'a> {
     File(&'a str),
     Link(&'a str),
@@ -108,7 +110,7 @@ fn whatever_is_wrong_in_the_tree_names_its_file() {
         (
             "a TOML for bootc",
             vec![(at("a.toml"), File("image=\"quay.io/x/a\""))],
-            "a.toml: does not end in .container or .image",
+            "a.toml: does not end in .container, .image or .kube",
         ),
         (
             "dangling",
@@ -128,7 +130,7 @@ fn whatever_is_wrong_in_the_tree_names_its_file() {
         (
             "suffix",
             vec![(at("a.service"), Link("/usr/x"))],
-            "a.service: does not end in .container or .image",
+            "a.service: does not end in .container, .image or .kube",
         ),
         (
             "build",
@@ -136,9 +138,58 @@ fn whatever_is_wrong_in_the_tree_names_its_file() {
             "a.build: a .build file is built on the host, so there is no image to bind",
         ),
         (
-            "kube",
-            vec![(at("a.kube"), Link("/usr/x"))],
-            "a.kube: binding a .kube file is not supported by this version",
+            "no YAML",
+            vec![
+                (at("a.kube"), Link("/usr/share/containers/systemd/a.kube")),
+                (format!("{Q}/a.kube"), File("[Kube]\nYaml=a.yaml\n")),
+            ],
+            "/usr/share/containers/systemd/a.kube:2: Yaml=a.yaml: there is no /usr/share/containers/systemd/a.yaml in the image",
+        ),
+        (
+            "YAML that leaves the tree",
+            vec![
+                (at("a.kube"), Link("/usr/share/containers/systemd/a.kube")),
+                (format!("{Q}/a.kube"), File("[Kube]\nYaml=../../../../../a.yaml\n")),
+            ],
+            "/usr/share/containers/systemd/a.kube:2: Yaml=../../../../../a.yaml: the path leaves the tree",
+        ),
+        (
+            "a mistake in YAML",
+            vec![
+                (at("a.kube"), Link("/usr/share/containers/systemd/a.kube")),
+                (format!("{Q}/a.kube"), File("[Kube]\nYaml=/usr/share/a.yaml\n")),
+                ("/usr/share/a.yaml".into(), File("kind: Pod\nspec:\n  containers: [{image: a}]\n")),
+            ],
+            "/usr/share/a.yaml:3:24: spec.containers[0].image: image \"a\" names no registry; write it in full, for example quay.io/example/a",
+        ),
+        (
+            "an image that is built",
+            vec![
+                (at("a.kube"), Link("/usr/share/containers/systemd/a.kube")),
+                (format!("{Q}/a.kube"), File("[Kube]\nYaml=a.yaml\nSetWorkingDirectory=yaml\n")),
+                (format!("{Q}/a.yaml"), File("kind: Pod\nspec:\n  containers: [{image: localhost/app:1}]\n")),
+                (format!("{Q}/app/Containerfile"), File("FROM scratch\n")),
+            ],
+            "/usr/share/containers/systemd/a.yaml:3: spec.containers[0].image: localhost/app:1 is built on the host from /usr/share/containers/systemd/app/Containerfile, so there is no image to bind",
+        ),
+        (
+            "a drop-in",
+            vec![
+                (at("a-b.container"), Link("/usr/share/containers/systemd/a-b.container")),
+                (format!("{Q}/a-b.container"), File(OK)),
+                (format!("{Q}/a-.container.d/1.conf"), File("\n[Container]\nImage=a\n")),
+            ],
+            "/usr/share/containers/systemd/a-.container.d/1.conf:3: image \"a\" names no registry; write it in full, for example quay.io/example/a",
+        ),
+        (
+            "another platform",
+            vec![
+                (at("a.image"), Link("/usr/share/containers/systemd/a.image")),
+                (format!("{Q}/a.image"), File("[Image]\nImage=quay.io/x/a:1\nArch=arm64\n")),
+                (at("b.container"), Link("/usr/share/containers/systemd/b.container")),
+                (format!("{Q}/b.container"), File(OK)),
+            ],
+            "b.container: binds quay.io/x/a:1 for another platform than /usr/lib/bootc/bound-images.d/a.image does",
         ),
         (
             "type",
@@ -169,7 +220,7 @@ fn whatever_is_wrong_in_the_tree_names_its_file() {
         (
             "too large",
             vec![(at("a.container"), Link("/usr/a.container")), ("/usr/a.container".into(), File(&big))],
-            "a.container: is larger than 1 MiB",
+            "/usr/a.container: is larger than 1 MiB",
         ),
     ];
     for (what, tree, expected) in table {
@@ -197,7 +248,13 @@ fn whatever_is_wrong_on_the_host_names_its_file() {
     const A: &str = "/etc/osctl/bound-images.d";
     let at = |name: &str| format!("{A}/{name}");
     for (name, put, expected) in [
-        ("a.container", File(OK), "a.container: does not end in .toml"),
+        ("a.container", File(OK), "a.container: is not a link"),
+        ("a.service", File(OK), "a.service: does not end in .toml, .container, .image or .kube"),
+        (
+            "a.container",
+            Link("/etc/containers/systemd/a.container"),
+            "a.container: links to /etc/containers/systemd/a.container, which does not exist in the image",
+        ),
         ("a.toml", File("image = \"quay.io/x/a:1\"\nfoo = 1"), "a.toml:2: unknown key \"foo\""),
         ("a.toml", Link("/nothing"), "a.toml: is a link to a file that does not exist"),
         ("a.toml", Link("nothing"), "a.toml: is a link to a file that does not exist"),
@@ -233,27 +290,6 @@ fn text_that_is_not_utf8_and_files_that_others_can_write_are_refused() {
 }
 
 #[test]
-fn lint_gives_the_same_messages_offline() {
-    let temp = tempfile::tempdir().unwrap();
-    let path = |name: &str| temp.path().join(name);
-    let lint = |name: &str| super::super::lint_path(&path(name)).map_err(|e| e.to_string());
-    std::fs::write(path("a.container"), "[Container]\nImage=b.image\n").unwrap();
-    assert_eq!(
-        lint("a.container"),
-        Err(format!("{}:2: Image=b.image: there is no b.image beside it", path("a.container").display()))
-    );
-    std::fs::write(path("b.image"), "[Image]\nImage=quay.io/x/b:1\n").unwrap();
-    std::fs::write(path("c.toml"), "image = \"quay.io/x/c:1\"\n").unwrap();
-    assert_eq!(lint("a.container"), Ok(vec!["quay.io/x/b:1".to_owned()]));
-    assert_eq!(lint("c.toml"), Ok(vec!["quay.io/x/c:1".to_owned()]));
-    std::fs::write(path("d.kube"), "").unwrap();
-    assert_eq!(
-        lint("d.kube"),
-        Err(format!("{}: binding a .kube file is not supported by this version", path("d.kube").display()))
-    );
-}
-
-#[test]
 fn relative_links_lead_from_where_they_really_are() {
     for (dir, at) in [
         ("/usr/lib/osctl/bound-images.d", "../../share/vendor/bound"),
@@ -270,4 +306,261 @@ fn relative_links_lead_from_where_they_really_are() {
         let got = got.unwrap_or_else(|e| panic!("{at}: {}", e.chain()));
         assert_eq!(got, ["/usr/lib/osctl/bound-images.d/a.container quay.io/x/a:1"], "{at}");
     }
+}
+
+const SYSTEMD: &str = "/usr/share/containers/systemd";
+
+/// The images of one link in bootc's directory to `name` in podman's, given what lies in the tree.
+fn images_of(name: &str, tree: &[(&str, &str)]) -> String {
+    let link = format!("/usr/lib/bootc/bound-images.d/{name}");
+    let target = format!("{SYSTEMD}/{name}");
+    let mut all = vec![(link.as_str(), Link(&target))];
+    all.extend(tree.iter().map(|(path, text)| match text.strip_prefix("->") {
+        Some(target) => (*path, Link(target)),
+        None => (*path, File(text)),
+    }));
+    match found(&all, &[]) {
+        Ok(lines) => {
+            let images: Vec<_> = lines.iter().map(|l| l.replace(&format!("{link} "), "")).collect();
+            images.join(" ")
+        }
+        Err(e) => format!("error: {e}"),
+    }
+}
+
+#[test]
+fn units_and_drop_ins_are_looked_for_as_podman_does() {
+    const ETC: &str = "/usr/etc/containers/systemd";
+    let q = |rest: &str| format!("{SYSTEMD}/{rest}");
+    let e = |rest: &str| format!("{ETC}/{rest}");
+    let image = |name: &str| format!("[Container]\nImage=quay.io/x/{name}\n");
+    let (unit, one, two) = (image("unit"), image("one"), image("two"));
+    /// The linked name, what is in the tree, and the images.
+    type Row<'a> = (&'a str, Vec<(String, &'a str)>, &'a str);
+    let table: Vec<Row> = vec![
+        // Names of drop-ins: the last in name order counts, wherever it is.
+        (
+            "a.container",
+            vec![
+                (q("a.container"), &unit),
+                (q("a.container.d/9.conf"), &one),
+                (e("container.d/8.conf"), &two),
+            ],
+            "quay.io/x/one",
+        ),
+        (
+            "a.container",
+            vec![
+                (q("a.container"), &unit),
+                (q("a.container.d/8.conf"), &one),
+                (e("container.d/9.conf"), &two),
+            ],
+            "quay.io/x/two",
+        ),
+        // Of one name, /etc comes first, then what is more specific.
+        (
+            "a.container",
+            vec![
+                (q("a.container"), &unit),
+                (q("a.container.d/1.conf"), &one),
+                (e("container.d/1.conf"), &two),
+            ],
+            "quay.io/x/two",
+        ),
+        (
+            "a-b.container",
+            vec![
+                (q("a-b.container"), &unit),
+                (q("a-.container.d/1.conf"), &one),
+                (q("a-b.container.d/1.conf"), &two),
+            ],
+            "quay.io/x/two",
+        ),
+        (
+            "a-b.container",
+            vec![
+                (q("a-b.container"), &unit),
+                (q("a-.container.d/1.conf"), &one),
+                (q("container.d/1.conf"), &two),
+            ],
+            "quay.io/x/one",
+        ),
+        (
+            "a-b.container",
+            vec![(q("a-b.container"), &unit), (q("b-.container.d/1.conf"), &one)],
+            "quay.io/x/unit",
+        ),
+        // Drop-ins in a directory below, masked ones, and other files.
+        (
+            "a.container",
+            vec![(q("a.container"), &unit), (q("sub/a.container.d/1.conf"), &one)],
+            "quay.io/x/one",
+        ),
+        (
+            "a.container",
+            vec![
+                (q("a.container"), &unit),
+                (q("a.container.d/1.conf"), &one),
+                (e("a.container.d/1.conf"), "->/dev/null"),
+            ],
+            "quay.io/x/unit",
+        ),
+        ("a.container", vec![(q("a.container"), &unit), (q("a.container.d/1.txt"), &one)], "quay.io/x/unit"),
+        ("a.container", vec![(q("a.container"), &unit), (q("b.container.d/1.conf"), &one)], "quay.io/x/unit"),
+        // Templates and instances.
+        (
+            "a@.container",
+            vec![(q("a@.container"), &unit), (q("a@.container.d/1.conf"), &one)],
+            "quay.io/x/one",
+        ),
+        (
+            "a@1.container",
+            vec![
+                (q("a@1.container"), "->a@.container"),
+                (q("a@.container"), &unit),
+                (q("a@.container.d/1.conf"), &one),
+            ],
+            "quay.io/x/one",
+        ),
+        (
+            "a@1.container",
+            vec![
+                (q("a@1.container"), "->a@.container"),
+                (q("a@.container"), &unit),
+                (q("a@1.container.d/1.conf"), &two),
+                (q("a@.container.d/1.conf"), &one),
+            ],
+            "quay.io/x/two",
+        ),
+        (
+            "a@1.container",
+            vec![
+                (q("a@1.container"), "->a@.container"),
+                (q("a@.container"), &unit),
+                (q("a@2.container.d/1.conf"), &one),
+            ],
+            "quay.io/x/unit",
+        ),
+        // Which unit: /etc hides /usr, directories before those below them, users have their own.
+        ("a.container", vec![(q("a.container"), &unit), (e("sub/a.container"), &one)], "quay.io/x/one"),
+        ("a.container", vec![(q("a.container"), &unit), (e("users/a.container"), &one)], "quay.io/x/unit"),
+        ("a.container", vec![(q("a.container"), &unit), (e("x.d/a.container"), &one)], "quay.io/x/unit"),
+        ("a.container", vec![(q("a.container"), &unit), (e("a.container"), "->/dev/null")], ""),
+        (
+            "a.container",
+            vec![
+                (q("a.container"), &unit),
+                (e("vendor"), "->/usr/lib/vendor"),
+                ("/usr/lib/vendor/a.container".into(), &one),
+            ],
+            "quay.io/x/one",
+        ),
+        // References.
+        (
+            "a.container",
+            vec![
+                (q("a.container"), "[Container]\nImage=b.image\n"),
+                (q("b.image"), "[Image]\nImage=quay.io/x/b\n"),
+                (e("image.d/1.conf"), "[Image]\nImage=quay.io/x/c\n"),
+            ],
+            "quay.io/x/c",
+        ),
+        (
+            "a.container",
+            vec![
+                (q("a.container"), "[Container]\nImage=quay.io/x/a\nVolume=v.volume:/v\n"),
+                (q("v.volume"), "[Volume]\nDriver=image\nImage=b.image\n"),
+                (q("b.image"), "[Image]\nImage=quay.io/x/b\n"),
+            ],
+            "quay.io/x/a quay.io/x/b",
+        ),
+        (
+            "a.container",
+            vec![(q("a.container"), "[Container]\nImage=quay.io/x/a\nVolume=v.volume:/v\n")],
+            "quay.io/x/a",
+        ),
+        (
+            "a.container",
+            vec![
+                (q("a.container"), "[Container]\nImage=../b.image\n"),
+                (q("b.image"), "[Image]\nImage=quay.io/x/b\n"),
+            ],
+            "error: /usr/share/containers/systemd/a.container:2: Image=../b.image: there is no ../b.image in /etc/containers/systemd or /usr/share/containers/systemd",
+        ),
+        // Kubernetes: relative to where podman found the unit, which is in /etc here.
+        (
+            "a.kube",
+            vec![
+                (q("a.kube"), "[Kube]\nYaml=k/a.yaml\n"),
+                (
+                    q("k/a.yaml"),
+                    "kind: Pod\nspec: {containers: [{image: quay.io/x/b}, {image: quay.io/x/a}]}\n",
+                ),
+            ],
+            "quay.io/x/a quay.io/x/b",
+        ),
+        (
+            "a.kube",
+            vec![
+                (q("a.kube"), "nonsense"),
+                (e("a.kube"), "[Kube]\nYaml=a.yaml\n"),
+                (q("a.yaml"), "nonsense"),
+                (e("a.yaml"), "kind: Pod\nspec: {containers: [{image: quay.io/x/a}]}\n"),
+            ],
+            "quay.io/x/a",
+        ),
+        // Built only where podman runs.
+        (
+            "a.kube",
+            vec![
+                (q("a.kube"), "[Kube]\nYaml=a.yaml\n"),
+                (q("a.yaml"), "kind: Pod\nspec: {containers: [{image: quay.io/x/a}]}\n"),
+                (q("a/Containerfile"), "FROM x\n"),
+            ],
+            "quay.io/x/a",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (name, tree, expected) in &table {
+        let tree: Vec<_> = tree.iter().map(|(path, text)| (path.as_str(), *text)).collect();
+        let got = images_of(name, &tree);
+        if got != *expected {
+            wrong.push((name, tree, *expected, got));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_administrator_may_link_to_quadlets_and_change_those_of_the_image() {
+    let tree = [
+        ("/usr/share/containers/systemd/a.container", File(OK)),
+        ("/usr/share/containers/systemd/own.container", File("[Container]\nImage=quay.io/x/own:1")),
+        ("/usr/lib/bootc/bound-images.d/a.container", Link("/usr/share/containers/systemd/a.container")),
+        ("/usr/etc/containers/systemd/b.container", File("[Container]\nImage=quay.io/x/b:new")),
+        ("/usr/lib/bootc/bound-images.d/b.container", Link("/etc/containers/systemd/b.container")),
+    ];
+    let own =
+        ("/etc/osctl/bound-images.d/own.container", Link("/usr/share/containers/systemd/own.container"));
+    let changed = ("/etc/containers/systemd/a.container", File("[Container]\nImage=quay.io/x/changed:1"));
+    let kept = ("/etc/containers/systemd/b.container", File("[Container]\nImage=quay.io/x/b:old"));
+    let images = |host: &[(&str, Put)]| {
+        let lines = found(&tree, host).map_err(|e| e.to_string())?;
+        Ok::<_, String>(
+            lines.iter().map(|l| l.rsplit(' ').next().unwrap().to_owned()).collect::<Vec<_>>().join(" "),
+        )
+    };
+    assert_eq!(images(&[own]).unwrap(), "quay.io/x/a:1 quay.io/x/b:new quay.io/x/own:1");
+    // Not a deployment: its /etc is not what will be booted.
+    assert_eq!(images(&[changed]).unwrap(), "quay.io/x/a:1 quay.io/x/b:new");
+    // A deployment: what was changed stays, what was not is replaced by the new one.
+    let vendor = ("/usr/etc/containers/systemd/b.container", File("[Container]\nImage=quay.io/x/b:old"));
+    assert_eq!(images(&[changed, kept, vendor]).unwrap(), "quay.io/x/b:new quay.io/x/changed:1");
+    let edited = (kept.0, File("[Container]\nImage=quay.io/x/b:own"));
+    assert_eq!(images(&[edited, vendor]).unwrap(), "quay.io/x/a:1 quay.io/x/b:own");
+    // Removed by hand: it will not be there, so the link leads nowhere.
+    assert_eq!(
+        images(&[vendor]).unwrap_err(),
+        "/usr/lib/bootc/bound-images.d/b.container: links to /etc/containers/systemd/b.container, which does not exist in the image"
+    );
 }

@@ -2,14 +2,15 @@
 
 use crate::cli::{exit, render};
 use crate::client::Result;
-use crate::derive::lint::lint;
+use crate::model::lint::LintReport;
 use crate::model::{Context, ErrorKind};
+use crate::{bound, derive};
 use std::path::PathBuf;
 
 /// Arguments of `lint`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A drop-in, a treefile in an origin.d, a bound-image file, or a directory of them.
+    /// A drop-in, a bound-image file or a quadlet file, a directory of them, or the root of an image.
     pub path: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -18,7 +19,11 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<u8> {
-    let report = lint(&args.path, &crate::bound::lint_path)?;
+    let mut files = derive::lint::lint(&args.path)?;
+    if files.is_empty() || args.path.is_dir() {
+        files.extend(bound::lint(&args.path)?);
+    }
+    let report = LintReport::new(files);
     if args.json {
         let text = serde_json::to_string(&report).kind(ErrorKind::Internal, "writing the report as JSON")?;
         render::print(&format!("{text}\n"))?;

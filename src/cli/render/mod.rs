@@ -9,8 +9,8 @@ pub(crate) mod schema;
 pub mod status;
 
 use crate::client::Failure;
-use crate::derive::lint::{LintError, LintReport};
 use crate::model::job::JobResult;
+use crate::model::lint::{LintError, LintReport};
 use crate::model::{Context, ErrorKind, Result};
 use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn lint_names_file_line_and_key() {
-        use crate::derive::lint::{LintFile, LintKind};
+        use crate::model::lint::{LintFile, LintKind};
         let error = LintError {
             line: Some(3),
             column: Some(7),

@@ -1,15 +1,5 @@
 use super::*;
-
-fn no_bound(path: &Path) -> Result<Vec<String>> {
-    match path.file_name().and_then(|n| n.to_str()) {
-        Some("good.toml") => Ok(vec!["quay.io/a:1".into()]),
-        _ => Err(Error::new(ErrorKind::Specifier, format!("{}:3:1: Image: uses %i", path.display()))
-            .detail("file", path.display())
-            .detail("line", 3)
-            .detail("column", 1)
-            .detail("key", "Image")),
-    }
-}
+use crate::model::lint::LintReport;
 
 fn write(dir: &Path, name: &str, text: &str) {
     let path = dir.join(name);
@@ -40,17 +30,14 @@ fn every_file_is_checked_and_the_report_has_exactly_this_shape() {
     write(dir, "a/elsewhere.yaml", "x");
     // The same path as in the other directory: another host.
     write(dir, "b/derive.d/10-a.yaml", "links: [{path: /etc/x, target: y}]");
-    write(dir, "b/bound-images.d/bad.container", "");
-    write(dir, "b/bound-images.d/good.toml", "");
     write(dir, "b/policy.d/10-a.toml", "[allow]\npackages = false\n");
     write(dir, "b/policy.d/20-b.toml", "[allow]\npackage = false\n");
     write(dir, "b/policy.d/README", "x");
-    let report = lint(dir, &no_bound).unwrap();
+    let report = LintReport::new(lint(dir).unwrap());
     assert!(!report.is_clean());
     let json = serde_json::to_string_pretty(&report).unwrap().replace(&format!("{}/", dir.display()), "");
     let compact: serde_json::Value = serde_json::from_str(&json).unwrap();
     let error = |line: u32, column: u32, key: &str, message: &str, hint: serde_json::Value| serde_json::json!({"line": line, "column": column, "key": key, "message": message, "hint": hint});
-    let null = serde_json::Value::Null;
     let entry = |path: &str, errors: Vec<serde_json::Value>, warnings: Vec<serde_json::Value>| serde_json::json!({"path": path, "kind": "drop-in", "images": [], "errors": errors, "warnings": warnings});
     assert_eq!(
         compact,
@@ -61,8 +48,6 @@ fn every_file_is_checked_and_the_report_has_exactly_this_shape() {
             entry("a/derive.d/40-d.bu", vec![serde_json::json!({"line": 1, "column": 1, "key": null, "message": "`version` is missing", "hint": "a .bu file begins with its variant: and its version:"})], vec![]),
             entry("a/derive.d/45-d.bu", vec![], vec![]),
             entry("a/derive.d/50-e.yml", vec![error(1, 1, "packges", "unknown key", "did you mean `packages`?".into())], vec![serde_json::json!({"line": null, "column": null, "key": null, "message": "is ignored: drop-ins end in .yaml", "hint": "rename it to .yaml"})]),
-            {"path": "b/bound-images.d/bad.container", "kind": "bound", "images": [], "errors": [error(3, 1, "Image", "uses %i", null)], "warnings": []},
-            {"path": "b/bound-images.d/good.toml", "kind": "bound", "images": ["quay.io/a:1"], "errors": [], "warnings": []},
             entry("b/derive.d/10-a.yaml", vec![], vec![]),
             {"path": "b/policy.d/10-a.toml", "kind": "policy", "images": [], "errors": [], "warnings": []},
             {"path": "b/policy.d/20-b.toml", "kind": "policy", "images": [], "errors": [{"line": 2, "column": null, "key": "package", "message": "unknown key \"package\"", "hint": "what can stand there: packages, override-remove, override-replace, repos, extensions, layers, files, units, users, kernel-arguments; see docs/dropins.md"}], "warnings": []},
@@ -76,16 +61,11 @@ fn one_file_or_the_directory_itself_can_be_named() {
     write(tmp.path(), "derive.d/a.yaml", "links: []");
     write(tmp.path(), "x.yaml", "a: b");
     for (path, clean) in [("derive.d", true), ("derive.d/a.yaml", true), ("x.yaml", false)] {
-        let report = lint(&tmp.path().join(path), &no_bound).unwrap();
+        let report = LintReport::new(lint(&tmp.path().join(path)).unwrap());
         assert_eq!((report.files.len(), report.is_clean()), (1, clean), "{path}");
     }
-    assert_eq!(lint(&tmp.path().join("gone"), &no_bound).unwrap_err().kind, ErrorKind::InvalidArgument);
-    assert!(
-        lint(&tmp.path().join("gone"), &no_bound)
-            .unwrap_err()
-            .to_string()
-            .ends_with("/gone cannot be checked")
-    );
+    assert_eq!(lint(&tmp.path().join("gone")).unwrap_err().kind, ErrorKind::InvalidArgument);
+    assert!(lint(&tmp.path().join("gone")).unwrap_err().to_string().ends_with("/gone cannot be checked"));
 }
 
 #[test]
@@ -94,21 +74,20 @@ fn a_treefile_is_known_by_its_directory() {
     write(tmp.path(), "origin.d/a.yaml", "packages: [vim]\nrepos: [fedora]\n");
     write(tmp.path(), "origin.d/b.yaml", "packages: [vim]\nunits: [a.service]\n");
     write(tmp.path(), "origin.d/c.json", "{");
-    let report = lint(tmp.path(), &no_bound).unwrap();
+    let report = LintReport::new(lint(tmp.path()).unwrap());
     let found: Vec<_> = report.files.iter().map(|f| (f.kind, f.errors.len())).collect();
     assert_eq!(found, [(LintKind::Treefile, 0), (LintKind::Treefile, 1)]);
     let error = &report.files[1].errors[0];
     assert_eq!((error.line, error.column, error.key.as_deref()), (Some(2), Some(1), Some("units")));
-    let alone = lint(&tmp.path().join("origin.d/b.yaml"), &no_bound).unwrap();
-    assert_eq!(alone.files, report.files[1..]);
+    let alone = lint(&tmp.path().join("origin.d/b.yaml")).unwrap();
+    assert_eq!(alone, report.files[1..]);
 }
 
 #[test]
 fn the_shipped_examples_are_clean() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let report = lint(&examples, &|_| Ok(Vec::new())).unwrap();
-    let wrong: Vec<_> =
-        report.files.iter().filter(|f| !(f.errors.is_empty() && f.warnings.is_empty())).collect();
+    let files = lint(&examples).unwrap();
+    let wrong: Vec<_> = files.iter().filter(|f| !(f.errors.is_empty() && f.warnings.is_empty())).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(report.files.iter().any(|f| f.kind == LintKind::DropIn));
+    assert!(files.iter().any(|f| f.kind == LintKind::DropIn));
 }

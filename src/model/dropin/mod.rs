@@ -22,7 +22,7 @@ mod stanza;
 mod sysusers;
 mod treefile;
 mod units;
-mod yaml;
+pub(super) mod yaml;
 
 #[cfg(test)]
 mod schema;

@@ -1,35 +1,66 @@
-//! One table for both kinds of bound files: what is in the file, and the image or the exact message.
+//! One table for all kinds of bound files: what is in the file, and the images or the exact message.
 
 use super::*;
-use crate::model::bound::Mode;
+use crate::model::bound::{Mode, Policy};
 
-/// What a file asks for, in one line; or the error's text.
+/// What a file asks for, in one line; or the error's text. An error has the place in its details that its text begins with.
 fn read(name: &str, text: &str) -> String {
-    let shown = |s: BoundSpec| {
-        let mut line = s.reference.name;
-        if s.mode == Mode::Prefetch {
-            line.push_str(" prefetch");
-        }
-        if let Some(file) = s.auth_file {
-            line.push_str(&format!(" auth={file}"));
-        }
-        if let Some(tls) = s.tls_verify {
-            line.push_str(&format!(" tls={tls}"));
-        }
-        line
+    let all = |wants: Wants| {
+        let mut lines: Vec<_> = wants.list.into_iter().map(shown).collect();
+        lines.extend(wants.warnings.iter().map(|w| format!("warning: {w}")));
+        lines.join("; ")
     };
-    if name.ends_with(".toml") {
-        return BoundSpec::from_toml(text, name).map_or_else(|e| format!("error: {e}"), shown);
-    }
-    let kind = match Type::of_name(name) {
-        Ok(kind) => kind,
-        Err(why) => return format!("error: {name}: {why}"),
+    let found = match name.rsplit_once('.') {
+        Some((_, "toml")) => BoundSpec::from_toml(text, name).map(|spec| shown(Want::Image(Box::new(spec)))),
+        Some((_, "volume")) => Unit::parse(text, name).and_then(|u| u.wants(Type::Volume, name)).map(all),
+        Some((_, "yaml")) => Kubernetes::parse(text, name).map(|found| {
+            let image = |i: &KubeImage| format!("{} line {}", i.reference.name, i.line);
+            let mut lines: Vec<_> = found.images.iter().map(image).collect();
+            lines.extend(found.warnings.iter().map(|w| format!("warning: {w}")));
+            lines.join("; ")
+        }),
+        _ => Type::of_name(name)
+            .map_err(|why| refused(name, None, why))
+            .and_then(|kind| Unit::parse(text, name)?.wants(kind, name))
+            .map(all),
     };
-    match Unit::parse(text, name).and_then(|u| u.wants(kind, name)) {
-        Ok(Wants::Image(spec)) => shown(spec),
-        Ok(Wants::File(file, line)) => format!("file {file} line {line}"),
-        Err(e) => format!("error: {e}"),
+    found.unwrap_or_else(|e| {
+        let detail = |key: &str| e.details.get(key).cloned().unwrap_or_default();
+        let place: Vec<_> =
+            ["file", "line", "column"].iter().map(|k| detail(k)).filter(|d| !d.is_empty()).collect();
+        let place =
+            if name.ends_with(".toml") && place.len() == 3 { place[..2].join(":") } else { place.join(":") };
+        assert!(e.to_string().starts_with(&format!("{place}: ")), "{place:?} {e}");
+        format!("error: {e}")
+    })
+}
+
+fn shown(want: Want) -> String {
+    let spec = match want {
+        Want::Image(spec) => spec,
+        Want::Unit(p) => return format!("unit {} line {}", p.name, p.line),
+        Want::Yaml(p, directory) => return format!("yaml {} line {} in {directory:?}", p.name, p.line),
+    };
+    let mut line = spec.reference.name.clone();
+    if spec.mode == Mode::Prefetch {
+        line.push_str(" prefetch");
     }
+    if spec.policy == Policy::Missing {
+        line.push_str(" missing");
+    }
+    if let Some(file) = &spec.auth_file {
+        line.push_str(&format!(" auth={file}"));
+    }
+    if let Some(tls) = spec.tls_verify {
+        line.push_str(&format!(" tls={tls}"));
+    }
+    if let Some(dir) = &spec.cert_dir {
+        line.push_str(&format!(" certs={dir}"));
+    }
+    for (key, value) in spec.platform() {
+        line.push_str(&format!(" {key}={value}"));
+    }
+    line
 }
 
 const D: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -86,7 +117,7 @@ fn files_give_their_image_or_say_what_is_wrong() {
         (
             "a.container",
             "[Container]\nImage=quay.io/x/a:1\nImage=\n",
-            "error: a.container: has no Image= in [Container]",
+            "error: a.container:3: Image= is empty, which takes back what was before",
         ),
         ("a.container", "[Container]\nImage=quay.io/x/a:1\nImage=\nImage=quay.io/x/b:2\n", "quay.io/x/b:2"),
         ("a.container", "[Container]\nImage=\"quay.io/x/a:1\"\n", "quay.io/x/a:1"),
@@ -102,7 +133,11 @@ fn files_give_their_image_or_say_what_is_wrong() {
         ),
         ("a.container", "[Image]\nImage=quay.io/x/a:1\n", "error: a.container: has no Image= in [Container]"),
         ("a.container", "", "error: a.container: has no Image= in [Container]"),
-        ("a.container", "[Container]\nRootfs=/srv\n", "error: a.container: has no Image= in [Container]"),
+        (
+            "a.container",
+            "[Container]\nRootfs=/srv\n",
+            "error: a.container:2: Rootfs= runs a directory, so there is no image to bind",
+        ),
         (
             "a.container",
             "Image=quay.io/x/a:1\n",
@@ -157,7 +192,7 @@ fn files_give_their_image_or_say_what_is_wrong() {
             "error: a.container:2: image \"quay.io/x/a:1 b\" contains the character ' '",
         ),
         // References to other files.
-        ("a.container", "[Container]\nImage=b.image\n", "file b.image line 2"),
+        ("a.container", "[Container]\nImage=b.image\n", "unit b.image line 2"),
         (
             "a.container",
             "[Container]\nImage=b.build\n",
@@ -173,13 +208,13 @@ fn files_give_their_image_or_say_what_is_wrong() {
             "[Build]\nImageTag=localhost/a\n",
             "error: a.build: a .build file is built on the host, so there is no image to bind",
         ),
+        ("a.kube", "[Kube]\nYaml=a.yaml\n", "yaml a.yaml line 2 in Path(\"/\")"),
+        ("a.pod", "[Pod]\n", "error: a.pod: does not end in .container, .image or .kube"),
         (
-            "a.kube",
-            "[Kube]\nYaml=a.yaml\n",
-            "error: a.kube: binding a .kube file is not supported by this version",
+            ".image",
+            "[Image]\nImage=quay.io/x/a:1",
+            "error: .image: does not end in .container, .image or .kube",
         ),
-        ("a.volume", "[Volume]\n", "error: a.volume: does not end in .container or .image"),
-        (".image", "[Image]\nImage=quay.io/x/a:1", "error: .image: does not end in .container or .image"),
         // Images.
         ("a.image", "[Image]\nImage=quay.io/x/a:1\n", "quay.io/x/a:1"),
         (
@@ -209,45 +244,29 @@ fn files_give_their_image_or_say_what_is_wrong() {
             "[Image]\nImage=quay.io/x/a:1\nTLSVerify=maybe\n",
             "error: a.image:3: TLSVerify=maybe is neither true nor false",
         ),
-        (
-            "a.image",
-            "[Image]\nImage=quay.io/x/a:1\nArch=arm64\n",
-            "error: a.image:3: Arch= is not supported by this version",
-        ),
-        (
-            "a.image",
-            "[Image]\nImage=quay.io/x/a:1\nOS=linux\n",
-            "error: a.image:3: OS= is not supported by this version",
-        ),
-        (
-            "a.image",
-            "[Image]\nImage=quay.io/x/a:1\nVariant=v7\n",
-            "error: a.image:3: Variant= is not supported by this version",
-        ),
-        (
-            "a.image",
-            "[Image]\nImage=quay.io/x/a:1\nCertDir=/etc/c\n",
-            "error: a.image:3: CertDir= is not supported by this version",
-        ),
+        ("a.image", "[Image]\nImage=quay.io/x/a:1\nArch=arm64\n", "quay.io/x/a:1 arch=arm64"),
+        ("a.image", "[Image]\nImage=quay.io/x/a:1\nOS=linux\n", "quay.io/x/a:1 os=linux"),
+        ("a.image", "[Image]\nImage=quay.io/x/a:1\nVariant=v7\n", "quay.io/x/a:1 variant=v7"),
+        ("a.image", "[Image]\nImage=quay.io/x/a:1\nCertDir=/etc/c\n", "quay.io/x/a:1 certs=/etc/c"),
         (
             "a.image",
             "[Image]\nImage=quay.io/x/a:1\nCreds=a:b\n",
-            "error: a.image:3: Creds= is not supported by this version",
+            "error: a.image:3: Creds= cannot be bound: anybody can read the file",
         ),
         (
             "a.image",
             "[Image]\nImage=quay.io/x/a:1\nImageTag=x\n",
-            "error: a.image:3: ImageTag= is not supported by this version",
+            "error: a.image:3: ImageTag= cannot be bound: an image is found by the name it has in the registry",
         ),
         (
             "a.image",
             "[Image]\nImage=quay.io/x/a:1\nDecryptionKey=/k\n",
-            "error: a.image:3: DecryptionKey= is not supported by this version",
+            "error: a.image:3: DecryptionKey= cannot be bound: images are stored as they are in the registry",
         ),
         (
             "a.image",
             "[Image]\nAllTags=yes\nImage=quay.io/x/a\n",
-            "error: a.image:2: AllTags= is not supported by this version",
+            "error: a.image:2: AllTags= cannot be bound: which tags there are changes",
         ),
         ("a.image", "[Image]\nImage=quay.io/x/a:1\nImagge=x\n", "error: a.image:3: unknown key Imagge="),
         (
@@ -269,24 +288,264 @@ fn files_give_their_image_or_say_what_is_wrong() {
         (
             "a.container",
             "[Container]\nImage=quay.io/x/a:1\nGlobalArgs=--root=/srv\n",
-            "error: a.container:3: GlobalArgs=--root changes the pull, which is not supported by this version",
+            "error: a.container:3: GlobalArgs=--root changes which image is found or how it is pulled",
         ),
         (
             "a.container",
             "[Container]\nImage=quay.io/x/a:1\nGlobalArgs=--storage-opt=x=y\n",
-            "error: a.container:3: GlobalArgs=--storage-opt=x=y changes the pull, which is not supported by this version",
+            "error: a.container:3: GlobalArgs=--storage-opt=x=y changes which image is found or how it is pulled",
         ),
         (
             "a.container",
             "[Container]\nImage=quay.io/x/a:1\nPodmanArgs=--cpus 2 --authfile /a\n",
-            "error: a.container:3: PodmanArgs=--authfile changes the pull, which is not supported by this version",
+            "error: a.container:3: PodmanArgs=--authfile changes which image is found or how it is pulled",
         ),
         ("a.container", "[Container]\nImage=quay.io/x/a:1\nPodmanArgs=--cpus=2 -c 512\n", "quay.io/x/a:1"),
         (
             "a.image",
             "[Image]\nImage=quay.io/x/a:1\nPodmanArgs=--platform=linux/arm64\n",
-            "error: a.image:3: PodmanArgs=--platform changes the pull, which is not supported by this version",
+            "error: a.image:3: PodmanArgs=--platform changes which image is found or how it is pulled",
         ),
+        // What podman's parser does and systemd's does not.
+        ("a.container", "[Container]\nImage=quay.io/\\\n   x/a:1\n", "quay.io/x/a:1"),
+        ("a.container", "[Container]\nImage=\\\n\n  # why\n\nquay.io/x/a:1\n", "quay.io/x/a:1"),
+        ("a.container", "[Container]\nImage=quay.io/x/a:1\\", "quay.io/x/a:1"),
+        ("a.container", "[Container]\nImage=quay.io/x/a:1\\\n", "quay.io/x/a:1"),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\\\n# lost with the file's end\n",
+            "error: a.container: has no Image= in [Container]",
+        ),
+        ("a.container", "[Container]  \n\\\nImage=quay.io/x/a:1\n", "quay.io/x/a:1"),
+        (
+            "a.container",
+            "[Container] x\nImage=quay.io/x/a:1\n",
+            "error: a.container:1: the line is not a [Section]",
+        ),
+        ("a.container", "[]\nImage=quay.io/x/a:1\n", "error: a.container:1: the line is not a [Section]"),
+        (
+            "a.container",
+            "[Container]\n=x\n",
+            "error: a.container:2: \"=x\" is neither [Section] nor Key=value",
+        ),
+        (
+            "a.container",
+            "[Container]\nExec=a\\\n  b\nImage=\\\nbusybox\n",
+            "error: a.container:4: image \"busybox\" names no registry; write it in full, for example quay.io/example/busybox",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=\"quay.io/x/a:1\n",
+            "error: a.container:2: image \"\\\"quay.io/x/a:1\" has the character '\"' in its registry",
+        ),
+        // Keys of newer versions of podman.
+        ("a.container", "[Container]\nImage=quay.io/x/a:1\nHttpProxy=false\nNewKey=1\n", "quay.io/x/a:1"),
+        (
+            "a.container",
+            "[Quadlet]\nDefaultDependencies=no\n[Container]\nImage=quay.io/x/a:1\n",
+            "quay.io/x/a:1",
+        ),
+        ("a.container", "[Container]\nImage=quay.io/x/a:1\nPull=never\n", "quay.io/x/a:1"),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nPull=always\n",
+            "quay.io/x/a:1; warning: a.container:3: Pull=always: podman asks the registry at each start",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nPull=sometimes\n",
+            "error: a.container:3: Pull=sometimes is no policy of podman",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nArch=arm64\n",
+            "error: a.container:3: Arch= is not a key of [Container]",
+        ),
+        // Further images of a container.
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nMount=type=image,source=quay.io/x/data:1,destination=/d\n",
+            "quay.io/x/a:1; quay.io/x/data:1",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nMount=type=image,src=b.image,dst=/d type=tmpfs,dst=/t\n",
+            "quay.io/x/a:1; unit b.image line 3",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nMount=type=image,destination=/d\n",
+            "error: a.container:3: image \"\" has no name",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nPodmanArgs=--mount \"type=image,src=quay.io/x/b:1,dst=/b\"\n",
+            "quay.io/x/a:1; quay.io/x/b:1",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nVolume=/srv:/srv\nVolume=data.volume:/data:Z\nVolume=/anonymous\n",
+            "quay.io/x/a:1; unit data.volume line 4",
+        ),
+        ("a.volume", "[Volume]\nDriver=image\nImage=quay.io/x/v:1\n", "quay.io/x/v:1"),
+        ("a.volume", "[Volume]\nDevice=tmpfs\n", ""),
+        ("a.container", "[Container]\nImage=quay.io/x/b.image\n", "unit quay.io/x/b.image line 2"),
+        // Keys that were taken back.
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nPodmanArgs=--arch=arm64\nPodmanArgs=\n",
+            "quay.io/x/a:1",
+        ),
+        ("a.image", "[Image]\nImage=quay.io/x/a:1\nCreds=a:b\nCreds=\n", "quay.io/x/a:1"),
+        ("a.image", "[Image]\nImage=quay.io/x/a:1\nAllTags=false\n", "quay.io/x/a:1"),
+        // The platform, certificates, the policy.
+        (
+            "a.image",
+            "[Image]\nImage=quay.io/x/a:1\nArch=aarch64\nOS=linux\nVariant=v8\nCertDir=/etc/c\nPolicy=missing\nRetry=3\nRetryDelay=5s\n",
+            "quay.io/x/a:1 missing certs=/etc/c arch=arm64 os=linux variant=v8",
+        ),
+        (
+            "a.image",
+            "[Image]\nImage=quay.io/x/a:1\nArch=--all\n",
+            "error: a.image:3: Arch=\"--all\" is not a word of letters and digits, like arm64 or v8",
+        ),
+        (
+            "a.image",
+            "[Image]\nImage=quay.io/x/a:1\nVariant=$(id)\n",
+            "error: a.image:3: Variant=\"$(id)\" is not a word of letters and digits, like arm64 or v8",
+        ),
+        (
+            "a.image",
+            "[Image]\nImage=quay.io/x/a:1\nOS=%a\n",
+            "error: a.image:3: OS= uses the specifier %a, whose value is not known before boot",
+        ),
+        (
+            "a.image",
+            "[Image]\nImage=quay.io/x/a:1\nCertDir=certs\n",
+            "error: a.image:3: CertDir=certs is not an absolute path",
+        ),
+        ("a.image", "[Image]\nImage=quay.io/x/a:1\nPolicy=newer\n", "quay.io/x/a:1"),
+        (
+            "a.image",
+            "[Image]\nImage=quay.io/x/a:1\nPolicy=never\n",
+            "error: a.image:3: Policy=never cannot be bound: nobody would pull the image",
+        ),
+        (
+            "a.image",
+            "[Image]\nImage=quay.io/x/a:1\nPolicy=weekly\n",
+            "error: a.image:3: Policy=weekly is no policy",
+        ),
+        // More arguments.
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nPodmanArgs=--label \"a --arch b\" '--cpus=2'\n",
+            "quay.io/x/a:1",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nPodmanArgs=\"--tls-verify=false\"\n",
+            "error: a.container:3: PodmanArgs=--tls-verify changes which image is found or how it is pulled",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nGlobalArgs=-r\n",
+            "error: a.container:3: GlobalArgs=-r changes which image is found or how it is pulled",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/x/a:1\nPodmanArgs=--imagestore=/x\n",
+            "error: a.container:3: PodmanArgs=--imagestore changes which image is found or how it is pulled",
+        ),
+        // Kubernetes units.
+        ("a.kube", "[Kube]\nYaml=/etc/a.yaml\nSetWorkingDirectory=yaml\n", "yaml /etc/a.yaml line 2 in Yaml"),
+        ("a.kube", "[Kube]\nYaml=a%%b.yaml\nSetWorkingDirectory=unit\n", "yaml a%b.yaml line 2 in Unit"),
+        (
+            "a.kube",
+            "[Kube]\nYaml=a.yaml\nYaml=b.yaml\n[Service]\nWorkingDirectory=/srv\n",
+            "yaml a.yaml line 2 in Path(\"/srv\"); yaml b.yaml line 3 in Path(\"/srv\")",
+        ),
+        ("a.kube", "[Kube]\nYaml=a.yaml\nYaml=\nYaml=b.yaml\n", "yaml b.yaml line 4 in Path(\"/\")"),
+        ("a.kube", "[Kube]\n", "error: a.kube: has no Yaml= in [Kube]"),
+        (
+            "a.kube",
+            "[Kube]\nYaml=%h/a.yaml\n",
+            "error: a.kube:2: Yaml= uses the specifier %h, whose value is not known before boot",
+        ),
+        (
+            "a.kube",
+            "[Kube]\nYaml=https://example.com/a.yaml\n",
+            "error: a.kube:2: Yaml=https://example.com/a.yaml is not a file of the image, so its images are not known",
+        ),
+        (
+            "a.kube",
+            "[Kube]\nYaml=a.yaml\nPodmanArgs=--build\n",
+            "error: a.kube:3: PodmanArgs=--build changes which image is found or how it is pulled",
+        ),
+        (
+            "a.kube",
+            "[Kube]\nYaml=a.yaml\nSetWorkingDirectory=/srv\n",
+            "error: a.kube:3: SetWorkingDirectory=/srv is neither yaml nor unit",
+        ),
+        // Kubernetes YAML.
+        (
+            "a.yaml",
+            "kind: Pod\nspec:\n  initContainers: [{image: quay.io/x/i:1}]\n  containers:\n  - name: a\n    image: quay.io/x/a:1\n",
+            "quay.io/x/i:1 line 3; quay.io/x/a:1 line 6",
+        ),
+        (
+            "a.yaml",
+            "---\n# nothing\n---\nkind: ConfigMap\n---\nkind: Deployment\nspec: {template: {spec: {containers: [{image: \"quay.io/x/a:1\"}]}}}\n---\nkind: Job\nspec: {template: {spec: {containers: [{image: quay.io/x/b:1}]}}}\n",
+            "quay.io/x/a:1 line 7; quay.io/x/b:1 line 10",
+        ),
+        (
+            "a.yaml",
+            "kind: CronJob\nspec: {jobTemplate: {spec: {template: {spec: {containers: [{image: quay.io/x/a:1}]}}}}}\n",
+            "quay.io/x/a:1 line 2",
+        ),
+        (
+            "a.yaml",
+            "kind: List\nitems:\n- kind: DaemonSet\n  spec: {template: {spec: {containers: [{image: quay.io/x/a:1}]}}}\n- kind: Service\n",
+            "quay.io/x/a:1 line 4; warning: a.yaml:5:9: items[1].kind: podman does not play kind Service, so nothing of it is bound",
+        ),
+        (
+            "a.yaml",
+            "kind: Pod\nx: &c {image: quay.io/x/a:1}\nspec: {containers: [*c, {<<: *c, name: b}]}\n",
+            "quay.io/x/a:1 line 2; quay.io/x/a:1 line 2",
+        ),
+        (
+            "a.yaml",
+            "kind: Pod\nmetadata: {annotations: {io.podman.annotations.kube.image.volumes.mount/a: quay.io/x/m:1;quay.io/x/n:1}}\nspec:\n  containers: [{name: a, image: quay.io/x/a:1, imagePullPolicy: Always}]\n  volumes: [{name: v, image: {reference: quay.io/x/v:1}}, {name: w, emptyDir: {}}]\n",
+            "quay.io/x/a:1 line 4; quay.io/x/v:1 line 5; quay.io/x/m:1 line 2; quay.io/x/n:1 line 2; warning: a.yaml:4:65: spec.containers[0].imagePullPolicy: podman asks the registry at each start",
+        ),
+        (
+            "a.yaml",
+            "kind: PersistentVolumeClaim\nmetadata: {annotations: {volume.podman.io/driver: image, volume.podman.io/image: quay.io/x/v:1}}\n",
+            "quay.io/x/v:1 line 2",
+        ),
+        ("a.yaml", "kind: Secret\n", ""),
+        ("a.yaml", "", "error: a.yaml:1:1: there is no resource that podman can play"),
+        ("a.yaml", "kind: StatefulSet\n", "error: a.yaml:1:1: there is no resource that podman can play"),
+        ("a.yaml", "- a\n", "error: a.yaml:1:1: expected a Kubernetes resource, which is a map"),
+        ("a.yaml", "spec: {}\n", "error: a.yaml:1:1: kind: a resource has no kind"),
+        ("a.yaml", "kind: Pod\n", "error: a.yaml:1:1: a pod has no spec"),
+        ("a.yaml", "kind: Job\nspec: {}\n", "error: a.yaml:1:1: this Job has no pod template"),
+        (
+            "a.yaml",
+            "kind: Pod\nspec:\n  containers:\n  - name: a\n",
+            "error: a.yaml:4:5: spec.containers[0].image: a container has no image",
+        ),
+        (
+            "a.yaml",
+            "kind: Pod\nspec:\n  containers:\n  - image: nginx\n",
+            "error: a.yaml:4:12: spec.containers[0].image: image \"nginx\" names no registry; write it in full, for example quay.io/example/nginx",
+        ),
+        (
+            "a.yaml",
+            "kind: Pod\nspec: {containers: [{image: [a]}]}\n",
+            "error: a.yaml:2:29: spec.containers[0].image: expected text",
+        ),
+        ("a.yaml", "kind: Pod\nkind: Job\n", "error: a.yaml:2:1: key `kind` is given twice, first on line 1"),
+        ("a.yaml", "a: &a [*a]\n", "error: a.yaml:1:8: an alias inside of what it names"),
         // TOML.
         ("a.toml", "image = \"quay.io/x/a:1\"\n", "quay.io/x/a:1"),
         (
@@ -305,12 +564,43 @@ fn files_give_their_image_or_say_what_is_wrong() {
         (
             "a.toml",
             "image = \"quay.io/x/a:1\"\nall-tags = true\n",
-            "error: a.toml:2: all-tags is not supported by this version",
+            "error: a.toml:2: all-tags cannot be bound: which tags there are changes",
+        ),
+        ("a.toml", "image = \"quay.io/x/a:1\"\narch = \"arm64\"\n", "quay.io/x/a:1 arch=arm64"),
+        (
+            "a.toml",
+            "policy = \"missing\"\nos = \"linux\"\nvariant = \"v8\"\ncert-dir = \"/etc/c\"\narch = \"arm64\"\nimage = \"quay.io/x/a:1\"\n",
+            "quay.io/x/a:1 missing certs=/etc/c arch=arm64 os=linux variant=v8",
         ),
         (
             "a.toml",
-            "image = \"quay.io/x/a:1\"\narch = \"arm64\"\n",
-            "error: a.toml:2: arch is not supported by this version",
+            "image = \"quay.io/x/a:1\"\npolicy = \"never\"\n",
+            "error: a.toml:2: policy \"never\" cannot be bound: nobody would pull the image",
+        ),
+        (
+            "a.toml",
+            "image = \"quay.io/x/a:1\"\narch = \"-x\"\n",
+            "error: a.toml:2: arch \"-x\" is not a word of letters and digits, like arm64 or v8",
+        ),
+        (
+            "a.toml",
+            "image = \"quay.io/x/a:1\"\ncert-dir = \"certs\"\n",
+            "error: a.toml:2: cert-dir \"certs\" is not an absolute path",
+        ),
+        (
+            "a.toml",
+            "image = \"quay.io/x/a:1\"\ncreds = \"a:b\"\n",
+            "error: a.toml:2: creds cannot be bound: anybody can read the file",
+        ),
+        (
+            "a.toml",
+            "image = \"quay.io/x/a:1\"\ndecryption-key = \"/k\"\n",
+            "error: a.toml:2: decryption-key cannot be bound: images are stored as they are in the registry",
+        ),
+        (
+            "a.toml",
+            "image = \"quay.io/x/a:1\"\nimage-tag = \"b\"\n",
+            "error: a.toml:2: image-tag cannot be bound: an image is found by the name it has in the registry",
         ),
         ("a.toml", "image = 1\n", "error: a.toml:1: image must be a string"),
         (
@@ -339,7 +629,7 @@ fn files_give_their_image_or_say_what_is_wrong() {
             "error: a.toml:2: is not valid TOML: string values must be quoted, expected literal string",
         ),
     ];
-    assert!(table.len() >= 60);
+    assert!(table.len() >= 150, "{}", table.len());
     let wrong: Vec<_> = table
         .iter()
         .map(|(name, text, expected)| (name, text, *expected, read(name, text)))
@@ -362,16 +652,77 @@ fn a_specifier_has_its_own_kind() {
 fn drop_ins_come_after_the_unit() {
     let mut unit = Unit::parse("[Container]\nImage=quay.io/x/a:1", "a.container").unwrap();
     unit.merge("[Container]\nImage=quay.io/x/b:2", "a.container.d/1.conf").unwrap();
-    let Ok(Wants::Image(spec)) = unit.wants(Type::Container, "link") else { panic!("no image") };
+    let wants = unit.wants(Type::Container, "link").unwrap().list;
+    let [Want::Image(spec)] = &wants[..] else { panic!("{wants:?}") };
     assert_eq!((spec.reference.name.as_str(), spec.source.as_str()), ("quay.io/x/b:2", "link"));
+}
+
+#[test]
+fn what_is_refused_by_name_has_a_hint_and_secrets_are_not_repeated() {
+    for key in ["AllTags=yes", "Creds=user:hunter2", "DecryptionKey=/hunter2", "ImageTag=hunter2"] {
+        let unit = Unit::parse(&format!("[Image]\nImage=quay.io/x/a:1\n{key}\n"), "a.image").unwrap();
+        let error = unit.wants(Type::Image, "a.image").unwrap_err();
+        assert_eq!(error.details["key"], key.split('=').next().unwrap());
+        assert!(error.hint.is_some(), "{key}");
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+    for key in ["all-tags = true", "creds = \"user:hunter2\"", "decryption-key = \"/k\"", "image-tag = \"a\""]
+    {
+        let error =
+            BoundSpec::from_toml(&format!("image = \"quay.io/x/a:1\"\n{key}\n"), "a.toml").unwrap_err();
+        assert!(error.hint.is_some() && !format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+#[test]
+fn an_image_is_built_from_the_directory_of_its_name() {
+    for (image, directory) in [
+        ("quay.io/x/app:1", "app"),
+        ("localhost/app", "app"),
+        ("localhost:5000/app:1", "localhost"),
+        ("quay.io/x/app@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "app"),
+    ] {
+        let text = format!("kind: Pod\nspec: {{containers: [{{image: \"{image}\"}}]}}\n");
+        let found = Kubernetes::parse(&text, "a.yaml").unwrap();
+        assert_eq!(found.images[0].build_directory, directory, "{image}");
+    }
+}
+
+#[test]
+fn aliases_stay_small() {
+    let mut bomb = String::from("kind: Pod\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for i in 1..10 {
+        let previous = format!("*a{}", i - 1);
+        bomb.push_str(&format!("a{i}: &a{i} [{}]\n", [previous.as_str(); 10].join(", ")));
+    }
+    let error = Kubernetes::parse(&bomb, "a.yaml").unwrap_err();
+    assert!(error.to_string().contains("make the document too large"), "{error}");
+    let deep: String = (1..200).map(|i| format!("a{i}: &a{i} [*a{}]\n", i - 1)).collect();
+    let error = Kubernetes::parse(&format!("kind: Pod\na0: &a0 x\n{deep}"), "a.yaml").unwrap_err();
+    assert!(error.to_string().contains("make the document too large"), "{error}");
 }
 
 proptest::proptest! {
     #[test]
-    fn no_text_makes_the_parser_panic(text in "\\PC{0,200}", tail in "(\\[Container\\]\nImage=[a-z%\\\\./:@]{0,40}\n?)?") {
-        if let Ok(unit) = Unit::parse(&format!("{text}\n{tail}"), "a.container") {
-            let _ = unit.wants(Type::Container, "a.container");
+    fn no_text_makes_a_parser_panic_and_every_refusal_names_the_file(
+        text in "\\PC{0,200}",
+        tail in "(\\[(Container|Image|Kube)\\]\n((Image|Yaml|Arch|Mount|PodmanArgs|Pull)=[a-z%\\\\./:@\"' ,=-]{0,40}\n?){0,3})?",
+    ) {
+        for (kind, file) in [(Type::Container, "a.container"), (Type::Image, "a.image"), (Type::Kube, "a.kube"), (Type::Volume, "a.volume")] {
+            for text in [&text, &tail, &format!("{text}\n{tail}")] {
+                if let Err(error) = Unit::parse(text, file).and_then(|unit| unit.wants(kind, file)) {
+                    proptest::prop_assert_eq!(error.details["file"].as_str(), file);
+                }
+            }
         }
-        let _ = BoundSpec::from_toml(&text, "a.toml");
+    }
+
+    #[test]
+    fn no_yaml_makes_the_reader_panic_and_every_refusal_has_a_place(
+        text in "\\PC{0,100}|(kind: (Pod|Job|List)|spec:|containers:|template:|image: [a-z./:]{0,9}|items:|- |  |\n|&a |\\*a|<<: |---\n|\\[|\\]|\\{|\\}|, ){0,30}"
+    ) {
+        if let Err(error) = Kubernetes::parse(&text, "a.yaml") {
+            proptest::prop_assert!(["file", "line", "column"].iter().all(|k| error.details.contains_key(*k)), "{}", error);
+        }
     }
 }
