@@ -45,7 +45,7 @@ pub fn discover(tree: &CommitTree, config_root: &Dir) -> Result<Vec<BoundSpec>> 
         for name in tree.names(dir)? {
             // Replaced or masked by name: what the vendor wrote there does not even have to be right.
             if !admin.contains_key(&name) {
-                specs.extend(entry(&quadlets, dir, &name)?.specs);
+                specs.extend(asked(&quadlets, dir, &name)?);
             }
         }
     }
@@ -53,7 +53,7 @@ pub fn discover(tree: &CommitTree, config_root: &Dir) -> Result<Vec<BoundSpec>> 
         match own {
             Own::Masked => {}
             Own::Toml(spec) => specs.push(*spec),
-            Own::Link => specs.extend(entry(&quadlets, ADMIN, &name)?.specs),
+            Own::Link => specs.extend(asked(&quadlets, ADMIN, &name)?),
         }
     }
     sort(&mut specs);
@@ -73,6 +73,14 @@ pub fn declared(config_root: &Dir) -> Result<Vec<BoundSpec>> {
     sort(&mut specs);
     check_pins(specs.iter())?;
     Ok(specs)
+}
+
+fn asked(quadlets: &Quadlets, dir: &str, name: &str) -> Result<Vec<BoundSpec>> {
+    let asked = entry(quadlets, dir, name)?;
+    for warning in &asked.warnings {
+        tracing::debug!(warning = warning.chain(), "reading {}", child(dir, name));
+    }
+    Ok(asked.specs)
 }
 
 fn sort(specs: &mut [BoundSpec]) {

@@ -60,6 +60,11 @@ pub fn lint(path: &Path) -> Result<Vec<LintFile>> {
             None => loose.push(text.to_owned()),
         }
     }
+    // What lies elsewhere in an OS is an example, or another program's.
+    let is_os =
+        |root: &Path| root.join("usr/lib/os-release").exists() || root.join("etc/os-release").exists();
+    let systems: Vec<_> = installed.keys().chain([&real]).filter(|r| is_dir && is_os(r)).cloned().collect();
+    loose.retain(|file| !systems.iter().any(|root| Path::new(file).starts_with(root)));
     let mut report = Report { files: BTreeMap::new(), shown: &shown, whole: is_dir };
     for (root, files) in installed {
         let tree = Directory::new(open(&root)?);

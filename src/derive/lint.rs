@@ -21,8 +21,17 @@ const MAX_DEPTH: usize = 32;
 /// Returns the files in path order, none for a single file that is nothing of these. Fails only if `path` itself
 /// cannot be read: everything else is in the report.
 pub fn lint(path: &Path) -> Result<Vec<LintFile>> {
-    let meta = std::fs::metadata(path)
-        .kind(ErrorKind::InvalidArgument, format!("{} cannot be checked", path.display()))?;
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        // A link to where something will be installed: not one of ours.
+        Err(_) if path.is_symlink() && !path.extension().is_some_and(|e| e == "yaml" || e == "bu") => {
+            return Ok(Vec::new());
+        }
+        Err(e) => {
+            let why = format!("{} cannot be checked", path.display());
+            return Err(Error::new(ErrorKind::InvalidArgument, why).source(e));
+        }
+    };
     let mut found = Vec::new();
     // `osctl lint .` inside a derive.d must work as well, and `osctl lint a.yaml` inside an origin.d.
     let real = path.canonicalize().ok();

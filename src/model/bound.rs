@@ -1,6 +1,7 @@
 //! Bound images: what a deployment must find in the local store.
 
 use super::image::{Digest, ImageRef, Transport};
+use super::text::one_line;
 use super::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
@@ -368,6 +369,8 @@ pub(crate) fn refused_as(
     line: Option<usize>,
     why: impl std::fmt::Display,
 ) -> Error {
+    // Whatever it quotes, it stays one line.
+    let why = one_line(&why.to_string());
     let error = match line {
         Some(line) => Error::new(kind, format!("{file}:{line}: {why}")).detail("line", line),
         None => Error::new(kind, format!("{file}: {why}")),

@@ -56,7 +56,8 @@ fn the_root_of_an_image_is_read_as_discovery_reads_it() {
         ("etc/osctl/bound-images.d/replaced.toml", "image = \"quay.io/x/r:1\"\n"),
         ("usr/share/containers/systemd/unbound.container", "[Container]\nImage=local.build\n"),
         ("usr/share/containers/systemd/broken.container", "[Container]\nImage\n"),
-        ("usr/share/doc/a.conf", "x"),
+        ("usr/lib/os-release", "ID=test\n"),
+        ("usr/share/doc/example.container", "nonsense"),
     ]);
     let expected = [
         "etc/containers/systemd/k.kube []",
@@ -205,6 +206,11 @@ fn one_file_is_checked_with_what_lies_beside_it() {
         report(&temp, "h.kube"),
         ["h.kube []", "h.yml []", "h.yml:2: error: a container has no image"]
     );
+    // A link to where it will be installed.
+    symlink("/usr/share/containers/systemd/i.container", temp.path().join("i.container")).unwrap();
+    let error = "i.container: error: links to /usr/share/containers/systemd/i.container, which does not exist in the image";
+    assert_eq!(report(&temp, "i.container"), ["i.container []", error]);
+    assert!(crate::derive::lint::lint(&temp.path().join("i.container")).unwrap().is_empty());
     assert_eq!(lint(&temp.path().join("gone")).unwrap_err().kind, ErrorKind::InvalidArgument);
 }
 

@@ -6,6 +6,7 @@
 use crate::model::bound::registry_reference;
 use crate::model::dropin::yaml::{Location, Node, Value, documents, located};
 use crate::model::image::ImageRef;
+use crate::model::text::one_line;
 use crate::model::{Error, ErrorKind, Result};
 
 /// What a file asks for.
@@ -122,7 +123,11 @@ impl Reader<'_> {
         for (name, value) in annotations(pod) {
             if name.starts_with(MOUNTED) {
                 for image in text(value).unwrap_or_default().split(';').filter(|i| !i.is_empty()) {
-                    self.reference(image, value.at, &join(key, &format!("metadata.annotations.{name}")))?;
+                    self.reference(
+                        image,
+                        value.at,
+                        &join(key, &format!("metadata.annotations.{}", one_line(name))),
+                    )?;
                 }
             }
         }
