@@ -141,7 +141,7 @@ fn strange(why: &str) -> Error {
 
 /// Tells readers that a database of sqlite has no log beside it: in a tree that cannot be written to, they could not make one.
 ///
-/// Of the file format (https://www.sqlite.org/fileformat2.html): the bytes 18 and 19 are 2 with a write-ahead log, else 1.
+/// Of the file format (<https://www.sqlite.org/fileformat2.html>): the bytes 18 and 19 are 2 with a write-ahead log, else 1.
 pub(super) fn leave_wal(tree: &Dir, file: &str) -> Result<()> {
     let doing = "finishing the package database";
     let mut options = OpenOptions::new();
