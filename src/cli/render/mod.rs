@@ -133,7 +133,9 @@ fn lint_line(path: &str, label: &str, e: &LintError) -> String {
     for number in [e.line, e.column].into_iter().map_while(|n| n) {
         place.push_str(&format!(":{number}"));
     }
-    let key = e.key.as_ref().map(|k| format!("{k}: ")).unwrap_or_default();
+    // Many messages begin with their key.
+    let key = e.key.as_ref().filter(|k| !e.message.starts_with(k.as_str()));
+    let key = key.map(|k| format!("{k}: ")).unwrap_or_default();
     let hint = e.hint.as_ref().map(|h| format!("  hint: {h}\n")).unwrap_or_default();
     format!("{place}: {label}: {key}{}\n{hint}", e.message)
 }
@@ -199,11 +201,16 @@ mod tests {
             kind: LintKind::DropIn,
             images: Vec::new(),
             errors: vec![error],
-            warnings: Vec::new(),
+            warnings: vec![LintError {
+                key: Some("Pull".into()),
+                ..LintError::plain("Pull=always: podman asks the registry", "write Pull=missing")
+            }],
         };
         assert_eq!(
             lint(&LintReport { version: 1, files: vec![file] }),
-            "50-a.yaml:3:7: error: files[0].mode: bad mode\n  hint: write 0644\n1 file, 1 error, 0 warnings.\n"
+            "50-a.yaml:3:7: error: files[0].mode: bad mode\n  hint: write 0644\n\
+             50-a.yaml: warning: Pull=always: podman asks the registry\n  hint: write Pull=missing\n\
+             1 file, 1 error, 1 warning.\n"
         );
     }
 }
