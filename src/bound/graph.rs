@@ -65,6 +65,13 @@ pub(super) struct Layer {
     pub rest: Map<String, Value>,
 }
 
+impl Layer {
+    /// The bytes of its tar stream.
+    pub fn size(&self) -> u64 {
+        self.rest.get("diff-size").and_then(Value::as_u64).unwrap_or_default()
+    }
+}
+
 /// The name that the manifest with this digest has among the data of an image.
 pub(super) fn key_of(manifest: &Digest) -> String {
     format!("manifest-{manifest}")

@@ -8,10 +8,12 @@
 //! storage/                containers-storage graph root: all images of all deployments
 //! storage-index/<hash>    one file per image: which one it is and whether it is complete
 //! views/<key>/            the images of one set as podman finds them: its additional image store
+//! bound-verified.json     what was found damaged when the images were last checked
 //! tmp/                    run root and scratch space of skopeo
 //! ```
 
 mod any;
+mod condition;
 mod discover;
 mod estimate;
 mod graph;
@@ -21,20 +23,26 @@ mod lint;
 mod pull;
 mod quadlets;
 mod record;
+mod repair;
 mod resolve;
 mod skopeo;
 mod store;
+mod tarsplit;
 mod tree;
+mod verify;
 mod view;
 
 pub use any::any;
+pub use condition::conditions;
 pub use discover::{declared, discover};
 pub use estimate::{Planned, estimate};
 pub use in_use::Own;
 pub use lint::lint;
 pub use pull::{IMPORTS, pull_all, verify_present};
 pub use record::{prune_records, record, recorded, recorded_whole};
+pub use repair::Doomed;
 pub use resolve::{Resolved, resolve};
 pub use skopeo::Skopeo;
-pub use store::{Store, collect};
+pub use store::{Store, collect, state_dir};
+pub use verify::{Checker, Depth};
 pub use view::{present, present_to_bootc};

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 const STATE: &str = "ostree/osctl";
-const STORAGE: &str = "storage";
+pub(super) const STORAGE: &str = "storage";
 const INDEX: &str = "storage-index";
 /// overlayfs(5): an overlay of container layers cannot lie on another overlay.
 const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
@@ -31,8 +31,8 @@ const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
 #[derive(Debug)]
 pub struct Store {
     skopeo: Skopeo,
-    base: PathBuf,
-    state: Dir,
+    pub(super) base: PathBuf,
+    pub(super) state: Dir,
     graph: PathBuf,
     driver: &'static str,
     /// containers-storage wants one; nothing of it outlives the process.
@@ -53,15 +53,15 @@ pub(super) struct Blobs<'a> {
 
 /// One entry of our index.
 #[derive(serde::Serialize, serde::Deserialize, PartialEq, Eq, PartialOrd, Ord, Clone)]
-struct Entry {
+pub(super) struct Entry {
     repository: String,
-    digest: Digest,
+    pub(super) digest: Digest,
     /// Written as false before a pull begins, so that what a crash leaves behind is known and can be collected.
-    complete: bool,
+    pub(super) complete: bool,
 }
 
 impl Entry {
-    fn of(image: &BoundImage) -> Entry {
+    pub(super) fn of(image: &BoundImage) -> Entry {
         Entry {
             repository: image.spec.reference.repository().to_owned(),
             digest: image.digest.clone(),
@@ -70,16 +70,21 @@ impl Entry {
     }
 
     /// A file name for the pair; repositories contain slashes.
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         format!(
             "{INDEX}/{}.json",
             Digest::of(format!("{}@{}", self.repository, self.digest).as_bytes()).hex()
         )
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("{}@{}", self.repository, self.digest)
     }
+}
+
+/// The directory that holds the store of a sysroot, and what is noted about it.
+pub fn state_dir(sysroot: &Path) -> PathBuf {
+    sysroot.join(STATE)
 }
 
 impl Store {
@@ -129,7 +134,7 @@ impl Store {
     }
 
     /// skopeo's name for an image of this store.
-    fn location(&self, name: &str) -> String {
+    pub(super) fn location(&self, name: &str) -> String {
         // Without skip_mount_home the overlay driver bind-mounts the graph root onto itself and leaves that behind.
         let options = if self.driver == "overlay" { ":overlay.skip_mount_home=true" } else { "" };
         format!(
@@ -237,12 +242,12 @@ impl Store {
     }
 
     /// Makes everything in the store durable: skopeo does not sync the files of layers.
-    fn sync(&self) -> Result<()> {
+    pub(super) fn sync(&self) -> Result<()> {
         let dir = std::fs::File::open(&self.graph).doing("opening the image store")?;
         rustix::fs::syncfs(&dir).doing("syncing the image store")
     }
 
-    fn write_entry(&self, entry: &Entry) -> Result<()> {
+    pub(super) fn write_entry(&self, entry: &Entry) -> Result<()> {
         let text = serde_json::to_vec(entry).doing("encoding an entry of the image store")?;
         fs::write_atomic(&self.state, entry.path(), &text, 0o644)
     }
@@ -253,7 +258,7 @@ impl Store {
         Ok(bytes.and_then(|b| serde_json::from_slice(&b).ok()))
     }
 
-    fn entries(&self) -> Result<Vec<Entry>> {
+    pub(super) fn entries(&self) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
         if !self.state.exists(INDEX) {
             return Ok(found);

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Below the state directory.
@@ -68,7 +68,10 @@ impl Views<'_> {
         let path = self.path(key);
         let file = |kind: &str, name: &str| path.join(format!("{}-{kind}", self.driver)).join(name);
         let same = |path: PathBuf, text: &[u8]| fs::read(path).is_ok_and(|there| there == text);
-        if same(file("images", "images.json"), &images) && same(file("layers", "layers.json"), &layers) {
+        if same(file("images", "images.json"), &images)
+            && same(file("layers", "layers.json"), &layers)
+            && self.fresh(&path, &index)
+        {
             return Ok(false);
         }
         let new = self.state.join(DIR).join(format!("{TEMPORARY}{key}"));
@@ -103,6 +106,24 @@ impl Views<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the files of a view are still those of the store: what was damaged is another file since it was repaired.
+    fn fresh(&self, view: &Path, index: &Index) -> bool {
+        let inode = |path: PathBuf| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        let linked = index.layers.iter().all(|layer| {
+            let name = format!("{}-layers/{}.tar-split.gz", self.driver, layer.id);
+            inode(view.join(&name)) == inode(self.graph.join(name))
+        });
+        linked
+            && index.images.iter().all(|image| {
+                let key = |key: &str| graph::data(view, self.driver, &image.id, key);
+                let meant = graph::key_of(&index.manifests[&image.id]);
+                let stored = |key: &str| fs::read(graph::data(self.graph, self.driver, &image.id, key)).ok();
+                let same = |at: &str, from: &str| fs::read(key(at)).ok() == stored(from);
+                let others = image.big_data_digests.keys().filter(|key| *key != MANIFEST);
+                same(MANIFEST, &meant) && others.into_iter().all(|key| same(key, key))
+            })
     }
 
     fn index(&self, set: &BoundSet, kept: &BoundSet) -> Result<Index> {

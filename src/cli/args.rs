@@ -97,6 +97,8 @@ pub enum Verb {
     Release(cmd::release::Args),
     /// Make the previous deployment the next boot's.
     Rollback(cmd::rollback::Args),
+    /// List, check and fetch the app images that deployments bind.
+    Bound(cmd::bound::Args),
     /// Cancel a job.
     Cancel(cmd::cancel::Args),
     /// List active and recent jobs.
@@ -140,6 +142,7 @@ impl Verb {
             Verb::Release(args) => Some(&args.handing.following),
             Verb::Rollback(args) => Some(&args.following),
             Verb::Wait(args) => Some(&args.following),
+            Verb::Bound(args) => args.following(),
             Verb::Status(_) | Verb::Cancel(_) | Verb::Jobs(_) | Verb::Pin(_) | Verb::Unpin(_) => None,
             Verb::Why(_)
             | Verb::Diff(_)

@@ -33,6 +33,17 @@ pub(super) async fn job(session: &Session, id: &str, following: &Following) -> R
 
 /// Follows a job to its end and returns what it did; `None` if whoever watches has left.
 pub(super) async fn to_end(session: &Session, id: &str, following: &Following) -> Result<Option<JobResult>> {
+    let Some(job) = ended(session, id, following).await? else { return Ok(None) };
+    if let Some(failure) = job.failure {
+        return Err(Error::from(failure).into());
+    }
+    let id = job.id;
+    let ended = || Error::new(ErrorKind::Internal, format!("job {id} ended without a result"));
+    Ok(Some(job.result.ok_or_else(ended)?))
+}
+
+/// Follows a job to its end and returns it, failed or not; `None` if whoever watches has left.
+pub(super) async fn ended(session: &Session, id: &str, following: &Following) -> Result<Option<Job>> {
     let mut interrupts = signal(SignalKind::interrupt()).doing("listening for Ctrl-C")?;
     let presses = futures_util::stream::poll_fn(|cx| interrupts.poll_recv(cx));
     let progress = Progress::new(&session.terminal, following.quiet, session.progress.clone());
@@ -57,12 +68,7 @@ pub(super) async fn to_end(session: &Session, id: &str, following: &Following) -
         return Ok(None);
     };
     progress.finish(&job);
-    if let Some(failure) = job.failure {
-        return Err(Error::from(failure).into());
-    }
-    let id = job.id;
-    let ended = || Error::new(ErrorKind::Internal, format!("job {id} ended without a result"));
-    Ok(Some(job.result.ok_or_else(ended)?))
+    Ok(Some(job))
 }
 
 /// What the first Ctrl-C does.

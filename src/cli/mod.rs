@@ -129,6 +129,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
         Verb::Adopt(args) => cmd::adopt::run(&args, session).await,
         Verb::Release(args) => cmd::release::run(&args, session).await,
         Verb::Rollback(args) => cmd::rollback::run(&args, session).await,
+        Verb::Bound(args) => cmd::bound::run(&args, session).await,
         Verb::Cancel(args) => cmd::cancel::run(&args, session).await,
         Verb::Jobs(args) => cmd::jobs::run(&args, session).await,
         Verb::Wait(args) => cmd::wait::run(&args, session).await,

@@ -34,8 +34,9 @@ pub(super) fn parse(properties: &Dict) -> Result<Job> {
     if !name.is_empty() {
         job.failure = Some(failure(&name, p.text("ErrorMessage")?, p.get("ErrorDetails")?));
     }
-    if state == State::Succeeded {
-        job.result = Some(convert::parse_result(&p.get("Result")?));
+    let result: Dict = p.get("Result")?;
+    if !result.is_empty() {
+        job.result = Some(convert::parse_result(&result));
     }
     Ok(job)
 }

@@ -9,12 +9,12 @@ use crate::engine::Handle;
 use crate::engine::failpoint::Failpoints;
 use crate::model::difference::Between;
 use crate::model::job::Job;
-use crate::model::request::Request;
+use crate::model::request::{BoundName, Request};
 use crate::model::status::Status;
 use crate::model::{Context, Error, ErrorKind};
 use futures_util::StreamExt;
 use std::time::Duration;
-use zbus::zvariant::Value;
+use zbus::zvariant::{OwnedObjectPath, Value};
 
 /// A job is read again at least this often, whatever signals say or miss.
 const REREAD: Duration = Duration::from_secs(2);
@@ -160,6 +160,16 @@ impl Client {
                 options.insert("reject".into(), Value::from(*reject));
                 manager.rollback(&options).await
             }
+            Request::Verify { what, .. } => {
+                let what: Vec<&str> = what.iter().map(|s| s.name()).collect();
+                manager.verify(&what, &options).await
+            }
+            Request::PullBound { only: None, .. } => manager.pull_bound(&options).await,
+            Request::PullBound { only: Some(only), .. } => {
+                let path = self.bound(only).await?;
+                let proxy = proxy::BoundImageProxy::new(&self.connection, path).await;
+                proxy.map_err(failure)?.pull(&options).await
+            }
             Request::Pin { deployment, pinned } => {
                 let proxy = proxy::DeploymentProxy::new(&self.connection, path::deployment(deployment)).await;
                 proxy.map_err(failure)?.set_pinned(*pinned).await.map_err(failure)?;
@@ -170,6 +180,17 @@ impl Client {
         path::job_id(path.as_str()).map(Some).ok_or_else(|| {
             Error::new(ErrorKind::Internal, format!("{} is not the path of a job", path.as_str())).into()
         })
+    }
+
+    /// The object of a bound image.
+    async fn bound(&self, name: &BoundName) -> Result<OwnedObjectPath> {
+        let status = self.status().await?;
+        let found = status.bound.iter().find(|b| b.reference == name.reference && b.digest == name.digest);
+        let found = found.ok_or_else(|| {
+            let why = format!("there is no bound image {} with the digest {}", name.reference, name.digest);
+            Error::new(ErrorKind::InvalidArgument, why).hint("see: osctl bound list")
+        })?;
+        Ok(path::bound(&found.id))
     }
 
     /// The lock of a deployment's packages, as the text of a file.

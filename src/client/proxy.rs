@@ -40,6 +40,12 @@ pub trait Manager {
     /// Goes back.
     #[zbus(allow_interactive_auth)]
     fn rollback(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;
+    /// Checks stored content.
+    #[zbus(allow_interactive_auth)]
+    fn verify(&self, what: &[&str], options: &Options) -> zbus::Result<OwnedObjectPath>;
+    /// Fetches bound images that are missing.
+    #[zbus(allow_interactive_auth)]
+    fn pull_bound(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;
     /// The state as JSON.
     fn describe(&self) -> zbus::Result<String>;
     /// How what two deployments were derived from differs.
@@ -67,4 +73,12 @@ pub trait Deployment {
     fn set_pinned(&self, pinned: bool) -> zbus::Result<()>;
     /// The lock of its packages, as JSON.
     fn export_lock(&self) -> zbus::Result<String>;
+}
+
+/// `org.osctl1.BoundImage`.
+#[zbus::proxy(interface = "org.osctl1.BoundImage", default_service = "org.osctl1", gen_blocking = false)]
+pub trait BoundImage {
+    /// Fetches the image if it is missing.
+    #[zbus(allow_interactive_auth)]
+    fn pull(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;
 }

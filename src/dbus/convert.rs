@@ -1,5 +1,6 @@
 //! Between `a{sv}` and our types. The only reader of option dictionaries.
 
+use crate::model::bound::Mode;
 use crate::model::deviation::{self, Asked};
 use crate::model::difference::Between;
 use crate::model::edit::{self, Edit, What};
@@ -7,9 +8,10 @@ use crate::model::handover::Tool;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{Failure, JobResult};
 use crate::model::lock::Lock;
-use crate::model::request::{Goal, Options, Request, stateroot};
-use crate::model::status::{Deployment, Outcome, PackageRequest};
+use crate::model::request::{Goal, Options, Request, Subject, stateroot};
+use crate::model::status::{Bound, Deployment, Outcome, PackageRequest};
 use crate::model::verification::Requirement;
+use crate::model::verified::{Damage, Part};
 use crate::model::{Error, ErrorKind, Result, bytes, kargs as karg};
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -76,6 +78,10 @@ const ADOPT: &[&str] = &["queue", "dry-run", "lossy", "replace-staged", "allow-r
 const RELEASE: &[&str] = &["queue", "dry-run", "lossy", "replace-staged", "to"];
 /// What rollback understands.
 const ROLLBACK: &[&str] = &["reject"];
+/// What verify understands.
+const VERIFY: &[&str] = &["queue", "dry-run"];
+/// What a pull of bound images understands.
+const PULL_BOUND: &[&str] = &["queue", "dry-run"];
 /// Options of the API that this version does not have yet: refused by name, never ignored.
 const LATER: &[&str] = &[
     "if-generation",
@@ -100,6 +106,8 @@ pub enum Verb {
     Adopt,
     Release,
     Rollback,
+    Verify,
+    PullBound,
     ListJobs,
     Cancel,
 }
@@ -116,6 +124,8 @@ impl Verb {
                 Verb::Adopt => ADOPT.contains(&key),
                 Verb::Release => RELEASE.contains(&key),
                 Verb::Rollback => ROLLBACK.contains(&key),
+                Verb::Verify => VERIFY.contains(&key),
+                Verb::PullBound => PULL_BOUND.contains(&key),
                 Verb::ListJobs => key == "active",
                 Verb::Cancel => false,
             }
@@ -211,6 +221,28 @@ pub fn decode_plan(mut dict: Dict) -> Result<(Goal, Decoded)> {
         }
     };
     Ok((goal, decode(verb, &dict)?))
+}
+
+/// Decodes what is to be verified.
+pub fn subjects(names: &[String]) -> Result<Vec<Subject>> {
+    let wrong = |why: String| {
+        let known: Vec<&str> = Subject::ALL.iter().map(|s| s.name()).collect();
+        Error::new(ErrorKind::InvalidArgument, why)
+            .hint(format!("what can be verified: {}", known.join(", ")))
+    };
+    if names.is_empty() || names.len() > ENTRIES_LIMIT {
+        return Err(wrong(format!("{} things are named that are to be verified", names.len())));
+    }
+    let mut subjects = Vec::new();
+    for name in names {
+        short("what", name, LABEL_LIMIT)?;
+        let subject = Subject::ALL.iter().find(|s| s.name() == name);
+        let subject = *subject.ok_or_else(|| wrong(format!("{name:?} cannot be verified")))?;
+        if !subjects.contains(&subject) {
+            subjects.push(subject);
+        }
+    }
+    Ok(subjects)
 }
 
 /// Decodes what is to be edited, and the options.
@@ -401,6 +433,13 @@ pub fn details(request: &Request) -> HashMap<&'static str, String> {
     if let Request::Pin { deployment, .. } = request {
         out.insert("deployment", deployment.clone());
     }
+    if let Request::Verify { what, .. } = request {
+        out.insert("what", what.iter().map(|s| s.name()).collect::<Vec<_>>().join(" "));
+    }
+    if let Request::PullBound { only: Some(only), .. } = request {
+        out.insert("image", only.reference.to_string());
+        out.insert("digest", only.digest.to_string());
+    }
     if let Request::EditDerivation { edit, .. } = request {
         out.insert("drop-in", edit::NAME.to_owned());
         for what in What::ALL {
@@ -454,6 +493,10 @@ pub fn result(result: Option<&JobResult>) -> Out {
         let text = serde_json::to_string(handover).expect("a handover is plain data");
         out.insert("handover".into(), Value::from(text));
     }
+    if let Some(verified) = &r.verified {
+        let text = serde_json::to_string(verified).expect("what was verified is plain data");
+        out.insert("verified".into(), Value::from(text));
+    }
     out
 }
 
@@ -481,6 +524,7 @@ pub fn parse_result(dict: &Dict) -> JobResult {
         notes: list("notes"),
         plan: text("plan").and_then(|plan| serde_json::from_str(&plan).ok()),
         handover: text("handover").and_then(|handover| serde_json::from_str(&handover).ok()),
+        verified: text("verified").and_then(|verified| serde_json::from_str(&verified).ok()),
     }
 }
 
@@ -545,6 +589,39 @@ pub fn verification(deployment: &Deployment) -> Out {
         ("level".to_owned(), Value::from(v.level.name())),
         ("scope".to_owned(), Value::from(v.scope.clone())),
         ("requirements".to_owned(), Value::from(v.requirements.iter().map(one).collect::<Vec<_>>())),
+    ])
+}
+
+/// `BoundImage.Mode`.
+pub fn mode(bound: &Bound) -> &'static str {
+    match bound.mode {
+        Mode::Bind => "bind",
+        Mode::Prefetch => "prefetch",
+    }
+}
+
+/// `BoundImage.Verification`.
+pub fn bound_verification(bound: &Bound) -> Out {
+    let one = |d: &Damage| {
+        let part = match d.part {
+            Part::Image => "image",
+            Part::Manifest => "manifest",
+            Part::Config => "config",
+            Part::Layer => "layer",
+        };
+        let mut out = Out::from([
+            ("part".to_owned(), Value::from(part)),
+            ("digest".to_owned(), Value::from(d.digest.clone())),
+            ("why".to_owned(), Value::from(d.why.clone())),
+        ]);
+        if let Some(path) = &d.path {
+            out.insert("path".into(), Value::from(path.clone()));
+        }
+        out
+    };
+    Out::from([
+        ("checked".to_owned(), Value::from(bound.checked)),
+        ("damage".to_owned(), Value::from(bound.damage.iter().map(one).collect::<Vec<_>>())),
     ])
 }
 

@@ -2,16 +2,34 @@
 
 use super::convert::{self, Out};
 use super::error::Result;
+use super::path;
 use super::service::Shared;
 use crate::model::Error;
 use crate::model::request::Request;
-use crate::model::status::Deployment;
+use crate::model::status::{Bound, Deployment, Status};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use zbus::message::Header;
+use zbus::zvariant::OwnedObjectPath;
 
 /// A deployment as the bus shows it, replaced by the publisher only.
-pub(super) type Slot = Arc<RwLock<Deployment>>;
+pub(super) type Slot = Arc<RwLock<View>>;
+
+/// What one deployment's object shows.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct View {
+    deployment: Deployment,
+    /// The ids of its bound images' objects.
+    bound: Vec<String>,
+}
+
+impl View {
+    pub fn new(deployment: &Deployment, status: &Status) -> View {
+        let has = |b: &&Bound| b.deployments.contains(&deployment.id);
+        let bound = status.bound.iter().filter(has).map(|b| b.id.clone()).collect();
+        View { deployment: deployment.clone(), bound }
+    }
+}
 
 /// One deployment's object.
 #[derive(Debug)]
@@ -27,7 +45,7 @@ impl DeploymentObject {
 
     fn get<T>(&self, read: impl FnOnce(&Deployment) -> T) -> T {
         // A poisoned lock still holds a whole deployment: it is only ever replaced.
-        read(&self.slot.read().unwrap_or_else(PoisonError::into_inner))
+        read(&self.slot.read().unwrap_or_else(PoisonError::into_inner).deployment)
     }
 }
 
@@ -136,6 +154,13 @@ impl DeploymentObject {
     #[zbus(property)]
     fn kargs(&self) -> Vec<Out> {
         self.get(convert::kargs)
+    }
+
+    /// The objects of its bound images.
+    #[zbus(property)]
+    fn bound_images(&self) -> Vec<OwnedObjectPath> {
+        let view = self.slot.read().unwrap_or_else(PoisonError::into_inner);
+        view.bound.iter().map(|id| path::bound(id)).collect()
     }
 
     /// Runs now.

@@ -183,7 +183,7 @@ impl JobObject {
 
     /// What it did: `changed b`, `summary s`, `deployment o`, `digest s`, `discarded ao`, `notes as`; of a check or a
     /// plan `plan s`, as JSON (docs/plan.schema.json); of an adopt or a release `handover s`
-    /// (docs/handover.schema.json).
+    /// (docs/handover.schema.json); of a verify `verified s`, of one that failed as well.
     #[zbus(property)]
     fn result(&self) -> Out {
         self.get(|j| convert::result(j.result.as_ref()))

@@ -15,8 +15,18 @@ use zbus::object_server::SignalEmitter;
 use zbus::zvariant::{ObjectPath, OwnedObjectPath, Value};
 
 /// What this version can do, for clients that meet several.
-const FEATURES: &[&str] =
-    &["reconcile", "plan", "bound-images", "rollback-reject", "pin", "edit", "adopt", "release", "diff"];
+const FEATURES: &[&str] = &[
+    "reconcile",
+    "plan",
+    "bound-images",
+    "rollback-reject",
+    "pin",
+    "edit",
+    "adopt",
+    "release",
+    "diff",
+    "verify-bound",
+];
 
 /// The root object's interface.
 #[derive(Debug)]
@@ -165,6 +175,37 @@ impl Manager {
     ) -> Result<OwnedObjectPath> {
         let d = decode(Verb::Rollback, &options)?;
         let request = Request::Rollback { reject: d.reject.unwrap_or(true) };
+        self.submit(connection, &call, request, d.client_id).await
+    }
+
+    /// Checks stored content against its digests, and repairs what is damaged. `what`: `bound`, the bound images of all
+    /// deployments: every file of every layer is read, and what is damaged is fetched again by digest. Options: `queue`,
+    /// `dry-run` (only report). `Job.Result` has `verified s`: JSON with `images`, each with `reference`, `digest`, `outcome`
+    /// (`whole`, `repaired`, `missing` or `damaged`), `damage` and `failure`, of a job that fails as well. Something that stays
+    /// damaged is the error `BoundImageFailed`, of a dry run `Corrupt`.
+    #[zbus(out_args("job"))]
+    async fn verify(
+        &self,
+        what: Vec<String>,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (what, d) = (convert::subjects(&what)?, decode(Verb::Verify, &options)?);
+        let request = Request::Verify { what, options: d.options };
+        self.submit(connection, &call, request, d.client_id).await
+    }
+
+    /// Fetches what is missing of the bound images of all deployments, by digest. Options: `queue`, `dry-run`.
+    #[zbus(out_args("job"))]
+    async fn pull_bound(
+        &self,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::PullBound, &options)?;
+        let request = Request::PullBound { only: None, options: d.options };
         self.submit(connection, &call, request, d.client_id).await
     }
 

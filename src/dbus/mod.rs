@@ -4,9 +4,11 @@
 //! /org/osctl1                    Manager, ObjectManager
 //! /org/osctl1/job/<uuid>         Job
 //! /org/osctl1/deployment/<id>    Deployment
+//! /org/osctl1/bound/<digest12>   BoundImage
 //! ```
 //! [`convert`] is the only reader of `a{sv}`, `publish` the only emitter of signals.
 
+mod bound_image;
 pub mod convert;
 mod deployment;
 pub mod error;
@@ -62,6 +64,8 @@ pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ("org.osctl1.Manager", "Adopt", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "Release", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "Rollback", &["org.osctl1.rollback"]),
+    ("org.osctl1.Manager", "Verify", &["org.osctl1.manage"]),
+    ("org.osctl1.Manager", "PullBound", &["org.osctl1.manage"]),
     ("org.osctl1.Manager", "Describe", FREE),
     ("org.osctl1.Manager", "Diff", FREE),
     ("org.osctl1.Manager", "ListJobs", FREE),
@@ -69,4 +73,5 @@ pub const ACTIONS: &[(&str, &str, &[&str])] = &[
     ("org.osctl1.Job", "Cancel", &["org.osctl1.cancel"]),
     ("org.osctl1.Deployment", "SetPinned", &["org.osctl1.manage"]),
     ("org.osctl1.Deployment", "ExportLock", FREE),
+    ("org.osctl1.BoundImage", "Pull", &["org.osctl1.manage"]),
 ];

@@ -6,6 +6,7 @@ use zbus::zvariant::OwnedObjectPath;
 pub const ROOT: &str = "/org/osctl1";
 const JOB: &str = "/org/osctl1/job/";
 const DEPLOYMENT: &str = "/org/osctl1/deployment/";
+const BOUND: &str = "/org/osctl1/bound/";
 
 /// The object of the job with this id.
 pub fn job(id: &str) -> OwnedObjectPath {
@@ -44,6 +45,11 @@ pub fn deployment_id(path: &str) -> Option<String> {
         }
     }
     String::from_utf8(bytes).ok()
+}
+
+/// The object of the bound image with this id, which is letters, digits and `_`.
+pub fn bound(id: &str) -> OwnedObjectPath {
+    made(format!("{BOUND}{id}"))
 }
 
 /// The path that means "none".

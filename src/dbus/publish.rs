@@ -1,5 +1,6 @@
 //! The one task that shows the engine's state on the bus: objects, properties and signals.
 
+use super::bound_image::{self, BoundImageObject};
 use super::deployment::{self, DeploymentObject};
 use super::job::{self, JobObject};
 use super::manager::Manager;
@@ -7,7 +8,7 @@ use super::service::{Published, Shared};
 use super::{convert, error, path};
 use crate::engine::Handle;
 use crate::model::job::Job;
-use crate::model::status::Status;
+use crate::model::status::{Bound, Status};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -37,7 +38,8 @@ pub(super) struct Publisher {
     shared: Arc<Shared>,
     handle: Handle,
     jobs: HashMap<String, Shown<Job>>,
-    deployments: HashMap<String, Shown<crate::model::status::Deployment>>,
+    deployments: HashMap<String, Shown<deployment::View>>,
+    bound: HashMap<String, Shown<Bound>>,
     manager: Sent,
 }
 
@@ -49,6 +51,7 @@ impl Publisher {
             handle,
             jobs: HashMap::new(),
             deployments: HashMap::new(),
+            bound: HashMap::new(),
             manager: Sent::new(),
         }
     }
@@ -108,7 +111,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Adds, updates and (deployments) removes objects. Returns the jobs that are new and those to remove.
+    /// Adds, updates and (deployments, bound images) removes objects. Returns the jobs that are new and those to remove.
     async fn objects(&mut self, new: &Status) -> zbus::Result<(Vec<String>, Vec<Job>)> {
         let server = self.connection.object_server();
         let mut came = Vec::new();
@@ -129,16 +132,33 @@ impl Publisher {
                 }
             }
         }
+        for bound in &new.bound {
+            let path = path::bound(&bound.id);
+            match self.bound.get_mut(&bound.id) {
+                Some(shown) => {
+                    if replace(&shown.slot, bound) {
+                        changes::<BoundImageObject>(&self.connection, path.as_str(), &mut shown.sent).await?;
+                    }
+                }
+                None => {
+                    let slot: bound_image::Slot = Arc::new(RwLock::new(bound.clone()));
+                    server.at(&path, BoundImageObject::new(self.shared.clone(), slot.clone())).await?;
+                    let sent = properties::<BoundImageObject>(&self.connection, path.as_str()).await?;
+                    self.bound.insert(bound.id.clone(), Shown { slot, sent });
+                }
+            }
+        }
         for deployment in &new.deployments {
             let path = path::deployment(&deployment.id);
+            let view = deployment::View::new(deployment, new);
             match self.deployments.get_mut(&deployment.id) {
                 Some(shown) => {
-                    if replace(&shown.slot, deployment) {
+                    if replace(&shown.slot, &view) {
                         changes::<DeploymentObject>(&self.connection, path.as_str(), &mut shown.sent).await?;
                     }
                 }
                 None => {
-                    let slot: deployment::Slot = Arc::new(RwLock::new(deployment.clone()));
+                    let slot: deployment::Slot = Arc::new(RwLock::new(view));
                     server.at(&path, DeploymentObject::new(self.shared.clone(), slot.clone())).await?;
                     let sent = properties::<DeploymentObject>(&self.connection, path.as_str()).await?;
                     self.deployments.insert(deployment.id.clone(), Shown { slot, sent });
@@ -150,6 +170,12 @@ impl Publisher {
         for id in left {
             self.deployments.remove(&id);
             server.remove::<DeploymentObject, _>(path::deployment(&id)).await?;
+        }
+        let left: Vec<String> =
+            self.bound.keys().filter(|id| !new.bound.iter().any(|b| b.id == **id)).cloned().collect();
+        for id in left {
+            self.bound.remove(&id);
+            server.remove::<BoundImageObject, _>(path::bound(&id)).await?;
         }
         let left: Vec<String> =
             self.jobs.keys().filter(|id| !new.jobs.iter().any(|j| &j.id == *id)).cloned().collect();
@@ -227,6 +253,7 @@ fn lifecycle(old: &Status, new: &Status) -> bool {
         staged,
         rollback,
         deployments,
+        bound,
         pending_changes,
         unmet,
         last_outcome,
@@ -240,6 +267,7 @@ fn lifecycle(old: &Status, new: &Status) -> bool {
         || *staged != old.staged
         || *rollback != old.rollback
         || *deployments != old.deployments
+        || *bound != old.bound
         || *pending_changes != old.pending_changes
         || *unmet != old.unmet
         || *last_outcome != old.last_outcome

@@ -49,7 +49,7 @@ impl Shared {
         engine.as_ref().map_or_else(|| self.published.borrow().status.clone(), Handle::status)
     }
 
-    /// The latest status of which all deployments and jobs have their objects: whoever reads a name in it may call what
+    /// The latest status of which all deployments, bound images and jobs have their objects: whoever reads a name in it may call what
     /// has that name.
     pub async fn described(&self) -> Arc<Status> {
         let mut published = self.published.subscribe();
@@ -59,7 +59,10 @@ impl Shared {
             let shown = published.borrow_and_update().status.clone();
             let deployments = status.deployments.iter().all(|d| shown.deployment(&d.id).is_some());
             let jobs = status.jobs.iter().all(|job| shown.jobs.iter().any(|j| j.id == job.id));
-            if deployments && jobs || tokio::time::timeout_at(until, published.changed()).await.is_err() {
+            let bound = status.bound.iter().all(|b| shown.bound.iter().any(|s| s.id == b.id));
+            if deployments && jobs && bound
+                || tokio::time::timeout_at(until, published.changed()).await.is_err()
+            {
                 return status;
             }
         }

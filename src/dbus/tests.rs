@@ -4,10 +4,12 @@ use super::*;
 use crate::client::{Client, Failure, Target};
 use crate::engine::Handle;
 use crate::engine::actor::Command;
+use crate::model::bound::Mode;
 use crate::model::image::Digest;
 use crate::model::job::{Event, Job, JobResult, State, Step};
 use crate::model::request::{Options, Request};
-use crate::model::status::{Deployment, Status};
+use crate::model::status::{Bound, BoundState, Deployment, Status};
+use crate::model::verified::Damage;
 use crate::model::{Error, ErrorKind, Result};
 use futures_util::StreamExt;
 use std::io::BufRead;
@@ -196,6 +198,21 @@ fn deployment(id: &str) -> Deployment {
     }
 }
 
+fn bound(id: &str) -> Bound {
+    Bound {
+        id: id.into(),
+        reference: "example.com/app:1".parse().unwrap(),
+        digest: Digest::of(b"app"),
+        mode: Mode::Bind,
+        source: "/etc/osctl/bound-images.d/app.toml".into(),
+        state: BoundState::Present,
+        size: 7,
+        checked: 0,
+        damage: Vec::new(),
+        deployments: vec!["os-abc.0".into()],
+    }
+}
+
 async fn submit(client: &Client) -> String {
     client.submit(&Request::Upgrade(Options::default())).await.unwrap().unwrap()
 }
@@ -242,12 +259,14 @@ async fn the_xml_is_what_introspect_answers_and_every_method_has_an_action() {
     let bus = Bus::start();
     let engine = Engine::start();
     let _server = engine.serve(&bus).await;
+    engine.change(|s| s.bound.push(bound("abc")));
     let job = submit(&bus.client().await).await;
     let connection = bus.connect().await;
     for (name, path) in [
         ("Manager", path::ROOT.to_owned()),
         ("Job", path::job(&job).to_string()),
         ("Deployment", path::deployment("os-abc.0").to_string()),
+        ("BoundImage", path::bound("abc").to_string()),
     ] {
         let proxy = zbus::fdo::IntrospectableProxy::builder(&connection)
             .destination(NAME)
@@ -387,6 +406,12 @@ async fn busctl_reads_calls_and_is_refused_as_everybody() {
     assert!(!ok && text.contains("unknown option \"colour\""), "{text}");
     let (ok, text) = call(None, &["Upgrade", "a{sv}", "1", "dry-run", "s", "yes"]).await;
     assert!(!ok && text.contains("\"dry-run\" must be a boolean"), "{text}");
+    for what in [["1", "etc"].as_slice(), &["0"]] {
+        let (ok, text) = call(None, &[["Verify", "asa{sv}"].as_slice(), what, &["0"]].concat()).await;
+        assert!(!ok && text.contains("verified"), "{text}");
+    }
+    let (ok, text) = call(None, &["Verify", "asa{sv}", "1", "bound", "1", "frozen", "b", "true"]).await;
+    assert!(!ok && text.contains("unknown option \"frozen\""), "{text}");
     let (ok, text) = call(None, &["Rebase", "sa{sv}", "a b", "0"]).await;
     assert!(!ok && text.contains("image reference"), "{text}");
     assert!(engine.requests.lock().unwrap().is_empty(), "nothing that is wrong reaches the engine");
@@ -562,6 +587,27 @@ async fn objects_come_and_go_with_what_they_show() {
     for name in ["InterfacesAdded", "DeploymentsChanged", "InterfacesRemoved"] {
         assert!(names.iter().any(|n| n == name), "{name} is not among {names:?}");
     }
+    engine.change(|s| s.bound.push(bound("abc")));
+    until(&mut signals, "InterfacesAdded").await;
+    let object = |name: &'static str, property: &'static str| {
+        let path = if name == "BoundImage" { path::bound("abc") } else { path::deployment("os-abc.0") };
+        let interface = format!("{NAME}.{name}");
+        let bus = &bus;
+        async move { bus.busctl(None, &["get-property", NAME, path.as_str(), &interface, property]).await.1 }
+    };
+    assert_eq!(object("BoundImage", "State").await, "s \"present\"\n");
+    let deployments = object("BoundImage", "Deployments").await;
+    assert_eq!(deployments, "ao 1 \"/org/osctl1/deployment/os_2dabc_2e0\"\n");
+    assert_eq!(object("Deployment", "BoundImages").await, "ao 1 \"/org/osctl1/bound/abc\"\n");
+    engine.change(|s| {
+        s.bound[0].state = BoundState::Damaged;
+        s.bound[0].damage = vec![Damage::of_file(&Digest::of(b"layer"), "/bin/x", "is missing")];
+    });
+    until(&mut signals, "PropertiesChanged").await;
+    assert_eq!(object("BoundImage", "State").await, "s \"damaged\"\n");
+    assert!(object("BoundImage", "Verification").await.contains("\"path\" s \"/bin/x\""));
+    engine.change(|s| s.bound.clear());
+    until(&mut signals, "InterfacesRemoved").await;
     let proxy = zbus::fdo::ObjectManagerProxy::new(&listener, NAME, path::ROOT).await.unwrap();
     let objects = proxy.get_managed_objects().await.unwrap();
     // zbus also lists the nodes in between, with the standard interfaces only.

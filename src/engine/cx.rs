@@ -1,7 +1,7 @@
 //! What a running job carries through the pipeline: cancellation, progress and failpoints.
 
 use super::failpoint::Failpoints;
-use crate::model::job::{Event, Step};
+use crate::model::job::{Event, JobResult, Step};
 use crate::model::{Error, ErrorKind, Result};
 use std::future::Future;
 use std::sync::Arc;
@@ -108,6 +108,11 @@ impl Cx {
     /// Says a line to people.
     pub fn message(&self, text: impl Into<String>) {
         (self.sink)(Event::Message(text.into()));
+    }
+
+    /// Keeps what is known should the job fail.
+    pub fn found(&self, result: JobResult) {
+        (self.sink)(Event::Found(Box::new(result)));
     }
 
     /// Passes the point of no return: from here on [`Cx::cancel`] has no effect. Fails if somebody was faster.

@@ -9,7 +9,7 @@ use crate::model::config::Config;
 use crate::model::difference::Between;
 use crate::model::job::Job;
 use crate::model::lock::Lock;
-use crate::model::status::Status;
+use crate::model::status::{Bound, Status};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::store::locked::Locked;
 use crate::store::snapshot::{self, Entry, Snapshot};
@@ -294,7 +294,7 @@ impl Env {
         let status = tokio::task::spawn_blocking(move || {
             let sysroot = sysroot::open(&layout.sysroot)?;
             let snapshot = snapshot::read(&sysroot)?;
-            let mut status = assemble(&snapshot, journal.as_ref())?;
+            let mut status = assemble(&snapshot, journal.as_ref(), &layout)?;
             let config = Dir::open_ambient_dir(&layout.config_root, ambient_authority())
                 .doing_with(|| format!("opening the configuration root {}", layout.config_root.display()))?;
             let pending = super::steps::derive::pending(&sysroot.repo(), &snapshot, &config, None);
@@ -313,7 +313,7 @@ impl Env {
     }
 }
 
-fn assemble(snapshot: &Snapshot, journal: Option<&Journal>) -> Result<Status> {
+fn assemble(snapshot: &Snapshot, journal: Option<&Journal>, layout: &Layout) -> Result<Status> {
     let mut status = Status { state: "idle".into(), ..Status::initializing() };
     if let Some(journal) = journal {
         status.rejected = journal.rejected()?;
@@ -325,13 +325,16 @@ fn assemble(snapshot: &Snapshot, journal: Option<&Journal>) -> Result<Status> {
     for entry in &snapshot.entries {
         let mut deployment = entry.deployment.clone();
         if let (Some(key), Some(journal)) = (&entry.origin.bound_set, journal) {
-            match crate::bound::recorded(journal.dir(), key) {
+            match bound::recorded(journal.dir(), key) {
                 Ok(set) => deployment.bound_images = set.unwrap_or_default(),
                 Err(error) => status.reasons.push(error.chain()),
             }
         }
         status.deployments.push(deployment);
     }
+    let sets: Vec<_> = status.deployments.iter().map(|d| (d.id.as_str(), &d.bound_images)).collect();
+    status.bound = bound::conditions(&bound::state_dir(&layout.sysroot), &sets);
+    status.reasons.extend(status.bound.iter().filter_map(Bound::complaint));
     status.booted = status.deployments.iter().find(|d| d.booted).map(|d| d.id.clone());
     status.staged = snapshot.staged().map(|e| e.deployment.id.clone());
     status.rollback = snapshot.rollback().map(|e| e.deployment.id.clone());

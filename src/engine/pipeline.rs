@@ -8,12 +8,12 @@ use super::stages::{Ready, Target};
 use super::steps::adopt::{self, Adoption};
 use super::steps::bind::{self, Wanted};
 use super::steps::release::{self, Release};
-use super::steps::{cleanup, derive, edit, permit, plan, prefetch, pull, resolve, rollback, stage};
+use super::steps::{cleanup, derive, edit, permit, plan, prefetch, pull, resolve, rollback, stage, verify};
 use super::unavailable;
 use crate::derive::read::Upcoming;
 use crate::model::handover::Tool;
 use crate::model::job::JobResult;
-use crate::model::request::{Goal, Options, Request};
+use crate::model::request::{Goal, Options, Request, Subject};
 use crate::model::{Error, ErrorKind, Result};
 use crate::store::locked::Locked;
 use crate::store::snapshot::Snapshot;
@@ -75,6 +75,7 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => {}
         Request::EditDerivation { .. } | Request::Adopt(_) | Request::Release { .. } => {}
         Request::Rollback { .. } | Request::Pin { .. } => {}
+        Request::Verify { .. } | Request::PullBound { .. } => {}
     }
     let store = Locked::acquire(cx, &env.layout).await?;
     // An earlier process may have died, or another program discarded what was staged, since we looked last.
@@ -108,6 +109,11 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         Request::Release { to, .. } => hand_back(&job, to).await,
         Request::Rollback { reject } => rollback::rollback(&job, reject).await,
         Request::Pin { deployment, pinned } => rollback::pin(&job, deployment, pinned).await,
+        Request::Verify { what, .. } => match what.as_slice() {
+            [] => Err(Error::new(ErrorKind::InvalidArgument, "nothing is named that could be verified")),
+            [Subject::Bound, ..] => verify::verify(&job).await,
+        },
+        Request::PullBound { only, .. } => verify::pull(&job, only).await,
     }
 }
 

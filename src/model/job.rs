@@ -5,6 +5,7 @@ use super::handover::Handover;
 use super::image::Digest;
 use super::plan::Plan;
 use super::text::printable;
+use super::verified::Verified;
 use std::collections::BTreeMap;
 
 macro_rules! steps {
@@ -53,6 +54,9 @@ steps! {
     BindRecord = Bind "bind.record",
     BindPublish = Bind "bind.publish",
     VerifySet = Verify "verify.set",
+    VerifyContent = Verify "verify.content",
+    VerifyForget = Verify "verify.forget",
+    VerifyRepair = Verify "verify.repair",
     PreflightSpace = Preflight "preflight.space",
     PreflightEtc = Preflight "preflight.etc",
     StageIntent = Stage "stage.intent",
@@ -204,9 +208,20 @@ pub struct JobResult {
     /// What became of what another tool knows: of an adopt or a release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handover: Option<Box<Handover>>,
+    /// What was checked, and what became of it: of a verify.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Box<Verified>>,
 }
 
 impl JobResult {
+    fn printable(&self) -> JobResult {
+        JobResult {
+            summary: printable(&self.summary),
+            notes: self.notes.iter().map(|n| printable(n)).collect(),
+            ..self.clone()
+        }
+    }
+
     /// The same, with what became of what the other tool knows.
     #[must_use]
     pub fn handed_over(mut self, handover: Box<Handover>) -> JobResult {
@@ -253,6 +268,8 @@ pub enum Event {
     },
     /// A line for people.
     Message(String),
+    /// What is known, should the job fail.
+    Found(Box<JobResult>),
     /// Somebody asked the job to stop.
     Cancelling,
     /// From here on it cannot be cancelled.
@@ -305,7 +322,7 @@ pub struct Job {
     pub point_of_no_return: bool,
     /// How it failed.
     pub failure: Option<Failure>,
-    /// What it did.
+    /// What it did; of a job that failed what it found, if it keeps that.
     pub result: Option<JobResult>,
     /// What it said.
     pub messages: Vec<String>,
@@ -395,6 +412,7 @@ impl Job {
                     self.messages.push(printable(text));
                 }
             }
+            Event::Found(result) => self.result = Some(result.printable()),
             Event::Cancelling => self.state = State::Cancelling,
             Event::PointOfNoReturn => self.point_of_no_return = true,
             Event::Finished { at, outcome } => {
@@ -405,11 +423,7 @@ impl Job {
                     Ok(result) => {
                         self.state = State::Succeeded;
                         self.progress = 1.0;
-                        self.result = Some(JobResult {
-                            summary: printable(&result.summary),
-                            notes: result.notes.iter().map(|n| printable(n)).collect(),
-                            ..result.clone()
-                        });
+                        self.result = Some(result.printable());
                     }
                     Err(failure) => {
                         self.state = match failure.kind {
@@ -439,7 +453,7 @@ impl Job {
 fn weight(step: Step) -> f64 {
     match step {
         Step::PullLayers => 60.0,
-        Step::BindPull => 15.0,
+        Step::BindPull | Step::VerifyContent | Step::VerifyRepair => 15.0,
         Step::DeriveCommit | Step::StagePublish => 5.0,
         _ => 1.0,
     }

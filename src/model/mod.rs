@@ -29,6 +29,7 @@ pub mod text;
 pub mod time;
 pub mod unavailable;
 pub mod verification;
+pub mod verified;
 pub mod why;
 
 pub use error::{Context, Error, ErrorKind, Result};

@@ -68,6 +68,36 @@ pub enum Goal {
     Reconcile,
 }
 
+/// What can be verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// The bound images of all deployments.
+    Bound,
+}
+
+impl Subject {
+    /// Every subject.
+    pub const ALL: &'static [Subject] = &[Subject::Bound];
+
+    /// The name on the bus.
+    pub fn name(self) -> &'static str {
+        match self {
+            Subject::Bound => "bound",
+        }
+    }
+}
+
+/// A bound image by its name and digest.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BoundName {
+    /// The reference.
+    pub reference: ImageRef,
+    /// The digest.
+    pub digest: Digest,
+}
+
 /// One request to the engine.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "verb")]
@@ -120,6 +150,20 @@ pub enum Request {
         /// Keep it or not.
         pinned: bool,
     },
+    /// Check stored content against its digests, and repair what is damaged.
+    Verify {
+        /// What to check.
+        what: Vec<Subject>,
+        /// The rest.
+        options: Options,
+    },
+    /// Fetch what is missing of the bound images that deployments have.
+    PullBound {
+        /// Only this one.
+        only: Option<BoundName>,
+        /// The rest.
+        options: Options,
+    },
 }
 
 impl Request {
@@ -136,6 +180,8 @@ impl Request {
             Request::Release { .. } => "release",
             Request::Rollback { .. } => "rollback",
             Request::Pin { .. } => "pin",
+            Request::Verify { .. } => "verify",
+            Request::PullBound { .. } => "pull-bound",
         }
     }
 
@@ -146,7 +192,9 @@ impl Request {
             Request::Plan { options, .. }
             | Request::Rebase { options, .. }
             | Request::EditDerivation { options, .. }
-            | Request::Release { options, .. } => Some(options),
+            | Request::Release { options, .. }
+            | Request::Verify { options, .. }
+            | Request::PullBound { options, .. } => Some(options),
             Request::Rollback { .. } | Request::Pin { .. } => None,
         }
     }
@@ -170,6 +218,8 @@ impl Request {
             Request::Adopt(_) | Request::Release { .. } => "org.osctl1.derive",
             Request::Rollback { .. } => "org.osctl1.rollback",
             Request::Pin { .. } => "org.osctl1.manage",
+            // A dry run as well: it reads every file of every image.
+            Request::Verify { .. } | Request::PullBound { .. } => "org.osctl1.manage",
         }];
         if self.options().is_some_and(|o| o.require_digest.is_some() || o.allow_downgrade) {
             actions.push("org.osctl1.upgrade-to-version");
@@ -190,6 +240,8 @@ impl Request {
             Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => true,
             Request::EditDerivation { .. } | Request::Adopt(_) | Request::Release { .. } => true,
             Request::Rollback { .. } | Request::Pin { .. } => true,
+            // The store of bound images is written under the same lock.
+            Request::Verify { .. } | Request::PullBound { .. } => true,
         }
     }
 }

@@ -7,6 +7,7 @@ use super::deviation::{Asked, Effect};
 use super::image::{Digest, ImageRef};
 use super::job::Job;
 use super::verification::Verification;
+use super::verified::Damage;
 use std::collections::BTreeMap;
 
 /// A kernel argument of a boot entry and who put it there.
@@ -185,6 +186,72 @@ fn without_auth_files<S: serde::Serializer>(set: &BoundSet, serializer: S) -> Re
     }))
 }
 
+/// In what condition a bound image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoundState {
+    /// It is in the store.
+    Present,
+    /// It is not, or not all of it.
+    Missing,
+    /// It is, and the last check found that it is not as it was published.
+    Damaged,
+}
+
+impl BoundState {
+    /// The name on the bus.
+    pub fn name(self) -> &'static str {
+        match self {
+            BoundState::Present => "present",
+            BoundState::Missing => "missing",
+            BoundState::Damaged => "damaged",
+        }
+    }
+}
+
+/// A bound image of one or more deployments.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Bound {
+    /// The name of its object: the first 12 digits of the digest, with a suffix where references share that.
+    pub id: String,
+    /// As it was asked for.
+    pub reference: ImageRef,
+    /// The per-architecture manifest digest.
+    pub digest: Digest,
+    /// `bind` if any deployment asks for that.
+    pub mode: Mode,
+    /// The file that asks for it, in the first of the deployments.
+    pub source: String,
+    /// Whether it is there.
+    pub state: BoundState,
+    /// The bytes of its unpacked layers; 0 if it is missing.
+    pub size: u64,
+    /// When all of it was last checked, seconds since the epoch; 0 if that was never done since it was fetched.
+    pub checked: u64,
+    /// What was found then.
+    pub damage: Vec<Damage>,
+    /// The ids of the deployments that have it.
+    pub deployments: Vec<String>,
+}
+
+impl Bound {
+    /// What keeps the host from being whole, with what to do; nothing where this image does not.
+    pub fn complaint(&self) -> Option<String> {
+        match (self.state, self.mode) {
+            (BoundState::Damaged, _) => Some(format!(
+                "the bound image {} is damaged; osctl bound verify repairs it from its registry",
+                self.reference.name
+            )),
+            (BoundState::Missing, Mode::Bind) => Some(format!(
+                "the bound image {} is missing; fetch it with osctl bound pull",
+                self.reference.name
+            )),
+            (BoundState::Present, _) | (BoundState::Missing, Mode::Prefetch) => None,
+        }
+    }
+}
+
 /// What the last boot into a new deployment came to.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -234,6 +301,9 @@ pub struct Status {
     pub rollback: Option<String>,
     /// All deployments, in boot order, the staged one first.
     pub deployments: Vec<Deployment>,
+    /// The bound images of all deployments, sorted by reference.
+    #[serde(default)]
+    pub bound: Vec<Bound>,
     /// Whether the drop-ins differ from what the default deployment was derived from; what differs.
     pub pending_changes: Vec<String>,
     /// Requests to the package manager that are not met yet.
@@ -263,6 +333,7 @@ impl Status {
             staged: None,
             rollback: None,
             deployments: Vec::new(),
+            bound: Vec::new(),
             pending_changes: Vec::new(),
             unmet: Vec::new(),
             last_outcome: None,

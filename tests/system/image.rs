@@ -62,6 +62,11 @@ impl Layer {
         self.add(|tar| tar.append_link(&mut header, path, target).unwrap())
     }
 
+    /// A stream that somebody else made.
+    pub fn raw(stream: Vec<u8>) -> Layer {
+        Layer(stream)
+    }
+
     fn tar(&self) -> Vec<u8> {
         let mut tar = self.0.clone();
         tar.resize(tar.len() + END, 0);

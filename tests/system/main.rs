@@ -22,3 +22,4 @@ mod prefetch;
 mod registry;
 mod rules;
 mod signed;
+mod verify;

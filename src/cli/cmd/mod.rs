@@ -1,6 +1,7 @@
 //! One verb, one file: its arguments, and what it asks.
 
 pub mod adopt;
+pub mod bound;
 pub mod cancel;
 pub mod config;
 pub mod derive;

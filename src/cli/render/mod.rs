@@ -1,5 +1,6 @@
 //! Everything that people see. The only place that prints.
 
+pub mod bound;
 pub mod diff;
 pub mod handover;
 pub mod plan;

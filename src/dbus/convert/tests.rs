@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::model::handover::{Handover, Owner};
-use crate::model::plan::{Facts, Part, Plan, Release};
+use crate::model::plan::{self, Facts, Plan, Release};
+use crate::model::request::BoundName;
+use crate::model::verified::{self, Checked, Verified};
 
 fn dict(entries: &[(&str, Value<'static>)]) -> Dict {
     entries
@@ -229,13 +231,41 @@ fn results_survive_the_way_over_the_bus() {
             target: Release { digest: Some(Digest::of(b"x")), version: "2".into() },
             current: None,
             changed: true,
-            parts: vec![Part::boot(7, true)],
+            parts: vec![plan::Part::boot(7, true)],
             places: Vec::new(),
             notes: Vec::new(),
         }))),
         handover: Some(Box::new(Handover::new(Owner::Bootc, Some("r.io/os:1".parse().unwrap())))),
+        verified: Some(Box::new(Verified {
+            images: vec![Checked {
+                reference: "r.io/app:1".into(),
+                digest: Digest::of(b"x"),
+                outcome: verified::Outcome::Repaired,
+                damage: vec![Damage::of_file(&Digest::of(b"layer"), "/bin/x", "is missing")],
+                failure: None,
+            }],
+        })),
     };
     assert_eq!(parse_result(&owned(result(Some(&r)))), r);
+}
+
+#[test]
+fn what_is_to_be_verified_is_known_and_named_once() {
+    let subjects = |names: &[&str]| subjects(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+    assert_eq!(subjects(&["bound", "bound"]).unwrap(), [Subject::Bound]);
+    for (names, message) in [
+        (&[][..], "0 things are named that are to be verified"),
+        (&["bound", "etc"], "\"etc\" cannot be verified"),
+        (&[&"x".repeat(200)], "option \"what\" has 200 bytes, and can have 128"),
+    ] {
+        let error = subjects(names).unwrap_err();
+        assert_eq!((error.kind, error.to_string().as_str()), (ErrorKind::InvalidArgument, message));
+    }
+    let only = BoundName { reference: "r.io/app:1".parse().unwrap(), digest: Digest::of(b"x") };
+    let pull = Request::PullBound { only: Some(only), options: Options::default() };
+    assert_eq!(details(&pull)["image"], "docker://r.io/app:1");
+    let verify = Request::Verify { what: vec![Subject::Bound], options: Options::default() };
+    assert_eq!(details(&verify)["what"], "bound");
 }
 
 #[test]

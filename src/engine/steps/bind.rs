@@ -5,12 +5,13 @@ use crate::engine::pipeline::Job;
 use crate::engine::stages::{CompleteSet, Derived};
 use crate::engine::steps::prefetch;
 use crate::engine::steps::resolve::fetch_options;
-use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Policy};
+use crate::engine::steps::verify;
+use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode, Policy};
 use crate::model::image::Digest;
 use crate::model::job::Step;
 use crate::model::plan;
 use crate::model::request::Request;
-use crate::model::{Error, Result};
+use crate::model::{Error, ErrorKind, Result};
 use crate::pull::{FetchOptions, Patience};
 use crate::store::tree::CommitTree;
 
@@ -112,14 +113,26 @@ async fn limit(job: &Job<'_>, planned: u64, new: &[BoundImage]) -> Result<()> {
     if need > limit { Err(plan::too_much(need, limit, "staged")) } else { Ok(()) }
 }
 
+/// How the blobs of bound images are fetched.
+pub fn fetching(job: &Job<'_>) -> Result<FetchOptions> {
+    let opts = fetch_options(job.env, &job.options)?;
+    Ok(FetchOptions { spool: Some(job.env.layout.bound_spool()), ..opts })
+}
+
 /// Pulls what is missing, checks that everything is there, and records the set.
 pub async fn pull(job: &Job<'_>, wanted: Wanted) -> Result<CompleteSet> {
     let set = wanted.set()?;
     let Wanted { later, key, .. } = wanted;
     let store = job.env.bound_store()?;
+    verify::renew(job, &store, &set).await?;
     let warnings = bring(job, &store, &key, &set, &later).await?;
     warn(job, &warnings);
-    job.cx.step(Step::VerifySet, bound::verify_present(job.cx, &store, &set)).await?;
+    job.cx
+        .step(Step::VerifySet, async {
+            bound::verify_present(job.cx, &store, &set).await?;
+            whole(&store, &set)
+        })
+        .await?;
     let missing = prefetch::unresolved(&set, &later).len() + warnings.len();
     prefetch::note(job, missing, warnings.first())?;
     Ok(CompleteSet::verified(set, key))
@@ -133,14 +146,31 @@ pub async fn bring(
     set: &BoundSet,
     later: &[BoundSpec],
 ) -> Result<Vec<Error>> {
-    let opts = fetch_options(job.env, &job.options)?;
-    let opts = FetchOptions { spool: Some(job.env.layout.bound_spool()), ..opts };
+    let opts = fetching(job)?;
     let warnings = job.cx.step(Step::BindPull, bound::pull_all(job.cx, store, set, &opts)).await?;
     let journal = job.env.journal()?;
     job.cx.step(Step::BindRecord, async { bound::record(journal.dir(), key, set, later) }).await?;
     let kept = bound::Own::at(&job.env.layout.config_root).uses(store.graph_root())?;
     job.cx.step(Step::BindPublish, async { store.publish(key, set, &kept) }).await?;
     Ok(warnings)
+}
+
+/// Refuses what the store takes for whole and is not, as far as that shows without reading everything.
+fn whole(store: &bound::Store, set: &BoundSet) -> Result<()> {
+    let mut checker = store.checker(bound::Depth::Presence)?;
+    for image in set.images.iter().filter(|i| i.spec.mode == Mode::Bind) {
+        let damage = checker.check(image, &mut |_| Ok(()))?;
+        let Some(first) = damage.first() else { continue };
+        let why = format!(
+            "bound image {}, needed by {}, is damaged: {first}; the running system is unchanged, nothing was staged",
+            image.spec.reference.name, image.spec.source
+        );
+        return Err(Error::new(ErrorKind::BoundImageFailed, why)
+            .hint("try again; if that does not help, its registry cannot be reached")
+            .detail("image", &image.spec.reference.name)
+            .detail("source", &image.spec.source));
+    }
+    Ok(())
 }
 
 /// Images of mode `prefetch` never keep a deployment from being staged.

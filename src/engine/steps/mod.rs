@@ -17,3 +17,4 @@ pub(super) mod release;
 pub(super) mod resolve;
 pub(super) mod rollback;
 pub(super) mod stage;
+pub(super) mod verify;

@@ -2,15 +2,17 @@
 
 use super::*;
 use crate::cli::render::schema::breaks;
-use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
+use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
 use crate::model::deviation::{Asked, Effect, Outcome};
 use crate::model::image::Digest;
 use crate::model::job::{Failure, Initiator, JobResult};
 use crate::model::plan::{Facts, Plan, Release};
 use crate::model::status::{
-    self, Derivation, DropIn, OwnedKarg, OwnedPath, OwnedUnit, OwnedUser, PackageRequest, Rejected, Unmet,
+    self, Bound, BoundState, Derivation, DropIn, OwnedKarg, OwnedPath, OwnedUnit, OwnedUser, PackageRequest,
+    Rejected, Unmet,
 };
 use crate::model::verification::{Requirement, Verification};
+use crate::model::verified::{Checked, Damage, Outcome as Checking, Verified};
 use serde_json::Value;
 
 fn deployment(id: &str, version: &str) -> Deployment {
@@ -136,6 +138,18 @@ fn status() -> Status {
         staged: Some(staged.id.clone()),
         rollback: Some(old.id.clone()),
         deployments: vec![staged, booted, old],
+        bound: vec![Bound {
+            id: Digest::of(b"app").hex()[..12].to_owned(),
+            reference: "quay.io/example/app:1".parse().unwrap(),
+            digest: Digest::of(b"app"),
+            mode: Mode::Bind,
+            source: "/etc/osctl/bound-images.d/app.toml".into(),
+            state: BoundState::Damaged,
+            size: 7,
+            checked: 1_709_251_199,
+            damage: vec![Damage::of_file(&Digest::of(b"layer"), "/bin/app", "is missing")],
+            deployments: vec!["os-2c.0".into()],
+        }],
         pending_changes: vec!["60-bond.yaml changed".into()],
         unmet: vec![Unmet { request: "nope".into(), asked: Asked::Install, owner: "70-bad.yaml".into() }],
         last_outcome: Some(status::Outcome {
@@ -218,6 +232,14 @@ fn the_schema_names_every_member_of_the_status() {
     });
     (full.jobs[0].state, full.jobs[0].result) =
         (State::Succeeded, Some(JobResult { plan: Some(Box::new(plan)), ..Default::default() }));
+    let checked = Checked {
+        reference: "quay.io/example/app:1".into(),
+        digest: Digest::of(b"app"),
+        outcome: Checking::Damaged,
+        damage: full.bound[0].damage.clone(),
+        failure: Some("the registry is down".into()),
+    };
+    full.jobs[0].result.as_mut().unwrap().verified = Some(Box::new(Verified { images: vec![checked] }));
     full.jobs[0].messages.push("said".into());
     let failure = full.jobs[1].failure.as_mut().unwrap();
     failure.details.insert("need".into(), "5".into());
