@@ -15,7 +15,7 @@ TARGET_DIR = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DEPS = integration/lib/deps.sh
 NEED_ROOT = @[ "$$(id -u)" = 0 ] || { echo "error: make $@ needs root: it mounts file systems, makes immutable ostree deployments and boots containers. Try: sudo make $@" >&2; exit 1; }
 
-.PHONY: help demo clean-demo test vm-test bench bench-derive lint install
+.PHONY: help demo clean-demo test vm-test bench bench-derive bench-bound lint install
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make vm-test     boot, update, roll back and compare real systems in nspawn and qemu (root); TIERS=nspawn for the quick part"
 	@echo "make bench       pulls against the reference importer and the machine's floor (root, an hour); RUNS=5 SCENARIOS=\"fresh noop\""
 	@echo "make bench-derive  what a derivation costs: one file on 30,000, and one package (root, minutes)"
+	@echo "make bench-bound   five bound images against podman pull of one after the other (root, minutes)"
 	@echo "make lint        formatting, clippy, docs, shellcheck, examples, licences"
 	@echo "make install     build and install; DESTDIR= PREFIX=$(PREFIX) PROFILE=$(INSTALL_PROFILE)"
 
@@ -60,6 +61,11 @@ bench-derive:
 	$(NEED_ROOT)
 	@$(DEPS) bench
 	@PROFILE=$(INSTALL_PROFILE) RUNS=$(or $(RUNS),5) integration/bench/derive.sh
+
+bench-bound:
+	$(NEED_ROOT)
+	@$(DEPS) bench
+	@PROFILE=$(INSTALL_PROFILE) RUNS=$(or $(RUNS),5) integration/bench/bound.sh
 
 lint:
 	@$(DEPS) lint

@@ -2,7 +2,7 @@
 # Part of make vm-test: bound images on a host with the userland of Debian 13, whose podman (5) knows quadlet files.
 # bound-test.sh [nspawn] [qemu]: where it boots, as for vm/run.sh; without arguments in a container.
 #   version 2 binds three images: a .container, an .image of a registry with a password, and a TOML file
-#   version 3 is version 2 after the tag of the first has moved; version 4 binds nothing
+#   version 3 is version 2 after the tag of the first has moved; version 4 binds the last only
 OSCTL_WORK=${OSCTL_WORK:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.work}/trixie
 export OSCTL_WORK SUITE=trixie
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
@@ -50,9 +50,9 @@ build_versions() {
   ln -s ../../../share/containers/systemd/private.image "$t/usr/lib/osctl/bound-images.d/private.image"
   printf 'image = "registry.test/tool:1"\n' >"$t/usr/lib/osctl/bound-images.d/tool.toml"
   t=$D/versions/4
-  mkdir -p "$t/usr/share/containers" "$t/usr/lib/osctl" "$t/usr/lib/bootc"
+  mkdir -p "$t/usr/share/containers" "$t/usr/lib/osctl/bound-images.d" "$t/usr/lib/bootc"
   : >"$t/usr/share/containers/.wh.systemd"
-  : >"$t/usr/lib/osctl/.wh.bound-images.d"
+  : >"$t/usr/lib/osctl/bound-images.d/.wh.private.image"
   : >"$t/usr/lib/bootc/.wh.bound-images.d"
   layers=("$l/base.tar" "$l/osctl.tar")
   mkdir -p "$o"
