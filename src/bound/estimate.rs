@@ -35,7 +35,7 @@ pub async fn estimate(
     let layers = store.map(Store::layers).transpose()?.unwrap_or_default();
     let (layers, store) = (&layers, store);
     let found = futures_util::stream::iter(specs).map(|spec| async move {
-        let kept = keep.images.iter().find(|i| i.spec == *spec).map(|i| i.digest.clone());
+        let kept = keep.images.iter().find(|i| i.spec.same_image(spec)).map(|i| i.digest.clone());
         let one = one(cx, spec, kept, (skopeo, patience), store, layers).await;
         (spec.clone(), one.map_err(|cause| failed(spec, "resolved", cause)))
     });

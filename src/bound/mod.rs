@@ -29,6 +29,7 @@ mod skopeo;
 mod store;
 mod tarsplit;
 mod tree;
+mod unfinished;
 mod verify;
 mod view;
 

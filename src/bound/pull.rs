@@ -67,6 +67,7 @@ impl Todo {
 
 /// Pulls what is missing; returns of each image of the set why it could not be had.
 async fn missing(cx: &Cx, store: &Store, set: &BoundSet, opts: &FetchOptions) -> Result<Vec<Option<Error>>> {
+    store.purge()?;
     let mut outcome: Vec<Option<Error>> = set.images.iter().map(|_| None).collect();
     let mut absent = Vec::new();
     for (at, image) in set.images.iter().enumerate() {

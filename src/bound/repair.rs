@@ -13,8 +13,8 @@ use crate::engine::cx::Cx;
 use crate::model::bound::{BoundImage, BoundSpec};
 use crate::model::image::Digest;
 use crate::model::verified::Damage;
-use crate::model::{Error, ErrorKind, Result};
-use crate::pull::Patience;
+use crate::model::{Context, Error, ErrorKind, Result};
+use crate::pull::{self, FetchOptions};
 use std::collections::BTreeMap;
 
 /// Images of the store by id, with the keys of their manifests.
@@ -37,28 +37,56 @@ impl Store {
         doomed.values().flatten().any(|k| *k == key)
     }
 
-    /// Whether the registry can be asked for the image, and still has its manifest: before it is given up.
-    pub async fn available(&self, cx: &Cx, image: &BoundImage) -> Result<()> {
+    /// Whether the registry can be asked for the image, still has its manifest, and the policy still trusts it: before it is
+    /// given up.
+    pub async fn available(&self, cx: &Cx, image: &BoundImage, opts: &FetchOptions) -> Result<()> {
         let reference = image.spec.reference.pinned(&image.digest);
         let spec = BoundSpec { reference, ..image.spec.clone() };
-        let manifest = self.skopeo().manifest(cx, &spec, Patience::default()).await?;
+        let manifest = self.skopeo().manifest(cx, &spec, opts.patience).await?;
         let got = Digest::of(&manifest);
         if got == image.digest {
-            return Ok(());
+            let opts = self.skopeo().fetch_options(&image.spec, opts);
+            return pull::vouch(cx, &image.spec.reference, &image.digest, &opts).await;
         }
         let why = format!("the registry answered {} with {got}", image.digest);
         Err(Error::new(ErrorKind::DigestMismatch, why))
     }
 
+    /// The short name of each layer, which layers above it have written down: those of containers in root's own store, too.
+    pub fn short_names(&self) -> Result<BTreeMap<String, String>> {
+        let mut names = BTreeMap::new();
+        for layer in graph::layers(self.graph_root(), self.driver())? {
+            let link = self.graph_root().join(self.driver()).join(&layer.id).join("link");
+            if let Ok(name) = std::fs::read_to_string(link) {
+                names.insert(layer.id, name.trim().to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Lets short names of before lead to layers that were written anew, and have others since.
+    pub fn name_again(&self, names: &BTreeMap<String, String>) -> Result<()> {
+        let layers = self.graph_root().join(self.driver());
+        for (id, name) in names {
+            let link = layers.join("l").join(name);
+            if layers.join(id).is_dir() && std::fs::symlink_metadata(&link).is_err() {
+                std::os::unix::fs::symlink(format!("../{id}/diff"), &link)
+                    .doing_with(|| format!("naming layer {id} in the image store"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes images, by id, while nobody makes a container of them. The layers that nothing else stands on go with them.
     pub async fn forget(&self, cx: &Cx, doomed: &Doomed, _locked: &Own) -> Result<()> {
         let keys: Vec<&String> = doomed.values().flatten().collect();
+        // From here on nothing of it may stay as it is: a cancelled job leaves before, or not at all.
+        cx.checkpoint()?;
         for mut entry in self.entries()?.into_iter().filter(|e| keys.contains(&&graph::key_of(&e.digest))) {
             entry.complete = false;
             self.write_entry(&entry)?;
         }
         for id in doomed.keys() {
-            cx.checkpoint()?;
             // By its id: of a damaged image the names may mean nothing.
             let location = self.location(&format!("@{id}"));
             self.skopeo().run(cx, Trust::Verified, ["delete", &location]).await.map_err(|e| {
@@ -66,6 +94,6 @@ impl Store {
                 Error::new(e.kind, why).source(e).hint("try again: osctl bound verify")
             })?;
         }
-        self.sync()
+        self.sync(cx).await
     }
 }

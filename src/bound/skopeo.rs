@@ -67,6 +67,8 @@ impl Skopeo {
         let scratch = Scratch::below(&self.tmp)?;
         let mut command = Command::new("skopeo");
         command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", scratch.path());
+        // Of the variable only newer versions make use for blobs.
+        command.arg("--tmpdir").arg(scratch.path());
         let policy = auth::policy(&self.config_root);
         let lookaside = auth::lookaside(&self.config_root);
         command.args(options(policy.as_deref(), self.registries().map(Path::new), lookaside.as_deref()));

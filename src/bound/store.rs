@@ -123,6 +123,11 @@ impl Store {
         }
     }
 
+    /// containers-storage's driver: the first part of the names of its directories.
+    pub(super) fn driver(&self) -> &'static str {
+        self.driver
+    }
+
     /// The graph root. podman gets a view of it.
     pub fn graph_root(&self) -> &Path {
         &self.graph
@@ -189,7 +194,7 @@ impl Store {
             let name = format!("{}@{}", entry.repository, Digest::of(list));
             self.copy(cx, image, from, &name, list, &[from.manifest]).await?;
         }
-        self.sync()?;
+        self.sync(cx).await?;
         entry.complete = true;
         self.write_entry(&entry)
     }
@@ -242,9 +247,13 @@ impl Store {
     }
 
     /// Makes everything in the store durable: skopeo does not sync the files of layers.
-    pub(super) fn sync(&self) -> Result<()> {
+    ///
+    /// It may take minutes on a slow disk: nobody who cancels waits for it.
+    pub(super) async fn sync(&self, cx: &Cx) -> Result<()> {
         let dir = std::fs::File::open(&self.graph).doing("opening the image store")?;
-        rustix::fs::syncfs(&dir).doing("syncing the image store")
+        let synced = tokio::task::spawn_blocking(move || rustix::fs::syncfs(&dir));
+        let doing = "syncing the image store";
+        cx.or_cancelled(async { synced.await.doing(doing)?.doing(doing) }).await
     }
 
     pub(super) fn write_entry(&self, entry: &Entry) -> Result<()> {
@@ -280,10 +289,12 @@ pub async fn collect(cx: &Cx, store: &Store, keep: &[BoundSet]) -> Result<Vec<St
     let (keep, drop): (Vec<Entry>, Vec<Entry>) =
         store.entries()?.into_iter().partition(|e| kept.contains(&e.name()));
     if drop.is_empty() {
+        store.purge()?;
         return Ok(Vec::new());
     }
     let images = graph::images(&store.graph, store.driver)?;
-    let id_of = |entry: &Entry| images.iter().find(|i| i.names.contains(&entry.name())).map(|i| i.id.clone());
+    // By digest: containers-storage has names of its own for what is short, such as those of Docker Hub.
+    let id_of = |entry: &Entry| images.iter().find(|i| i.has(&entry.digest)).map(|i| i.id.clone());
     // One image of the store may have several names (another repository, another compression): it must stay as long as
     // one of them is needed.
     let needed: BTreeSet<String> = keep.iter().filter_map(id_of).collect();
@@ -309,6 +320,7 @@ pub async fn collect(cx: &Cx, store: &Store, keep: &[BoundSet]) -> Result<Vec<St
         fs::remove_durably(&store.state, entry.path())?;
         gone.push(name);
     }
+    store.purge()?;
     Ok(gone)
 }
 

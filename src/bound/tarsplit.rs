@@ -185,6 +185,9 @@ struct Header {
     target: Option<Vec<u8>>,
 }
 
+/// No header is larger, with its long names and attributes.
+const MAX_HEADER: usize = 4 << 20;
+
 /// Finds the header of each entry in the raw bytes before it.
 ///
 /// What cannot be read is passed over: these bytes are part of the digest, and nothing else depends on them but which of
@@ -198,7 +201,9 @@ struct Headers {
 
 impl Headers {
     fn push(&mut self, bytes: &[u8]) {
-        self.raw.extend_from_slice(bytes);
+        // Behind the end of an archive there may be any amount of zeros.
+        let room = MAX_HEADER.saturating_sub(self.raw.len()).min(bytes.len());
+        self.raw.extend_from_slice(&bytes[..room]);
     }
 
     /// The header in the bytes since the last entry, whose file has this size.

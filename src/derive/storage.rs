@@ -11,7 +11,7 @@
 use crate::model::manifest::{File, Manifest, Meta, Node, OnConflict};
 use crate::model::{Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
-use toml_edit::{Array, DocumentMut, Item, Table, value};
+use toml_edit::{Array, DocumentMut, Item, Table, TableLike, value};
 
 /// The owner of the file in what a deployment says about itself: there is no drop-in that declares it.
 pub const OWNER: &str = "bound-images.d";
@@ -64,10 +64,11 @@ pub fn declare(tree: &CommitTree, manifest: &mut Manifest) -> Result<()> {
 fn merged(text: &str) -> std::result::Result<Option<String>, String> {
     let mut doc: DocumentMut =
         text.parse().map_err(|e: toml_edit::TomlError| format!("is not valid TOML: {}", e.message()))?;
-    let mut table = doc.as_table_mut();
+    let mut table: &mut dyn TableLike = doc.as_table_mut();
     for key in ["storage", "options"] {
         let item = table.entry(key).or_insert_with(|| Item::Table(Table::new()));
-        table = item.as_table_mut().ok_or_else(|| format!("has something else than a table as {key}"))?;
+        table =
+            item.as_table_like_mut().ok_or_else(|| format!("has something else than a table as {key}"))?;
     }
     let stores = table.entry("additionalimagestores").or_insert_with(|| value(Array::new()));
     let stores = stores.as_array_mut().ok_or("has something else than a list as additionalimagestores")?;

@@ -215,6 +215,11 @@ impl Env {
         let locked = Locked::acquire(cx, &self.layout).await?;
         cx.commit()?;
         let journal = self.journal()?;
+        // First of all, and whatever else goes wrong: what was made when the deployment was staged is whole.
+        let staged_with = snapshot::read(&sysroot::open(&self.layout.sysroot)?)?;
+        if let Some(error) = staged_with.runs().and_then(|runs| self.present_bound(runs).err()) {
+            tracing::error!(error = error.chain(), "showing the bound images");
+        }
         let (now, booted_anew) = settle::leftovers(cx, self, &locked, &journal).await?;
         journal.tidy(history)?;
         let mut problems = Vec::new();
@@ -265,13 +270,22 @@ impl Env {
         let store = self.bound_store()?;
         let kept = bound::Own::at(&self.layout.config_root).uses(store.graph_root())?;
         store.publish(key, &set, &kept)?;
-        if entry.deployment.booted && bound::present(&self.layout.shown(), &store.view(key))? {
+        self.present_bound(entry)
+    }
+
+    /// Lets podman find the view that a deployment has, if that is the one that runs.
+    fn present_bound(&self, entry: &Entry) -> Result<()> {
+        let Some(key) = entry.origin.bound_set.as_ref().filter(|_| entry.deployment.booted) else {
+            return Ok(());
+        };
+        let view = self.bound_store()?.view(key);
+        if !view.is_dir() {
+            return Ok(());
+        }
+        if bound::present(&self.layout.shown(), &view)? {
             tracing::info!(set = key, "podman finds the bound images of this deployment");
         }
-        if entry.deployment.booted {
-            bound::present_to_bootc(&self.layout.sysroot, &self.layout.shown())?;
-        }
-        Ok(())
+        bound::present_to_bootc(&self.layout.sysroot, &self.layout.shown())
     }
 
     /// The lock that the packages of a deployed commit were made with. Takes no lock of the sysroot.

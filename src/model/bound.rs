@@ -176,6 +176,11 @@ impl BoundSpec {
         }
     }
 
+    /// Whether both ask for the same: who asks, how it is reached and how much it matters is another question.
+    pub fn same_image(&self, other: &BoundSpec) -> bool {
+        self.reference == other.reference && self.platform() == other.platform()
+    }
+
     /// The platform as far as it is asked for, by key: `arch`, `os`, `variant`.
     pub fn platform(&self) -> BTreeMap<&'static str, &str> {
         [("arch", &self.arch), ("os", &self.os), ("variant", &self.variant)]

@@ -18,7 +18,6 @@ use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufReader};
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// So much of a blob is hashed at a time.
@@ -173,15 +172,5 @@ impl Work {
         }
         let why = format!("blob {} does not have its digest or its size of {} bytes", blob.digest, blob.size);
         Err(Error::new(ErrorKind::DigestMismatch, why))
-    }
-}
-
-/// Removes a blob that nobody needs any more from a spool.
-pub fn forget_blob(spool: &Path, digest: &Digest) -> Result<()> {
-    match std::fs::remove_file(spool.join(digest.hex())) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).doing_with(|| format!("removing blob {digest} from the spool"))
-        }
-        _ => Ok(()),
     }
 }

@@ -55,7 +55,7 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use blobs::{Blob, Source as BlobSource, fetch_blobs, forget_blob};
+pub use blobs::{Blob, Source as BlobSource, fetch_blobs};
 pub use download::download;
 pub use estimate::{layer_commits, layers};
 pub use fetch::{Patience, forget_spool};

@@ -384,3 +384,58 @@ async fn the_policy_judges_the_registry_by_tag_and_not_our_own_store() {
     assert_eq!(error.details["cause"], "SignatureRejected", "{}", error.chain());
     collect(&host.cx, &host.store, &[]).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_a_cut_off_copy_left_is_written_anew_and_layers_of_no_image_go() {
+    let registry = Registry::start();
+    let host = Host::new();
+    let base = Layer::new().file("base", b"shared");
+    let hello =
+        |text: &str| Image::default().layer(base.clone()).layer(Layer::new().file("hello", text.as_bytes()));
+    registry.push(&hello("a"), "a:1");
+    registry.push(&hello("b"), "b:1");
+    let (a, b) = (host.set(&[spec(&registry, "a:1")]).await, host.set(&[spec(&registry, "b:1")]).await);
+    host.pull(&a).await;
+    host.pull(&b).await;
+    // As after a power cut in the middle of the second: it is in the lists of containers-storage, with empty files.
+    let index = host.dir.path().join("ostree/osctl/storage-index");
+    for entry in std::fs::read_dir(index).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        if text.contains(b.images[0].digest.as_str()) {
+            std::fs::write(path, text.replace("true", "false")).unwrap();
+        }
+    }
+    let layers = || -> Vec<PathBuf> {
+        let overlay = host.store.graph_root().join("overlay");
+        std::fs::read_dir(overlay)
+            .unwrap()
+            .map(|e| e.unwrap().path().join("diff"))
+            .filter(|p| p.is_dir())
+            .collect()
+    };
+    let of_b =
+        layers().into_iter().map(|d| d.join("hello")).find(|f| std::fs::read(f).is_ok_and(|c| c == b"b"));
+    std::fs::write(of_b.unwrap(), "").unwrap();
+    host.pull(&b).await;
+    host.show(&b);
+    assert_eq!(host.hello(&registry.name("b:1")), "b");
+    host.show(&a);
+    assert_eq!(host.hello(&registry.name("a:1")), "a");
+
+    // Of an image whose copy failed half-way a layer is left.
+    let only = |set: &BoundSet| vec![set.clone()];
+    collect(&host.cx, &host.store, &only(&a)).await.unwrap();
+    assert_eq!(layers().len(), 2);
+    let list = host.store.graph_root().join("overlay-layers/layers.json");
+    let mut all: serde_json::Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    all.as_array_mut()
+        .unwrap()
+        .push(serde_json::json!({"id": "0".repeat(64), "diff-digest": a.images[0].digest}));
+    std::fs::write(&list, all.to_string()).unwrap();
+    std::fs::create_dir_all(host.store.graph_root().join("overlay").join("0".repeat(64)).join("diff"))
+        .unwrap();
+    collect(&host.cx, &host.store, &only(&a)).await.unwrap();
+    assert_eq!(layers().len(), 2);
+    assert_eq!(host.hello(&registry.name("a:1")), "a");
+}

@@ -291,3 +291,42 @@ fn an_image_that_a_container_of_the_administrator_stands_on_is_not_collected() {
     // podman's overlay driver leaves a bind mount on its own root.
     std::process::Command::new("umount").arg(own.path().join("root/overlay")).output().unwrap();
 }
+
+#[test]
+fn a_bound_tag_keeps_its_digest_where_the_file_says_so_or_another_file_has_it() {
+    let world = World::new();
+    let host = world.host();
+    let image =
+        |more: &str| format!("image = \"{}\"\ntls-verify = false\n{more}", world.registry.name("app:1"));
+    host.bind("a", &image("policy = \"missing\"\n"));
+    ok(&host, &["upgrade"]);
+    let first = host.podman_digest("app:1");
+    world.registry.push(&Image::with_file("app", b"moved"), "app:1");
+    world.push_os("2");
+    ok(&host, &["upgrade"]);
+    assert_eq!(host.podman_digest("app:1"), first, "an upgrade asks for it only if there is none");
+    // Another file that asks for the same is no reason to ask the registry what the tag means now.
+    host.bind("b", &image("mode = \"prefetch\"\n"));
+    ok(&host, &["reconcile"]);
+    assert_eq!(host.podman_digest("app:1"), first);
+    host.bind("a", &image(""));
+    ok(&host, &["reconcile"]);
+    assert_eq!(host.podman_digest("app:1"), first);
+    ok(&host, &["upgrade"]);
+    assert_ne!(host.podman_digest("app:1"), first);
+}
+
+#[test]
+fn a_record_of_bound_images_that_is_damaged_is_written_anew() {
+    let world = World::new();
+    let host = world.host();
+    world.declare(&host);
+    ok(&host, &["reconcile"]);
+    let dir = host.sysroot().join("ostree/osctl/bound");
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        std::fs::write(entry.unwrap().path(), "{").unwrap();
+    }
+    ok(&host, &["upgrade"]);
+    assert_eq!(host.status()["deployments"][0]["bound-images"].as_array().map(Vec::len), Some(1));
+    assert_eq!(host.podman_images(), [world.registry.name("app:1")]);
+}

@@ -1,6 +1,7 @@
 //! bind and verify: the app images that the new tree needs, by digest, into the store.
 
 use crate::bound;
+use crate::engine::journal::Journal;
 use crate::engine::pipeline::Job;
 use crate::engine::stages::{CompleteSet, Derived};
 use crate::engine::steps::prefetch;
@@ -68,7 +69,10 @@ pub async fn discover(job: &Job<'_>, derived: &Derived) -> Result<Wanted> {
     let mut known = derived.pulled.bound.clone();
     let keeps = |image: &BoundImage| job.keeps_digests || image.spec.policy == Policy::Missing;
     known.extend(before.images.iter().filter(|image| keeps(image)).cloned());
-    let find = |spec: &BoundSpec| known.iter().find(|i| i.spec == *spec);
+    let find = |spec: &BoundSpec| {
+        let found = known.iter().find(|i| i.spec.same_image(spec))?;
+        Some(BoundImage { spec: spec.clone(), digest: found.digest.clone() })
+    };
     let (kept, new): (Vec<BoundSpec>, Vec<BoundSpec>) = specs.into_iter().partition(|s| find(s).is_some());
     let skopeo = job.env.skopeo()?;
     let patience = fetch_options(job.env, &job.options)?.patience;
@@ -76,25 +80,27 @@ pub async fn discover(job: &Job<'_>, derived: &Derived) -> Result<Wanted> {
     let fresh = job.cx.step(Step::BindResolve, resolved).await?;
     limit(job, derived.pulled.download, &fresh.images).await?;
     let (mut images, mut later) = (fresh.images, Vec::new());
-    images.extend(kept.iter().filter_map(find).cloned());
+    images.extend(kept.iter().filter_map(find));
     for (spec, why) in fresh.later {
         warn(job, &[why]);
         // Rather the one of before than none.
-        match before.images.iter().find(|image| image.spec == spec) {
-            Some(image) => images.push(image.clone()),
+        match before.images.iter().find(|image| image.spec.same_image(&spec)) {
+            Some(image) => images.push(BoundImage { spec, digest: image.digest.clone() }),
             None => later.push(spec),
         }
     }
     let set = BoundSet::new(images)?;
     // What could not be resolved when the next deployment was staged is no reason to stage another one.
-    let without = set.images.iter().filter(|image| !missed.contains(&image.spec)).cloned().collect();
+    let is_missed = |image: &&BoundImage| missed.iter().any(|spec| spec.same_image(&image.spec));
+    let without = set.images.iter().filter(|image| !is_missed(image)).cloned().collect();
     let as_before = key_of(&derived.commit, &BoundSet::new(without)?);
     let next = job.before.next().and_then(|next| next.origin.bound_set.as_ref());
     if next != Some(&as_before) {
         let key = key_of(&derived.commit, &set);
         return Ok(Wanted { images: set.images, later, key });
     }
-    later.extend(missed.into_iter().filter(|spec| set.images.iter().any(|image| image.spec == *spec)));
+    later
+        .extend(missed.into_iter().filter(|spec| set.images.iter().any(|image| image.spec.same_image(spec))));
     Ok(Wanted { images: set.images, later, key: as_before })
 }
 
@@ -125,7 +131,8 @@ pub async fn pull(job: &Job<'_>, wanted: Wanted) -> Result<CompleteSet> {
     let Wanted { later, key, .. } = wanted;
     let store = job.env.bound_store()?;
     verify::renew(job, &store, &set).await?;
-    let warnings = bring(job, &store, &key, &set, &later).await?;
+    let warnings = bring(job, &store, &set).await?;
+    keep(job, &store, &key, &set, &later).await?;
     warn(job, &warnings);
     job.cx
         .step(Step::VerifySet, async {
@@ -138,21 +145,25 @@ pub async fn pull(job: &Job<'_>, wanted: Wanted) -> Result<CompleteSet> {
     Ok(CompleteSet::verified(set, key))
 }
 
-/// Pulls what is missing of a set, and makes it durable under its key. Returns why images to prefetch are missing.
-pub async fn bring(
+/// Pulls what is missing of a set. Returns why images to prefetch are missing.
+pub async fn bring(job: &Job<'_>, store: &bound::Store, set: &BoundSet) -> Result<Vec<Error>> {
+    let opts = fetching(job)?;
+    job.cx.step(Step::BindPull, bound::pull_all(job.cx, store, set, &opts)).await
+}
+
+/// Makes a set durable under its key, with what podman sees of it.
+pub async fn keep(
     job: &Job<'_>,
     store: &bound::Store,
     key: &str,
     set: &BoundSet,
     later: &[BoundSpec],
-) -> Result<Vec<Error>> {
-    let opts = fetching(job)?;
-    let warnings = job.cx.step(Step::BindPull, bound::pull_all(job.cx, store, set, &opts)).await?;
+) -> Result<()> {
     let journal = job.env.journal()?;
     job.cx.step(Step::BindRecord, async { bound::record(journal.dir(), key, set, later) }).await?;
     let kept = bound::Own::at(&job.env.layout.config_root).uses(store.graph_root())?;
     job.cx.step(Step::BindPublish, async { store.publish(key, set, &kept) }).await?;
-    Ok(warnings)
+    Ok(())
 }
 
 /// Refuses what the store takes for whole and is not, as far as that shows without reading everything.
@@ -183,8 +194,19 @@ pub fn warn(job: &Job<'_>, warnings: &[Error]) {
 fn recorded(job: &Job<'_>) -> Result<(BoundSet, Vec<BoundSpec>)> {
     let key = job.before.next().and_then(|e| e.origin.bound_set.clone());
     match key {
-        Some(key) => Ok(bound::recorded_whole(job.env.journal()?.dir(), &key)?.unwrap_or_default()),
+        Some(key) => record_of(&job.env.journal()?, &key),
         None => Ok(Default::default()),
+    }
+}
+
+/// What was recorded under a key, with what could not be resolved. A record that cannot be read is none: it is written anew.
+pub fn record_of(journal: &Journal, key: &str) -> Result<(BoundSet, Vec<BoundSpec>)> {
+    match bound::recorded_whole(journal.dir(), key) {
+        Err(error) if error.kind == ErrorKind::Corrupt => {
+            tracing::warn!(error = error.chain(), "as if nothing had been bound");
+            Ok(Default::default())
+        }
+        record => Ok(record?.unwrap_or_default()),
     }
 }
 

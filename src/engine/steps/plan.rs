@@ -1,13 +1,13 @@
 //! plan: what it brings, how much it takes, and whether that fits. Fetches manifests and configurations only.
 
 use super::stage::{BOOT_RESERVE, ROOT_RESERVE};
-use super::{cleanup, derive, permit, resolve};
+use super::{bind, cleanup, derive, permit, resolve};
 use crate::bound;
 use crate::engine::cx::Cx;
 use crate::engine::env::Env;
 use crate::engine::pipeline::{Job, View};
 use crate::engine::stages::{Planned, Target};
-use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
+use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode, Policy};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::job::{JobResult, Step};
 use crate::model::plan::{Facts, Kind, Layer, Part, Place, Plan, Release, Role, spool};
@@ -217,8 +217,8 @@ impl Apps {
 }
 
 async fn apps(view: &View<'_>, specs: &[BoundSpec], recorded: &BoundSet) -> Result<Apps> {
-    let nothing = BoundSet::default();
-    let keep = if view.keeps_digests { recorded } else { &nothing };
+    let keeps = |image: &&BoundImage| view.keeps_digests || image.spec.policy == Policy::Missing;
+    let keep = &BoundSet { images: recorded.images.iter().filter(keeps).cloned().collect() };
     let store = bound::Store::existing(&view.env.layout.sysroot, view.env.skopeo()?)?;
     let skopeo = view.env.skopeo()?;
     let declared = bound::declared(&view.env.config_root()?)?;
@@ -252,7 +252,7 @@ fn recorded(view: &View<'_>, next: Option<&Entry>) -> Result<BoundSet> {
     let journal = view.env.existing_journal()?;
     let key = next.and_then(|n| n.origin.bound_set.as_ref());
     let Some((journal, key)) = journal.zip(key) else { return Ok(BoundSet::default()) };
-    Ok(bound::recorded(journal.dir(), key)?.unwrap_or_default())
+    Ok(bind::record_of(&journal, key)?.0)
 }
 
 /// The app images that will be bound, as far as that is known: of the tree that is the target, if it is here, else of

@@ -31,7 +31,7 @@ pub fn note(job: &Job<'_>, missing: usize, first: Option<&Error>) -> Result<()> 
 
 /// Of what could not be resolved when a set was staged, what still is not in it.
 pub fn unresolved(set: &BoundSet, later: &[BoundSpec]) -> Vec<BoundSpec> {
-    later.iter().filter(|spec| !set.images.iter().any(|image| image.spec == **spec)).cloned().collect()
+    later.iter().filter(|spec| !set.images.iter().any(|image| image.spec.same_image(spec))).cloned().collect()
 }
 
 /// Whether it is time to try again.
@@ -61,12 +61,18 @@ pub async fn fill(job: &Job<'_>) -> Result<JobResult> {
         absent.extend(fresh.images.iter().map(|image| image.spec.reference.name.clone()));
         let set = BoundSet::new(set.images.into_iter().chain(fresh.images).collect())?;
         let mut why: Vec<Error> = fresh.later.into_iter().map(|(_, why)| why).collect();
-        why.extend(bind::bring(job, &store, key, &set, &later).await?);
+        // What else a deployment misses is not for this to bring, and no reason to leave the others without theirs.
+        let own = set.images.iter().filter(|image| image.spec.mode == Mode::Prefetch).cloned();
+        why.extend(bind::bring(job, &store, &BoundSet { images: own.collect() }).await?);
+        bind::keep(job, &store, key, &set, &later).await?;
         absent.retain(|name| !why.iter().any(|why| why.details.get("image") == Some(name)));
         came.extend(absent);
         missing.extend(why);
     }
     bind::warn(job, &missing);
+    if missing.is_empty() {
+        crate::pull::forget_spool(&job.env.layout.bound_spool())?;
+    }
     note(job, missing.len(), missing.first())?;
     came.sort();
     came.dedup();

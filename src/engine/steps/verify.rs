@@ -21,10 +21,7 @@ type Found = (BoundImage, Vec<Damage>);
 /// Checks every bound image of every deployment against its digest, and repairs what is damaged.
 pub async fn verify(job: &Job<'_>) -> Result<JobResult> {
     let store = job.env.bound_store()?;
-    let mut images = wanted(job)?;
-    // What a container of the administrator stands on is looked after as well, for as long as it is there.
-    let used = bound::Own::at(&job.env.layout.config_root).uses(store.graph_root())?;
-    images.extend(used.images.into_iter().filter(|u| !images.iter().any(|i| same(i, u))).collect::<Vec<_>>());
+    let images = everything(job, &store)?;
     let (checker, mut found) =
         job.cx.step(Step::VerifyContent, look(job, &store, images, Depth::Content)).await?;
     store.note(&found, now())?;
@@ -66,7 +63,7 @@ pub async fn renew(job: &Job<'_>, store: &Store, set: &BoundSet) -> Result<()> {
     if !damaged {
         return Ok(());
     }
-    for image in wanted(job)? {
+    for image in everything(job, store)? {
         if checker.knows(&image) && !found.iter().any(|(known, _)| same(known, &image)) {
             let damage = checker.check(&image, &mut |_| Ok(()))?;
             found.push((image, damage));
@@ -160,6 +157,15 @@ fn wanted(job: &Job<'_>) -> Result<Vec<BoundImage>> {
     Ok(images)
 }
 
+/// The same, and what containers and images of the administrator stand on, for as long as they do.
+fn everything(job: &Job<'_>, store: &Store) -> Result<Vec<BoundImage>> {
+    let mut images = wanted(job)?;
+    let used = bound::Own::at(&job.env.layout.config_root).uses(store.graph_root())?;
+    let more: Vec<_> = used.images.into_iter().filter(|u| !images.iter().any(|i| same(i, u))).collect();
+    images.extend(more);
+    Ok(images)
+}
+
 /// Looks at the content of these images.
 async fn look(
     job: &Job<'_>,
@@ -250,6 +256,7 @@ async fn repair(
     if anew.is_empty() {
         return Ok(());
     }
+    let names = store.short_names()?;
     job.cx
         .step(Step::VerifyForget, async {
             let own = bound::Own::lock(job.cx, &job.env.layout.config_root).await?;
@@ -268,6 +275,7 @@ async fn repair(
                     verified.images[*at].failure = Some(error.chain());
                 }
             }
+            store.name_again(&names)?;
             let (_, again) = look(job, store, images, depth).await?;
             for (at, (_, damage)) in anew.iter().zip(again) {
                 found[*at].1 = damage;
@@ -303,8 +311,9 @@ fn groups(checker: &Checker, found: &[Found]) -> Vec<(Vec<usize>, Doomed)> {
 
 /// Whether everything that would go can be fetched again.
 async fn available(job: &Job<'_>, store: &Store, found: &[Found], doomed: &Doomed) -> Result<()> {
+    let opts = bind::fetching(job)?;
     for (image, _) in found.iter().filter(|(image, _)| Store::is_doomed(image, doomed)) {
-        store.available(job.cx, image).await.map_err(|error| {
+        store.available(job.cx, image, &opts).await.map_err(|error| {
             let why = format!("{} cannot be fetched, and nothing was removed", image.spec.reference.name);
             Error::new(error.kind, why).source(error)
         })?;
