@@ -23,7 +23,7 @@ says() { # IMAGE TEXT
 ask_for() {
   local _
   echo "# please: $1"
-  for i in $(seq 120); do
+  for _ in $(seq 120); do
     skopeo inspect --raw "docker://registry.test/signal:$1" >/dev/null 2>&1 && return 0
     sleep 0.5
   done
