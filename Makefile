@@ -50,7 +50,7 @@ vm-test:
 	$(NEED_ROOT)
 	@$(DEPS) vm-test
 	@PROFILE=$(TEST_PROFILE) integration/vm/run.sh $(TIERS)
-	@if [ -z "$(TIERS)" ]; then PROFILE=$(TEST_PROFILE) integration/two-hosts-test.sh && PROFILE=$(TEST_PROFILE) integration/bound-test.sh; else echo "skipped: two-hosts-test.sh and bound-test.sh, which need all tiers"; fi
+	@if [ -z "$(TIERS)" ]; then PROFILE=$(TEST_PROFILE) integration/two-hosts-test.sh && PROFILE=$(TEST_PROFILE) integration/bound-test.sh && PROFILE=$(TEST_PROFILE) integration/cuts-test.sh; else echo "skipped: two-hosts-test.sh, bound-test.sh and cuts-test.sh, which need all tiers"; fi
 
 bench:
 	$(NEED_ROOT)
