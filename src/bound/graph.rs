@@ -93,6 +93,13 @@ pub(super) fn layers(graph: &Path, driver: &str) -> Result<Vec<Layer>> {
     load(&graph.join(format!("{driver}-layers/layers.json")))
 }
 
+/// The layers of a store, with those of containers that are removed when they end: podman 4.4 and later list them apart.
+pub(super) fn all_layers(graph: &Path, driver: &str) -> Result<Vec<Layer>> {
+    let mut all = layers(graph, driver)?;
+    all.extend(load::<Layer>(&graph.join(format!("{driver}-layers/volatile-layers.json")))?);
+    Ok(all)
+}
+
 /// Where this of an image lies.
 pub(super) fn data(graph: &Path, driver: &str, image: &str, key: &str) -> PathBuf {
     graph.join(format!("{driver}-images/{image}")).join(file_of(key))

@@ -68,7 +68,7 @@ impl Own {
     pub fn uses(&self, ours: &Path) -> Result<BoundSet> {
         let mut used = BTreeSet::new();
         for driver in DRIVERS {
-            used.extend(graph::layers(&self.graph, driver)?.into_iter().map(|l| l.parent));
+            used.extend(graph::all_layers(&self.graph, driver)?.into_iter().map(|l| l.parent));
             // An image that adds nothing but labels has the layer of ours itself.
             used.extend(graph::images(&self.graph, driver)?.into_iter().map(|i| i.layer));
         }
@@ -148,11 +148,14 @@ mod tests {
             serde_json::json!([{"id": "z", "parent": "a"}, {"id": "y"}]),
         );
         assert_eq!(uses(), [name(1)]);
+        let running = serde_json::json!([{"id": "x", "parent": "d"}]);
+        write(&own, "overlay-layers/volatile-layers.json", running);
+        assert_eq!(uses(), [name(1), name(3)]);
         write(
             &own,
             "overlay-images/images.json",
             serde_json::json!([{"id": "9", "layer": "c"}, {"id": "8"}]),
         );
-        assert_eq!(uses(), [name(1), name(2)]);
+        assert_eq!(uses(), [name(1), name(2), name(3)]);
     }
 }

@@ -11,6 +11,7 @@
 use crate::model::manifest::{File, Manifest, Meta, Node, OnConflict};
 use crate::model::{Error, ErrorKind, Result};
 use crate::store::tree::CommitTree;
+use cap_std_ext::cap_std::fs::Dir;
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, value};
 
 /// The owner of the file in what a deployment says about itself: there is no drop-in that declares it.
@@ -58,6 +59,24 @@ pub fn declare(tree: &CommitTree, manifest: &mut Manifest) -> Result<()> {
     };
     manifest.nodes.insert(path.to_owned(), Node::File(file));
     Ok(())
+}
+
+/// What podman of this host will read instead, without the store of bound images in it: a file of the administrator that the
+/// target does not have.
+pub fn overlooked(tree: &CommitTree, config_root: &Dir) -> Result<Option<String>> {
+    if tree.lookup(PODMAN)?.is_none() || tree.lookup(FILES[0])?.is_some() {
+        return Ok(None);
+    }
+    let Ok(text) = config_root.read_to_string(FILES[0].trim_start_matches('/')) else { return Ok(None) };
+    // What podman cannot read is podman's to say.
+    let lacks = merged(&text).is_ok_and(|merged| merged.is_some());
+    Ok(lacks.then(|| {
+        format!(
+            "podman will not find the bound images: {} of this host is read instead of the image's, and does not name {STORE} \
+             as one of its additionalimagestores",
+            FILES[0]
+        )
+    }))
 }
 
 /// The text with the store among the additional ones; `None` if it is there already. The error completes `FILE ...`.

@@ -201,6 +201,13 @@ fn podman_of_the_image_is_told_where_the_bound_images_are_and_the_deployment_say
         assert_eq!(host.status()["pending-changes"].as_array().map(Vec::len), Some(0));
         assert!(ok(&["why", &format!("/{file}")]).contains("bound-images.d"));
         assert!(ok(&["reconcile"]).contains("No changes in input."));
+        let own = host.etc().join("containers/storage.conf");
+        std::fs::create_dir_all(own.parent().unwrap()).unwrap();
+        std::fs::write(&own, conf).unwrap();
+        let said = ok(&["reconcile"]);
+        let of_the_image = file.starts_with("etc/");
+        assert_eq!(said.contains("podman will not find the bound images"), !of_the_image, "{said}");
+        std::fs::remove_file(&own).unwrap();
         std::fs::remove_file(host.etc().join("osctl/bound-images.d/app.toml")).unwrap();
         ok(&["reconcile"]);
         assert_eq!(std::fs::read_to_string(host.deployed().join(file)).ok().as_deref(), content);

@@ -287,7 +287,9 @@ fn an_image_that_a_container_of_the_administrator_stands_on_is_not_collected() {
     // A repair writes the layer anew, and the container finds it.
     let find = "grep -rlx '#!/bin/true' --include=app . | head -n 1 | xargs truncate -s 0";
     let storage = host.sysroot().join("ostree/osctl/storage/overlay");
-    assert!(std::process::Command::new("sh").args(["-c", find]).current_dir(storage).status().unwrap().success());
+    assert!(
+        std::process::Command::new("sh").args(["-c", find]).current_dir(storage).status().unwrap().success()
+    );
     let said = ok(&host, &["bound", "verify"]);
     assert!(said.contains("epaired"), "{said}");
     let mounted = host.podman_of(own.path(), &["mount", container.trim()]);

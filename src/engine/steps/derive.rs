@@ -39,7 +39,7 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
     // What is built is not of the host that builds it.
     let binds = job.env.hosts().then(|| job.env.config_root()).transpose()?;
     let base = pulled.base.commit.clone();
-    let manifest = job
+    let (manifest, overlooked) = job
         .cx
         .step(
             Step::DeriveRead,
@@ -47,17 +47,22 @@ pub async fn derive(job: &Job<'_>, pulled: Pulled, resolve: bool) -> Result<Deri
                 let tree = CommitTree::open(&s.repo(), &base)?;
                 let mut manifest = read::read_from(&drop_ins, Some(&tree))?;
                 policy::check(&config, Some(&tree), &manifest)?;
+                let mut overlooked = None;
                 if bound::any(&tree, binds.as_ref())? {
                     storage::declare(&tree, &mut manifest)?;
+                    if let Some(binds) = &binds {
+                        overlooked = storage::overlooked(&tree, binds)?;
+                    }
                 }
-                Ok(manifest)
+                Ok((manifest, overlooked))
             }),
         )
         .await?;
     possible(job, &pulled, &manifest).await?;
     let manifest = fetch::contents(job, manifest).await?;
-    let Layered { layer, manifest, notes, without } =
+    let Layered { layer, manifest, mut notes, without } =
         packages::layer(job, &pulled, manifest, resolve).await?;
+    notes.extend(overlooked);
     if let (Some(layer), Some(merge)) = (&layer, job.before.merge()) {
         possible::ids_free(&job.env.deployment_root(merge), &possible::packaged(&layer.lock))?;
     }
