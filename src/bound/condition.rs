@@ -1,6 +1,6 @@
 //! In what condition bound images are, for everybody who looks. Takes no lock, runs nothing and writes nothing.
 
-use super::graph::{self, DRIVERS, Layer};
+use super::graph::{self, DRIVERS, Graph, Layer};
 use super::store::{Entry, STORAGE, Store};
 use crate::model::bound::{BoundImage, BoundSet, Mode};
 use crate::model::image::Digest;
@@ -114,15 +114,14 @@ fn sizes(base: &Path) -> BTreeMap<String, u64> {
     let graph = base.join(STORAGE);
     let mut sizes = BTreeMap::new();
     for driver in DRIVERS {
-        let layers = graph::layers(&graph, driver).unwrap_or_default();
-        let layers: BTreeMap<&str, &Layer> = layers.iter().map(|l| (l.id.as_str(), l)).collect();
-        for image in graph::images(&graph, driver).unwrap_or_default() {
-            let top = layers.get(image.layer.as_str());
-            if top.is_none() && !image.layer.is_empty() {
+        let graph = Graph { root: &graph, driver };
+        let layers = graph.layers().unwrap_or_default();
+        let layers = graph::by_id(&layers);
+        for image in graph.images().unwrap_or_default() {
+            if !image.layer.is_empty() && !layers.contains_key(image.layer.as_str()) {
                 continue;
             }
-            let chain = std::iter::successors(top, |l| layers.get(l.parent.as_str()));
-            let size = chain.take(layers.len()).map(|l| l.size()).sum();
+            let size = graph::chain(&layers, &image.layer).map(Layer::size).sum();
             sizes.extend(image.big_data_digests.into_keys().map(|key| (key, size)));
         }
     }

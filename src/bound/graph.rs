@@ -17,6 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -83,26 +84,85 @@ pub(super) fn file_of(key: &str) -> String {
     if key.chars().all(plain) { key.to_owned() } else { format!("={}", STANDARD.encode(key)) }
 }
 
-/// The images of a store; none where it was never written.
-pub(super) fn images(graph: &Path, driver: &str) -> Result<Vec<Image>> {
-    load(&graph.join(format!("{driver}-images/images.json")))
+/// What a driver has of a graph root.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Graph<'a> {
+    pub root: &'a Path,
+    pub driver: &'a str,
 }
 
-/// The layers of a store; none where it was never written.
-pub(super) fn layers(graph: &Path, driver: &str) -> Result<Vec<Layer>> {
-    load(&graph.join(format!("{driver}-layers/layers.json")))
+impl Graph<'_> {
+    /// The images; none where none was ever written.
+    pub fn images(&self) -> Result<Vec<Image>> {
+        load(&self.list("images", "images.json"))
+    }
+
+    /// The layers; none where none was ever written.
+    pub fn layers(&self) -> Result<Vec<Layer>> {
+        load(&self.list("layers", "layers.json"))
+    }
+
+    /// The layers, with those of containers that are removed when they end: podman 4.4 and later list them apart.
+    pub fn all_layers(&self) -> Result<Vec<Layer>> {
+        let mut all = self.layers()?;
+        all.extend(load::<Layer>(&self.list("layers", "volatile-layers.json"))?);
+        Ok(all)
+    }
+
+    /// Where this of the images or the layers lies.
+    pub fn list(&self, kind: &str, name: &str) -> PathBuf {
+        self.root.join(format!("{}-{kind}", self.driver)).join(name)
+    }
+
+    /// Where this of an image lies.
+    pub fn data(&self, image: &str, key: &str) -> PathBuf {
+        self.list("images", image).join(file_of(key))
+    }
+
+    /// Where the stream of a layer lies, without the content of its files.
+    pub fn split(&self, layer: &str) -> PathBuf {
+        self.list("layers", &format!("{layer}.tar-split.gz"))
+    }
+
+    /// Where all that the driver has of a layer lies.
+    pub fn place(&self, layer: &str) -> PathBuf {
+        match self.driver {
+            "vfs" => self.root.join("vfs/dir").join(layer),
+            driver => self.root.join(driver).join(layer),
+        }
+    }
+
+    /// Where the files of a layer lie.
+    pub fn files(&self, layer: &str) -> PathBuf {
+        let place = self.place(layer);
+        if self.driver == "vfs" { place } else { place.join("diff") }
+    }
+
+    /// Where this short name of a layer lies.
+    pub fn named(&self, short: &str) -> PathBuf {
+        self.root.join(self.driver).join("l").join(short)
+    }
+
+    /// The name that layers above a layer have written down for it, if it has one that can be a name.
+    pub fn short_name(&self, layer: &str) -> Option<String> {
+        let name = std::fs::read_to_string(self.place(layer).join("link")).ok()?;
+        Some(name.trim().to_owned()).filter(|name| !name.is_empty() && !name.contains('/'))
+    }
 }
 
-/// The layers of a store, with those of containers that are removed when they end: podman 4.4 and later list them apart.
-pub(super) fn all_layers(graph: &Path, driver: &str) -> Result<Vec<Layer>> {
-    let mut all = layers(graph, driver)?;
-    all.extend(load::<Layer>(&graph.join(format!("{driver}-layers/volatile-layers.json")))?);
-    Ok(all)
+/// Layers by their names.
+pub(super) fn by_id(layers: &[Layer]) -> BTreeMap<&str, &Layer> {
+    layers.iter().map(|layer| (layer.id.as_str(), layer)).collect()
 }
 
-/// Where this of an image lies.
-pub(super) fn data(graph: &Path, driver: &str, image: &str, key: &str) -> PathBuf {
-    graph.join(format!("{driver}-images/{image}")).join(file_of(key))
+/// The layers from this one down, as far as they are known. A circle ends.
+pub(super) fn chain<'a, K, L>(layers: &'a BTreeMap<K, L>, top: &str) -> impl Iterator<Item = &'a Layer>
+where
+    K: Borrow<str> + Ord,
+    L: Borrow<Layer>,
+{
+    let below = |layer: &&Layer| layers.get(layer.parent.as_str()).map(Borrow::borrow);
+    std::iter::successors(layers.get(top).map(Borrow::borrow), below).take(layers.len())
 }
 
 /// The entries of one of the lists; none where it was never written.

@@ -4,14 +4,14 @@
 //! the store of podman whose parent is a layer of ours. That image has to stay, whatever the deployments need. Only root's store is looked at: the
 //! stores of other users are theirs, and cannot be listed reliably.
 
-use super::graph::{self, DRIVERS};
+use super::graph::{self, DRIVERS, Graph};
 use crate::engine::cx::Cx;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec};
 use crate::model::{Context, Error, ErrorKind, Result};
 use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ impl Own {
         let mut own = Own::at(config_root);
         let until = Instant::now() + PATIENCE;
         for driver in DRIVERS {
-            let path = own.graph.join(format!("{driver}-layers/layers.lock"));
+            let path = Graph { root: &own.graph, driver }.list("layers", "layers.lock");
             let file = match File::open(&path) {
                 Ok(file) => file,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
@@ -68,19 +68,20 @@ impl Own {
     pub fn uses(&self, ours: &Path) -> Result<BoundSet> {
         let mut used = BTreeSet::new();
         for driver in DRIVERS {
-            used.extend(graph::all_layers(&self.graph, driver)?.into_iter().map(|l| l.parent));
+            let own = Graph { root: &self.graph, driver };
+            used.extend(own.all_layers()?.into_iter().map(|l| l.parent));
             // An image that adds nothing but labels has the layer of ours itself.
-            used.extend(graph::images(&self.graph, driver)?.into_iter().map(|i| i.layer));
+            used.extend(own.images()?.into_iter().map(|i| i.layer));
         }
         used.remove("");
         let mut images = Vec::new();
         for driver in DRIVERS {
-            let layers = graph::layers(ours, driver)?;
-            let below: BTreeMap<String, String> = layers.into_iter().map(|l| (l.id, l.parent)).collect();
-            for image in graph::images(ours, driver)? {
-                let mut chain =
-                    std::iter::successors(Some(&image.layer), |id| below.get(*id)).take(below.len() + 1);
-                if chain.any(|id| used.contains(id)) {
+            let ours = Graph { root: ours, driver };
+            let layers = ours.layers()?;
+            let layers = graph::by_id(&layers);
+            for image in ours.images()? {
+                let stands = graph::chain(&layers, &image.layer).any(|layer| used.contains(&layer.id));
+                if stands || used.contains(&image.layer) {
                     images.extend(image.names.iter().filter_map(|name| named(name)));
                 }
             }

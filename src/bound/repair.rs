@@ -54,22 +54,17 @@ impl Store {
 
     /// The short name of each layer, which layers above it have written down: those of containers in root's own store, too.
     pub fn short_names(&self) -> Result<BTreeMap<String, String>> {
-        let mut names = BTreeMap::new();
-        for layer in graph::layers(self.graph_root(), self.driver())? {
-            let link = self.graph_root().join(self.driver()).join(&layer.id).join("link");
-            if let Ok(name) = std::fs::read_to_string(link) {
-                names.insert(layer.id, name.trim().to_owned());
-            }
-        }
-        Ok(names)
+        let graph = self.graph();
+        let named = |id: String| graph.short_name(&id).map(|name| (id, name));
+        Ok(graph.layers()?.into_iter().filter_map(|layer| named(layer.id)).collect())
     }
 
     /// Lets short names of before lead to layers that were written anew, and have others since.
     pub fn name_again(&self, names: &BTreeMap<String, String>) -> Result<()> {
-        let layers = self.graph_root().join(self.driver());
+        let graph = self.graph();
         for (id, name) in names {
-            let link = layers.join("l").join(name);
-            if layers.join(id).is_dir() && std::fs::symlink_metadata(&link).is_err() {
+            let link = graph.named(name);
+            if graph.place(id).is_dir() && std::fs::symlink_metadata(&link).is_err() {
                 std::os::unix::fs::symlink(format!("../{id}/diff"), &link)
                     .doing_with(|| format!("naming layer {id} in the image store"))?;
             }

@@ -6,9 +6,10 @@
 //! it speaks of: a power cut can leave an index with empty files. Our own index names an image as complete only after
 //! everything was synced.
 
+use super::graph::{self, Graph};
+use super::layout;
 use super::skopeo::{Skopeo, Trust};
 use super::view::{self, Views};
-use super::{graph, layout};
 use crate::engine::cx::Cx;
 use crate::model::bound::{BoundImage, BoundSet};
 use crate::model::image::Digest;
@@ -123,9 +124,8 @@ impl Store {
         }
     }
 
-    /// containers-storage's driver: the first part of the names of its directories.
-    pub(super) fn driver(&self) -> &'static str {
-        self.driver
+    pub(super) fn graph(&self) -> Graph<'_> {
+        Graph { root: &self.graph, driver: self.driver }
     }
 
     /// The graph root. podman gets a view of it.
@@ -161,22 +161,22 @@ impl Store {
         if self.read_entry(&entry.path())?.as_ref() != Some(&entry) {
             return Ok(None);
         }
-        let images = graph::images(&self.graph, self.driver)?;
+        let images = self.graph().images()?;
         let Some(found) = view::find(&images, image) else { return Ok(None) };
-        let path = graph::data(&self.graph, self.driver, &found.id, &graph::key_of(&image.digest));
+        let path = self.graph().data(&found.id, &graph::key_of(&image.digest));
         let manifest = match std::fs::read(&path) {
             Ok(manifest) => manifest,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).doing_with(|| format!("reading {}", path.display())),
         };
-        let layers = graph::layers(&self.graph, self.driver)?;
+        let layers = self.graph().layers()?;
         let whole = found.layer.is_empty() || layers.iter().any(|layer| layer.id == found.layer);
         Ok(Some(manifest).filter(|manifest| whole && Digest::of(manifest) == image.digest))
     }
 
     /// The blobs of the layers that are there, of whole images and of others.
     pub(super) fn layers(&self) -> Result<BTreeSet<Digest>> {
-        let layers = graph::layers(&self.graph, self.driver)?;
+        let layers = self.graph().layers()?;
         let digests = layers.into_iter().flat_map(|l| [l.compressed_diff_digest, l.diff_digest]);
         Ok(digests.flatten().filter_map(|digest| digest.parse().ok()).collect())
     }
@@ -219,7 +219,7 @@ impl Store {
     }
 
     fn views(&self) -> Views<'_> {
-        Views { state: &self.base, graph: &self.graph, driver: self.driver }
+        Views { state: &self.base, graph: self.graph() }
     }
 
     /// Where podman finds the images of a set, once [`Store::publish`] has made it.
@@ -292,7 +292,7 @@ pub async fn collect(cx: &Cx, store: &Store, keep: &[BoundSet]) -> Result<Vec<St
         store.purge()?;
         return Ok(Vec::new());
     }
-    let images = graph::images(&store.graph, store.driver)?;
+    let images = store.graph().images()?;
     // By digest: containers-storage has names of its own for what is short, such as those of Docker Hub.
     let id_of = |entry: &Entry| images.iter().find(|i| i.has(&entry.digest)).map(|i| i.id.clone());
     // One image of the store may have several names (another repository, another compression): it must stay as long as

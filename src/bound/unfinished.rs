@@ -6,13 +6,12 @@
 use super::graph::{self, Image, Layer};
 use super::store::Store;
 use crate::model::{Context, Result};
-use crate::sys::fs as files;
+use crate::sys::fs;
 use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 
 impl Store {
     /// Removes every image that is not complete, and every layer that no complete image stands on.
@@ -20,25 +19,21 @@ impl Store {
     /// Nobody else writes this store, and no view has any of it. What is removed is gone from the disk before it is gone
     /// from the lists: a cut in the middle leaves what the next call removes.
     pub(super) fn purge(&self) -> Result<()> {
-        let (graph, driver) = (self.graph_root(), self.driver());
+        let graph = self.graph();
         let complete: Vec<_> = self.entries()?.into_iter().filter(|e| e.complete).collect();
         let is_whole = |image: &Image| complete.iter().any(|entry| image.has(&entry.digest));
-        let (whole, broken): (Vec<Image>, Vec<Image>) =
-            graph::images(graph, driver)?.into_iter().partition(is_whole);
-        let layers = graph::layers(graph, driver)?;
-        let below: BTreeMap<&str, &str> = layers.iter().map(|l| (l.id.as_str(), l.parent.as_str())).collect();
+        let (whole, broken): (Vec<Image>, Vec<Image>) = graph.images()?.into_iter().partition(is_whole);
+        let layers = graph.layers()?;
+        let by_id = graph::by_id(&layers);
         let mut needed = BTreeSet::new();
         for image in &whole {
-            let mut next = image.layer.as_str();
-            while !next.is_empty() && needed.insert(next.to_owned()) {
-                next = below.get(next).copied().unwrap_or_default();
-            }
+            needed.extend(graph::chain(&by_id, &image.layer).map(|layer| layer.id.clone()));
         }
         let (kept, orphans): (Vec<Layer>, Vec<Layer>) =
             layers.into_iter().partition(|l| needed.contains(&l.id));
         if !broken.is_empty() {
             for image in &broken {
-                remove(&graph.join(format!("{driver}-images")).join(&image.id))?;
+                remove(&graph.list("images", &image.id))?;
             }
             self.rewrite("images", &whole)?;
         }
@@ -52,35 +47,23 @@ impl Store {
     }
 
     fn remove_layer(&self, id: &str) -> Result<()> {
-        let (graph, driver) = (self.graph_root(), self.driver());
-        let files =
-            if driver == "vfs" { graph.join("vfs/dir").join(id) } else { graph.join(driver).join(id) };
-        if let Ok(link) = std::fs::read_to_string(files.join("link")) {
-            remove(&graph.join(driver).join("l").join(link.trim()))?;
+        let graph = self.graph();
+        if let Some(short) = graph.short_name(id) {
+            remove(&graph.named(&short))?;
         }
-        remove(&files)?;
-        remove(&graph.join(format!("{driver}-layers/{id}.tar-split.gz")))
+        remove(&graph.place(id))?;
+        remove(&graph.split(id))
     }
 
     fn rewrite<T: Serialize>(&self, kind: &str, list: &[T]) -> Result<()> {
-        let dir: PathBuf = self.graph_root().join(format!("{}-{kind}", self.driver()));
         let text = serde_json::to_vec(list).doing("encoding a list of the image store")?;
-        let dir = Dir::open_ambient_dir(&dir, ambient_authority())
-            .doing_with(|| format!("opening {}", dir.display()))?;
-        files::write_atomic(&dir, format!("{kind}.json"), &text, 0o600)
+        let path = self.graph().list(kind, "");
+        let dir = Dir::open_ambient_dir(&path, ambient_authority())
+            .doing_with(|| format!("opening {}", path.display()))?;
+        fs::write_atomic(&dir, format!("{kind}.json"), &text, 0o600)
     }
 }
 
 fn remove(path: &Path) -> Result<()> {
-    let gone = match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(e) => Err(e),
-    };
-    match gone {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).doing_with(|| format!("removing {} from the image store", path.display()))
-        }
-        _ => Ok(()),
-    }
+    fs::remove_whole(path).doing_with(|| format!("removing {} from the image store", path.display()))
 }

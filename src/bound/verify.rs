@@ -14,7 +14,7 @@
 //! storage/vfs/dir/<id>                                 the same of the other driver: files, with those of the layers below
 //! ```
 
-use super::graph::{self, Image, Layer};
+use super::graph::{self, Graph, Image, Layer};
 use super::tarsplit::{self, Look, Tick};
 use super::view;
 use crate::model::bound::BoundImage;
@@ -67,8 +67,9 @@ impl Checker {
             let hint = format!("remove {} and fetch everything again: osctl bound pull", graph.display());
             if error.kind == ErrorKind::Corrupt { error.hint(hint) } else { error }
         };
-        let images = graph::images(graph, driver).map_err(lost)?;
-        let layers = graph::layers(graph, driver).map_err(lost)?;
+        let lists = Graph { root: graph, driver };
+        let images = lists.images().map_err(lost)?;
+        let layers = lists.layers().map_err(lost)?;
         let layers = layers.into_iter().map(|layer| (layer.id.clone(), layer)).collect();
         let (known, weak) = (BTreeMap::new(), BTreeSet::new());
         Ok(Checker { graph: graph.to_owned(), driver, images, layers, depth, known, weak })
@@ -145,14 +146,16 @@ impl Checker {
 
     /// The layers of an image that are in the list, the topmost first.
     fn chain(&self, top: &str) -> Vec<String> {
-        let first = self.layers.get(top);
-        let below = |layer: &&Layer| self.layers.get(&layer.parent);
-        std::iter::successors(first, below).take(self.layers.len()).map(|layer| layer.id.clone()).collect()
+        graph::chain(&self.layers, top).map(|layer| layer.id.clone()).collect()
+    }
+
+    fn graph(&self) -> Graph<'_> {
+        Graph { root: &self.graph, driver: self.driver }
     }
 
     /// Looks at manifests and configuration, and returns the digests of the layers, the lowest first.
     fn documents(&self, found: &Image, image: &BoundImage, damage: &mut Vec<Damage>) -> Option<Vec<Digest>> {
-        let document = |key: &str| document(&graph::data(&self.graph, self.driver, &found.id, key));
+        let document = |key: &str| document(&self.graph().data(&found.id, key));
         let mut manifests = BTreeSet::from([image.digest.clone()]);
         // Of a reference that is pinned to a list, the list.
         manifests.extend(image.spec.reference.digest());
@@ -234,24 +237,23 @@ impl Checker {
             wrong(format!("is noted as {noted} in the store"));
         }
         let is_dir = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
-        if !is_dir(&self.files(id)) {
+        if !is_dir(&self.graph().files(id)) {
             wrong("has no files: its directory is missing".into());
         }
-        if !std::fs::metadata(self.split(id)).is_ok_and(|m| m.is_file() && m.len() > 0) {
+        if !std::fs::metadata(self.graph().split(id)).is_ok_and(|m| m.is_file() && m.len() > 0) {
             wrong("has no list of contents (tar-split)".into());
         }
         if self.driver == "overlay" {
             // By its short name the layer is mounted, by others as well as by itself.
-            let target = self
-                .link(id)
-                .and_then(|link| std::fs::read_link(self.graph.join("overlay/l").join(link)).ok());
+            let link = |id: &str| self.graph().short_name(id);
+            let target = link(id).and_then(|link| std::fs::read_link(self.graph().named(&link)).ok());
             if target != Some(PathBuf::from(format!("../{id}/diff"))) {
                 wrong("has no short name (link)".into());
             }
-            let lower = std::fs::read_to_string(self.graph.join("overlay").join(id).join("lower"));
+            let lower = std::fs::read_to_string(self.graph().place(id).join("lower"));
             let parents = self.chain(&layer.parent);
             let expected: Vec<String> =
-                parents.iter().map(|id| format!("l/{}", self.link(id).unwrap_or_default())).collect();
+                parents.iter().map(|id| format!("l/{}", link(id).unwrap_or_default())).collect();
             if lower.unwrap_or_default().trim_end() != expected.join(":") {
                 wrong("is not mounted on the layers below it (lower)".into());
             }
@@ -259,24 +261,8 @@ impl Checker {
         damage
     }
 
-    fn link(&self, id: &str) -> Option<String> {
-        let link = std::fs::read_to_string(self.graph.join("overlay").join(id).join("link")).ok()?;
-        Some(link.trim_end().to_owned()).filter(|link| !link.is_empty() && !link.contains('/'))
-    }
-
-    fn files(&self, id: &str) -> PathBuf {
-        match self.driver {
-            "vfs" => self.graph.join("vfs/dir").join(id),
-            _ => self.graph.join("overlay").join(id).join("diff"),
-        }
-    }
-
-    fn split(&self, id: &str) -> PathBuf {
-        self.graph.join(format!("{}-layers/{id}.tar-split.gz", self.driver))
-    }
-
     fn content(&mut self, id: &str, diff_id: &Digest, tick: Tick<'_>) -> Result<Vec<Damage>> {
-        let (split, root) = (self.split(id), self.files(id));
+        let (split, root) = (self.graph().split(id), self.graph().files(id));
         let open = || File::open(&split).doing_with(|| format!("opening {}", split.display()));
         let mut found = tarsplit::reassemble(open()?, &root, Look::Digest, tick)?;
         let mut damage = Vec::new();

@@ -12,10 +12,11 @@
 //! The index can be read by everybody, since podman of a user fails where it cannot read an additional store; the files of
 //! the layers cannot.
 
-use super::graph::{self, Image, Layer};
+use super::graph::{self, Graph, Image, Layer};
 use crate::model::bound::{BoundImage, BoundSet};
 use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::fs::remove_whole;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,8 +40,7 @@ const MANIFEST: &str = "manifest";
 pub(super) struct Views<'a> {
     /// The state directory, where the store is and the views go.
     pub state: &'a Path,
-    pub graph: &'a Path,
-    pub driver: &'a str,
+    pub graph: Graph<'a>,
 }
 
 /// The two lists of a view.
@@ -66,16 +66,16 @@ impl Views<'_> {
         let index = self.index(set, kept)?;
         let (images, layers) = (text(&index.images)?, text(&index.layers)?);
         let path = self.path(key);
-        let file = |kind: &str, name: &str| path.join(format!("{}-{kind}", self.driver)).join(name);
+        let there = self.of(&path);
         let same = |path: PathBuf, text: &[u8]| fs::read(path).is_ok_and(|there| there == text);
-        if same(file("images", "images.json"), &images)
-            && same(file("layers", "layers.json"), &layers)
-            && self.fresh(&path, &index)
+        if same(there.list("images", "images.json"), &images)
+            && same(there.list("layers", "layers.json"), &layers)
+            && self.fresh(there, &index)
         {
             return Ok(false);
         }
         let new = self.state.join(DIR).join(format!("{TEMPORARY}{key}"));
-        remove(&new).doing_with(doing)?;
+        remove_whole(&new).doing_with(doing)?;
         self.write(&new, &index, &images, &layers).doing_with(doing)?;
         sync(&new).doing_with(doing)?;
         match fs::symlink_metadata(&path) {
@@ -102,32 +102,36 @@ impl Views<'_> {
         for entry in entries {
             let entry = entry.doing_with(doing)?;
             if !keep.iter().any(|key| entry.file_name() == OsStr::new(key)) {
-                remove(&entry.path()).doing_with(doing)?;
+                remove_whole(&entry.path()).doing_with(doing)?;
             }
         }
         Ok(())
     }
 
     /// Whether the files of a view are still those of the store: what was damaged is another file since it was repaired.
-    fn fresh(&self, view: &Path, index: &Index) -> bool {
+    fn fresh(&self, view: Graph<'_>, index: &Index) -> bool {
         let inode = |path: PathBuf| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-        let linked = index.layers.iter().all(|layer| {
-            let name = format!("{}-layers/{}.tar-split.gz", self.driver, layer.id);
-            inode(view.join(&name)) == inode(self.graph.join(name))
-        });
+        let linked = index
+            .layers
+            .iter()
+            .all(|layer| inode(view.split(&layer.id)) == inode(self.graph.split(&layer.id)));
         linked
             && index.images.iter().all(|image| {
-                let key = |key: &str| graph::data(view, self.driver, &image.id, key);
+                let there = |key: &str| fs::read(view.data(&image.id, key)).ok();
+                let stored = |key: &str| fs::read(self.graph.data(&image.id, key)).ok();
                 let meant = graph::key_of(&index.manifests[&image.id]);
-                let stored = |key: &str| fs::read(graph::data(self.graph, self.driver, &image.id, key)).ok();
-                let same = |at: &str, from: &str| fs::read(key(at)).ok() == stored(from);
-                let others = image.big_data_digests.keys().filter(|key| *key != MANIFEST);
-                same(MANIFEST, &meant) && others.into_iter().all(|key| same(key, key))
+                let mut others = image.big_data_digests.keys().filter(|key| *key != MANIFEST);
+                there(MANIFEST) == stored(&meant) && others.all(|key| there(key) == stored(key))
             })
     }
 
+    /// The graph root that a view is.
+    fn of<'v>(&'v self, view: &'v Path) -> Graph<'v> {
+        Graph { root: view, ..self.graph }
+    }
+
     fn index(&self, set: &BoundSet, kept: &BoundSet) -> Result<Index> {
-        let all = graph::images(self.graph, self.driver)?;
+        let all = self.graph.images()?;
         let mut images: BTreeMap<String, Image> = BTreeMap::new();
         let mut manifests = BTreeMap::new();
         let wanted = set.images.iter().map(|i| (i, names(i)));
@@ -156,7 +160,7 @@ impl Views<'_> {
 
     /// The size of the manifest that is said of none in particular is that of the one that is meant.
     fn sizes(&self, image: &mut Image, manifests: &BTreeMap<String, Digest>) -> Result<()> {
-        let path = graph::data(self.graph, self.driver, &image.id, &graph::key_of(&manifests[&image.id]));
+        let path = self.graph.data(&image.id, &graph::key_of(&manifests[&image.id]));
         let size = fs::metadata(&path).doing_with(|| format!("looking at {}", path.display()))?.len();
         if let Some(Value::Object(sizes)) = image.rest.get_mut("big-data-sizes") {
             sizes.insert(MANIFEST.into(), size.into());
@@ -166,20 +170,18 @@ impl Views<'_> {
 
     /// The layers that these images stand on, in the order of the store: a layer comes behind its parent.
     fn layers(&self, images: &[Image]) -> Result<Vec<Layer>> {
-        let all = graph::layers(self.graph, self.driver)?;
-        let by_id: BTreeMap<&str, &Layer> = all.iter().map(|l| (l.id.as_str(), l)).collect();
+        let all = self.graph.layers()?;
+        let by_id = graph::by_id(&all);
         let mut needed = BTreeSet::new();
         for image in images {
-            let mut next = image.layer.as_str();
-            while !next.is_empty() && needed.insert(next) {
-                let layer = by_id.get(next).ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Corrupt,
-                        format!("layer {next} is missing in the store of bound images"),
-                    )
-                    .hint("repair it with: osctl bound verify")
-                })?;
-                next = &layer.parent;
+            let mut missing = image.layer.as_str();
+            for layer in graph::chain(&by_id, &image.layer) {
+                needed.insert(layer.id.as_str());
+                missing = &layer.parent;
+            }
+            if !missing.is_empty() {
+                let why = format!("layer {missing} is missing in the store of bound images");
+                return Err(Error::new(ErrorKind::Corrupt, why).hint("repair it with: osctl bound verify"));
             }
         }
         Ok(all.iter().filter(|l| needed.contains(l.id.as_str())).cloned().collect())
@@ -188,32 +190,29 @@ impl Views<'_> {
     fn write(&self, new: &Path, index: &Index, images: &[u8], layers: &[u8]) -> io::Result<()> {
         dir(&self.state.join(DIR))?;
         dir(new)?;
+        let (view, driver) = (self.of(new), self.graph.driver);
         // Relative: what is /sysroot of a running host is somewhere else before.
-        symlink(Path::new("../..").join(name_of(self.graph)).join(self.driver), new.join(self.driver))?;
-        let to = new.join(format!("{}-layers", self.driver));
-        let from = self.graph.join(format!("{}-layers", self.driver));
+        symlink(Path::new("../..").join(name_of(self.graph.root)).join(driver), new.join(driver))?;
+        let to = view.list("layers", "");
         dir(&to)?;
         for layer in &index.layers {
-            let name = format!("{}.tar-split.gz", layer.id);
-            match fs::hard_link(from.join(&name), to.join(&name)) {
+            match fs::hard_link(self.graph.split(&layer.id), view.split(&layer.id)) {
                 // A layer may have been made without one.
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
         }
         list(&to, "layers", layers)?;
-        let to = new.join(format!("{}-images", self.driver));
+        let to = view.list("images", "");
         dir(&to)?;
         for image in &index.images {
-            let from = self.graph.join(format!("{}-images", self.driver)).join(&image.id);
-            let to = to.join(&image.id);
+            let (from, to) = (self.graph.list("images", &image.id), to.join(&image.id));
             dir(&to)?;
             for entry in fs::read_dir(&from)? {
                 let name = entry?.file_name();
                 write(&to.join(&name), &fs::read(from.join(&name))?)?;
             }
-            let digest = &index.manifests[&image.id];
-            let meant = graph::data(self.graph, self.driver, &image.id, &graph::key_of(digest));
+            let meant = self.graph.data(&image.id, &graph::key_of(&index.manifests[&image.id]));
             write(&to.join(MANIFEST), &fs::read(meant)?)?;
         }
         list(&to, "images", images)
@@ -231,7 +230,7 @@ pub fn present(link: &Path, view: &Path) -> Result<bool> {
     let dir = link.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(dir).doing_with(doing)?;
     let new = dir.join(format!("{TEMPORARY}{}", name_of(link).to_string_lossy()));
-    remove_link(&new).doing_with(doing)?;
+    remove_whole(&new).doing_with(doing)?;
     symlink(view, &new).doing_with(doing)?;
     fs::rename(&new, link).doing_with(doing)?;
     Ok(true)
@@ -297,20 +296,6 @@ fn dir(path: &Path) -> io::Result<()> {
 
 fn name_of(path: &Path) -> &OsStr {
     path.file_name().unwrap_or_default()
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-fn remove_link(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }
 
 /// Makes what is below durable, with the names that lead there.

@@ -62,7 +62,7 @@ impl BoundImageObject {
     /// `bind` (no deployment that needs it is staged without it) or `prefetch`; `bind` if any deployment says so.
     #[zbus(property)]
     fn mode(&self) -> String {
-        self.get(convert::mode).to_owned()
+        self.get(|bound| bound.mode.name()).to_owned()
     }
 
     /// `present`, `missing` (it is not in the store, or not all of it) or `damaged` (it is, and the last `Verify` found that it

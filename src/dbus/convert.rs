@@ -1,6 +1,5 @@
 //! Between `a{sv}` and our types. The only reader of option dictionaries.
 
-use crate::model::bound::Mode;
 use crate::model::deviation::{self, Asked};
 use crate::model::difference::Between;
 use crate::model::edit::{self, Edit, What};
@@ -590,14 +589,6 @@ pub fn verification(deployment: &Deployment) -> Out {
         ("scope".to_owned(), Value::from(v.scope.clone())),
         ("requirements".to_owned(), Value::from(v.requirements.iter().map(one).collect::<Vec<_>>())),
     ])
-}
-
-/// `BoundImage.Mode`.
-pub fn mode(bound: &Bound) -> &'static str {
-    match bound.mode {
-        Mode::Bind => "bind",
-        Mode::Prefetch => "prefetch",
-    }
 }
 
 /// `BoundImage.Verification`.

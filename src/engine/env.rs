@@ -210,14 +210,13 @@ impl Env {
     ///
     /// Waits for the sysroot's lock, where it can be cancelled. Returns what is wrong and keeps nobody from updating.
     pub async fn recover(&self, cx: &Cx, history: &History) -> Result<Vec<String>> {
-        sysroot::open(&self.layout.sysroot)?;
+        let before = snapshot::read(&sysroot::open(&self.layout.sysroot)?)?;
         // libostree makes /sysroot writable for this process when the lock is first taken.
         let locked = Locked::acquire(cx, &self.layout).await?;
         cx.commit()?;
         let journal = self.journal()?;
         // First of all, and whatever else goes wrong: what was made when the deployment was staged is whole.
-        let staged_with = snapshot::read(&sysroot::open(&self.layout.sysroot)?)?;
-        if let Some(error) = staged_with.runs().and_then(|runs| self.present_bound(runs).err()) {
+        if let Some(error) = before.runs().and_then(|runs| self.present_bound(runs).err()) {
             tracing::error!(error = error.chain(), "showing the bound images");
         }
         let (now, booted_anew) = settle::leftovers(cx, self, &locked, &journal).await?;

@@ -17,6 +17,16 @@ pub enum Mode {
     Prefetch,
 }
 
+impl Mode {
+    /// As it is written in a declaration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Bind => "bind",
+            Mode::Prefetch => "prefetch",
+        }
+    }
+}
+
 /// When a reference with a tag is resolved to a digest again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

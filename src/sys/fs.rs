@@ -37,6 +37,19 @@ pub fn remove_durably(dir: &Dir, path: impl AsRef<Path>) -> Result<()> {
     Ok(())
 }
 
+/// Removes a file, a link or a directory with all that is in it. Nothing there is fine.
+pub fn remove_whole(path: &Path) -> std::io::Result<()> {
+    let gone = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match gone {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a whole file; `None` if there is none.
 pub fn read_optional(dir: &Dir, path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
     let path = path.as_ref();

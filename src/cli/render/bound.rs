@@ -1,7 +1,6 @@
 //! Bound images, for people.
 
 use super::value;
-use crate::model::bound::Mode;
 use crate::model::bytes;
 use crate::model::status::{Bound, Status};
 use crate::model::time::utc;
@@ -39,15 +38,11 @@ pub fn table(status: &Status, images: &[&Bound]) -> String {
 }
 
 fn row(status: &Status, image: &Bound) -> [String; 6] {
-    let mode = match image.mode {
-        Mode::Bind => "bind",
-        Mode::Prefetch => "prefetch",
-    };
     let size = if image.size == 0 { "-".to_owned() } else { bytes::human(image.size) };
     let digest = image.digest.hex()[..12].to_owned();
     let roles: Vec<String> = image.deployments.iter().map(|id| role(status, id)).collect();
     let reference = value(&image.reference.name).into_owned();
-    [reference, digest, mode.into(), image.state.name().into(), size, roles.join(",")]
+    [reference, digest, image.mode.name().into(), image.state.name().into(), size, roles.join(",")]
 }
 
 /// What a deployment is, or which one.
@@ -68,6 +63,7 @@ fn role(status: &Status, id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::bound::Mode;
     use crate::model::image::Digest;
     use crate::model::status::BoundState;
     use crate::model::verified::Damage;

@@ -29,6 +29,7 @@ use super::wire::Failed;
 use crate::engine::cx::Cx;
 use crate::model::image::{Digest, ImageRef, Transport};
 use crate::model::{Context, Error, ErrorKind, Result};
+use crate::sys::fs;
 use crate::sys::registries::{self, Endpoint, Sources};
 use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
@@ -285,10 +286,5 @@ async fn open(resolved: &Resolved, opts: &FetchOptions) -> Result<Source> {
 
 /// Removes what transfers that broke off have left in a spool.
 pub fn forget_spool(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).doing_with(|| format!("emptying the spool {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    fs::remove_whole(path).doing_with(|| format!("emptying the spool {}", path.display()))
 }
