@@ -1,5 +1,6 @@
 //! The command line in three layers: [`args`] to a request, [`crate::client`] to the daemon, [`render`] to people.
 
+mod alone;
 pub mod args;
 pub mod cmd;
 pub mod exit;

@@ -1,26 +1,18 @@
 //! `osctl derive`.
 
+use crate::cli::alone::Alone;
 use crate::cli::args::Following;
 use crate::cli::render::Terminal;
-use crate::cli::render::progress::Progress;
 use crate::cli::{exit, render};
 use crate::client::Result;
-use crate::engine::cx::{Cx, Sink};
+use crate::engine::cx::Cx;
 use crate::engine::failpoint::Failpoints;
 use crate::engine::{build, in_place};
 use crate::model::build::{Applied, Build, Built, InPlace};
 use crate::model::image::ImageRef;
-use crate::model::job::{Event, Failure, Initiator, Job, JobResult};
-use crate::model::{Context, Error, ErrorKind};
-use crate::sys::fd;
+use crate::model::job::JobResult;
+use crate::model::{Context, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-
-/// Bytes of a transfer are shown no more often.
-const OFTEN: Duration = Duration::from_millis(200);
 
 /// Arguments of `derive`.
 #[derive(Debug, clap::Args)]
@@ -144,7 +136,7 @@ fn image(text: &str) -> crate::model::Result<ImageRef> {
     text.parse()
 }
 
-fn absolute(path: &Path) -> crate::model::Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> crate::model::Result<PathBuf> {
     std::path::absolute(path).kind(ErrorKind::InvalidArgument, format!("{} is no path", path.display()))
 }
 
@@ -157,40 +149,15 @@ pub fn run(
     failpoints: Failpoints,
 ) -> Result<u8> {
     let asked = args.asked()?;
-    let file = args.following.progress_fd.map(fd::inherited).transpose()?.map(Arc::new);
-    let progress = Progress::new(terminal, args.following.quiet, file);
-    let shown = Arc::new(Mutex::new(Shown::new(progress)));
-    let sink: Sink = {
-        let shown = shown.clone();
-        Arc::new(move |event| shown.lock().expect("no holder of this lock panics").tell(&event))
+    let root = config_root.to_owned();
+    let work = async |cx: &Cx| {
+        Ok(match asked {
+            Asked::Image(build) => Done::Image(build::run(cx, build, root, environment).await?),
+            Asked::InPlace(what) => Done::InPlace(in_place::run(cx, what, root, environment).await?),
+        })
     };
-    let cx = Cx::new(CancellationToken::new(), sink, Arc::new(failpoints));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.doing("starting the runtime")?;
-    let built = runtime.block_on(async {
-        let mut interrupts = signal(SignalKind::interrupt()).doing("listening for Ctrl-C")?;
-        let root = config_root.to_owned();
-        let built = async {
-            Ok(match asked {
-                Asked::Image(build) => Done::Image(build::run(&cx, build, root, environment).await?),
-                Asked::InPlace(what) => Done::InPlace(in_place::run(&cx, what, root, environment).await?),
-            })
-        };
-        tokio::pin!(built);
-        tokio::select! {
-            built = &mut built => return built,
-            _ = interrupts.recv() => drop(cx.cancel()),
-        }
-        tokio::select! {
-            built = &mut built => built,
-            _ = interrupts.recv() => {
-                Err(Error::new(ErrorKind::Cancelled, "left in the middle; nothing was built"))
-            }
-        }
-    });
-    runtime.shutdown_background();
-    shown.lock().expect("no holder of this lock panics").end(&built);
-    let built = built?;
+    let alone = Alone { kind: "derive", nothing: "nothing was built", following: &args.following, terminal };
+    let built = alone.run(failpoints, work, Done::result)?;
     if args.json {
         let text = serde_json::to_string(&built).kind(ErrorKind::Internal, "writing the result as JSON")?;
         render::print(&format!("{text}\n"))?;
@@ -198,39 +165,6 @@ pub fn run(
         render::print(&render::result(&built.result(), false))?;
     }
     Ok(if args.following.unchanged_exit_77 && !built.result().changed { exit::UNCHANGED } else { exit::OK })
-}
-
-/// The build as people and programs see it: a job like any other, that nobody else knows of.
-struct Shown {
-    job: Job,
-    progress: Progress,
-    last: Instant,
-}
-
-impl Shown {
-    fn new(progress: Progress) -> Shown {
-        let mut job = Job::new("build".into(), "derive", Initiator::default(), now());
-        job.apply(&Event::Started { at: now() });
-        Shown { job, progress, last: Instant::now() }
-    }
-
-    fn tell(&mut self, event: &Event) {
-        self.job.apply(event);
-        if matches!(event, Event::Step(_) | Event::Message(_)) || self.last.elapsed() > OFTEN {
-            self.progress.update(&self.job);
-            self.last = Instant::now();
-        }
-    }
-
-    fn end(&mut self, done: &crate::model::Result<Done>) {
-        let outcome = done.as_ref().map(Done::result).map_err(Failure::from);
-        self.job.apply(&Event::Finished { at: now(), outcome });
-        self.progress.finish(&self.job);
-    }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Bound images, for people.
 
-use super::value;
+use super::{table, value};
 use crate::model::bytes;
 use crate::model::status::{Bound, Status};
 use crate::model::time::utc;
@@ -12,18 +12,8 @@ pub fn table(status: &Status, images: &[&Bound]) -> String {
     }
     let mut rows = vec![["REFERENCE", "DIGEST", "MODE", "STATE", "SIZE", "DEPLOYMENTS"].map(str::to_owned)];
     rows.extend(images.iter().map(|image| row(status, image)));
-    let mut widths = [0; 6];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
     let mut text = String::new();
-    let mut lines = rows.iter().map(|row| {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    });
+    let mut lines = table::lines(&rows);
     text.extend(lines.next());
     for (line, image) in lines.zip(images) {
         text.push_str(&line);

@@ -8,6 +8,7 @@ pub mod progress;
 #[cfg(test)]
 pub(crate) mod schema;
 pub mod status;
+mod table;
 
 use crate::client::Failure;
 use crate::model::job::JobResult;
