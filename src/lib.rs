@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bound;
+pub mod bundle;
 pub mod cli;
 pub mod client;
 pub mod daemon;

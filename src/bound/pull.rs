@@ -254,7 +254,7 @@ impl Progress {
 }
 
 /// The configuration and the layers of a manifest.
-fn blobs(manifest: &[u8]) -> Result<Vec<(Digest, u64)>> {
+pub(super) fn blobs(manifest: &[u8]) -> Result<Vec<(Digest, u64)>> {
     #[derive(serde::Deserialize)]
     struct Descriptor {
         digest: Digest,

@@ -2,6 +2,7 @@
 
 use crate::engine::cx::Cx;
 use crate::model::bound::BoundSpec;
+use crate::model::bundle::Index;
 use crate::model::image::Digest;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::pull::{FetchOptions, Patience};
@@ -11,6 +12,7 @@ use crate::sys::{auth, process};
 use cap_std_ext::cap_std::fs::Dir;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::process::Command;
 
 /// What of the daemon's environment reaches skopeo: where programs are, how the network is reached, whom to trust.
@@ -34,6 +36,12 @@ pub struct Skopeo {
     config_root: Dir,
     tmp: PathBuf,
     env: Vec<(String, String)>,
+    /// Credentials for every image, whatever it names itself.
+    logins: Option<PathBuf>,
+    /// Where signatures lie; `None` for what the system says.
+    lookaside: Option<PathBuf>,
+    /// What can be had, where images come from a bundle and not from the network.
+    offered: Option<Arc<Index>>,
 }
 
 impl Skopeo {
@@ -45,7 +53,37 @@ impl Skopeo {
             config_root: config_root.try_clone().doing("duplicating a directory handle")?,
             tmp: tmp.to_owned(),
             env: env.filter(|(name, _)| ENVIRONMENT.contains(&name.as_str())).collect(),
+            logins: None,
+            lookaside: auth::lookaside(config_root),
+            offered: None,
         })
+    }
+
+    /// Uses these credentials for every image, whatever it names itself.
+    #[must_use]
+    pub fn with_logins(self, logins: Option<PathBuf>) -> Skopeo {
+        Skopeo { logins, ..self }
+    }
+
+    /// Looks for signatures where this containers-registries.d(5) says.
+    #[must_use]
+    pub fn with_lookaside(self, lookaside: Option<PathBuf>) -> Skopeo {
+        Skopeo { lookaside, ..self }
+    }
+
+    /// Asks for nothing that a bundle does not offer. It is served on this machine: what images say about the TLS of their
+    /// registries is about others.
+    #[must_use]
+    pub fn with_offered(self, offered: Option<Arc<Index>>) -> Skopeo {
+        Skopeo { offered, ..self }
+    }
+
+    fn auth_file(&self, spec: &BoundSpec) -> Option<PathBuf> {
+        self.logins.clone().or_else(|| auth::find_auth(&self.config_root, spec.auth_file.as_deref()))
+    }
+
+    fn tls_verify(&self, spec: &BoundSpec) -> Option<bool> {
+        spec.tls_verify.filter(|_| self.offered.is_none())
     }
 
     fn registries(&self) -> Option<&str> {
@@ -70,8 +108,8 @@ impl Skopeo {
         // Of the variable only newer versions make use for blobs.
         command.arg("--tmpdir").arg(scratch.path());
         let policy = auth::policy(&self.config_root);
-        let lookaside = auth::lookaside(&self.config_root);
-        command.args(options(policy.as_deref(), self.registries().map(Path::new), lookaside.as_deref()));
+        let (registries, lookaside) = (self.registries().map(Path::new), self.lookaside.as_deref());
+        command.args(options(policy.as_deref(), registries, lookaside));
         if matches!(trust, Trust::Verified) {
             command.arg("--insecure-policy");
         }
@@ -83,10 +121,10 @@ impl Skopeo {
     /// The options for talking to the registry of this image.
     pub(super) fn registry_options(&self, spec: &BoundSpec) -> Result<Vec<String>> {
         let mut options = Vec::new();
-        if let Some(verify) = spec.tls_verify {
+        if let Some(verify) = self.tls_verify(spec) {
             options.push(format!("--tls-verify={verify}"));
         }
-        let file = match auth::find_auth(&self.config_root, spec.auth_file.as_deref()) {
+        let file = match self.auth_file(spec) {
             Some(file) => file,
             // Without one skopeo looks for files of its own, such as root's; told to use no login it does so, too, as soon
             // as the image is in another place than its name says.
@@ -120,9 +158,9 @@ impl Skopeo {
     /// How the pull engine reaches the image, beside what counts for all images.
     pub(super) fn fetch_options(&self, spec: &BoundSpec, all: &FetchOptions) -> FetchOptions {
         FetchOptions {
-            auth_file: auth::find_auth(&self.config_root, spec.auth_file.as_deref()),
-            insecure: spec.tls_verify == Some(false),
-            secure: spec.tls_verify == Some(true),
+            auth_file: self.auth_file(spec),
+            insecure: self.tls_verify(spec) == Some(false),
+            secure: self.tls_verify(spec) == Some(true),
             cert_dir: spec.cert_dir.clone(),
             ..all.clone()
         }
@@ -130,6 +168,9 @@ impl Skopeo {
 
     /// The manifest of an image in a registry, byte for byte; asked for again as long as the trouble may pass.
     pub(super) async fn manifest(&self, cx: &Cx, spec: &BoundSpec, patience: Patience) -> Result<Vec<u8>> {
+        if let Some(index) = &self.offered {
+            index.require(&spec.reference)?;
+        }
         patience.again(|| self.ask_manifest(cx, spec)).await
     }
 

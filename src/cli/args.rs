@@ -44,6 +44,13 @@ pub struct Place {
 }
 
 impl Place {
+    /// The place, where a verb says by itself that it is about a sysroot which no daemon has.
+    #[must_use]
+    pub fn for_sysroot(mut self) -> Place {
+        self.direct |= self.sysroot.is_some() && self.bus.is_none() && !self.session;
+        self
+    }
+
     /// The one place that the flags name. clap cannot check flags that may stand before and behind the verb.
     pub fn target(&self, environment: Vec<(String, String)>) -> Result<Target, &'static str> {
         let roots = self.sysroot.is_some() || self.config_root.is_some() || self.state_dir.is_some();
@@ -117,6 +124,8 @@ pub enum Verb {
     Lock(cmd::lock::Args),
     /// Build an image from a base and drop-ins, on any machine.
     Derive(cmd::derive::Args),
+    /// Make and look at bundles: updates for hosts without a network.
+    Bundle(cmd::bundle::Args),
     /// Check drop-ins and bound-image files, offline and without root.
     Lint(cmd::lint::Args),
     /// Explain the configuration.
@@ -127,6 +136,11 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Whether it is of use for a sysroot that is being installed, where there is no daemon yet.
+    pub fn fills_a_sysroot(&self) -> bool {
+        matches!(self, Verb::Bound(cmd::bound::Args { what: Some(cmd::bound::What::Pull { .. }), .. }))
+    }
+
     /// How the job is followed, if the verb has one.
     pub fn following(&self) -> Option<&Following> {
         match self {
@@ -148,6 +162,7 @@ impl Verb {
             | Verb::Diff(_)
             | Verb::Lock(_)
             | Verb::Derive(_)
+            | Verb::Bundle(_)
             | Verb::Lint(_)
             | Verb::Config(_)
             | Verb::InternalDocs(_) => None,
@@ -221,6 +236,10 @@ mod tests {
         let both = ["osctl", "--direct", "status", "--sysroot", "/x"];
         assert!(matches!(target(&both), Ok(Target::Direct(r, _)) if r.sysroot.as_os_str() == "/x"));
         assert!(target(&["osctl", "status", "--sysroot", "/x"]).is_err());
+        let pull = Osctl::parse_from(["osctl", "bound", "pull", "--sysroot", "/x"]);
+        assert!(pull.verb.fills_a_sysroot());
+        let target_of_pull = pull.place.for_sysroot().target(Vec::new());
+        assert!(matches!(target_of_pull, Ok(Target::Direct(r, _)) if r.sysroot.as_os_str() == "/x"));
         assert!(target(&["osctl", "--session", "status", "--bus", "x"]).is_err());
     }
 }

@@ -52,6 +52,10 @@ pub fn main(
         if let Verb::Derive(args) = &verb {
             return cmd::derive::run(args, &terminal, &config_root, environment, failpoints?);
         }
+        if let Verb::Bundle(args) = &verb {
+            return cmd::bundle::run(args, &terminal, &config_root, environment, failpoints?);
+        }
+        let place = if verb.fills_a_sysroot() { place.for_sysroot() } else { place };
         let target = match place.target(environment) {
             Ok(target) => target,
             Err(text) => args::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit(),
@@ -78,6 +82,7 @@ fn offline(verb: &Verb, config_root: &Path) -> Result<Option<u8>> {
 fn run(verb: Verb, target: &Target, terminal: &Terminal, argv: &[OsString]) -> Result<u8> {
     // What makes no sense is refused before anybody is asked for anything.
     match &verb {
+        Verb::Upgrade(args) => drop(args.request()?),
         Verb::Rebase(args) => drop(args.request()?),
         Verb::Plan(args) => drop(args.request()?),
         Verb::Install(args) => drop(args.request()?),
@@ -139,7 +144,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<u8> {
         Verb::Diff(args) => cmd::diff::run(&args, session).await,
         Verb::Why(args) => cmd::why::run(&args, session).await,
         Verb::Lock(args) => cmd::lock::run(&args, session).await,
-        Verb::Derive(_) | Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => {
+        Verb::Derive(_) | Verb::Bundle(_) | Verb::Lint(_) | Verb::Config(_) | Verb::InternalDocs(_) => {
             Err(Failure::Refused(Error::new(ErrorKind::Internal, "this verb needs no daemon")))
         }
     }

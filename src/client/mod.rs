@@ -13,6 +13,7 @@ use crate::model::request::{BoundName, Request};
 use crate::model::status::Status;
 use crate::model::{Context, Error, ErrorKind};
 use futures_util::StreamExt;
+use std::os::fd::AsFd;
 use std::time::Duration;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
@@ -146,6 +147,10 @@ impl Client {
             }
             Request::Upgrade(_) => manager.upgrade(&options).await,
             Request::Rebase { image, .. } => manager.rebase(&image.to_string(), &options).await,
+            Request::ImportBundle { bundle, image, .. } => {
+                options.extend(image.iter().map(|i| ("image".to_owned(), Value::from(i.to_string()))));
+                manager.import_bundle(bundle.as_fd().into(), &options).await
+            }
             Request::Reconcile(_) => manager.reconcile(&options).await,
             Request::EditDerivation { edit, .. } => {
                 options.extend(convert::encode_edit(edit));

@@ -1,7 +1,7 @@
 //! The interfaces as a client calls them. Properties are read as a whole, so they are not declared here.
 
 use std::collections::HashMap;
-use zbus::zvariant::{ObjectPath, OwnedObjectPath, OwnedValue, Value};
+use zbus::zvariant::{Fd, ObjectPath, OwnedObjectPath, OwnedValue, Value};
 
 type Options = HashMap<String, Value<'static>>;
 
@@ -25,6 +25,9 @@ pub trait Manager {
     /// Moves to another image.
     #[zbus(allow_interactive_auth)]
     fn rebase(&self, image: &str, options: &Options) -> zbus::Result<OwnedObjectPath>;
+    /// Upgrades or moves with images from a bundle.
+    #[zbus(allow_interactive_auth)]
+    fn import_bundle(&self, bundle: Fd<'_>, options: &Options) -> zbus::Result<OwnedObjectPath>;
     /// Applies the drop-ins.
     #[zbus(allow_interactive_auth)]
     fn reconcile(&self, options: &Options) -> zbus::Result<OwnedObjectPath>;

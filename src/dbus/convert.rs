@@ -57,6 +57,8 @@ const UPGRADE: &[&str] = &[
 ];
 /// What rebase understands beyond upgrade.
 const REBASE: &[&str] = &["kargs", "stateroot"];
+/// What importing a bundle understands beyond rebase.
+const IMPORT: &[&str] = &["image"];
 /// What reconcile understands.
 const RECONCILE: &[&str] = &[
     "queue",
@@ -100,6 +102,7 @@ pub enum Verb {
     Check,
     Upgrade,
     Rebase,
+    ImportBundle,
     Reconcile,
     Edit,
     Adopt,
@@ -118,6 +121,7 @@ impl Verb {
                 Verb::Check => CHECK.contains(&key),
                 Verb::Upgrade => UPGRADE.contains(&key),
                 Verb::Rebase => UPGRADE.contains(&key) || REBASE.contains(&key),
+                Verb::ImportBundle => Verb::Rebase.knows(key) || IMPORT.contains(&key),
                 Verb::Reconcile => RECONCILE.contains(&key),
                 Verb::Edit => EDIT.contains(&key),
                 Verb::Adopt => ADOPT.contains(&key),
@@ -142,6 +146,8 @@ pub struct Decoded {
     pub reject: Option<bool>,
     /// Release: the tool that gets the host.
     pub to: Option<Tool>,
+    /// ImportBundle: the image to move to.
+    pub image: Option<ImageRef>,
     /// ListJobs: only those that have not ended, or only those that have.
     pub active: Option<bool>,
 }
@@ -182,6 +188,7 @@ pub fn decode(verb: Verb, dict: &Dict) -> Result<Decoded> {
             "max-bytes" => o.max_bytes = Some(number(key, value)?),
             "lossy" => o.lossy = boolean(key, value)?,
             "to" => out.to = Some(string(key, value)?.parse().map_err(|e: Error| e.detail("key", key))?),
+            "image" => out.image = Some(image(&string(key, value)?).map_err(|e| e.detail("key", key))?),
             "drop-var" => o.drop_var = boolean(key, value)?,
             "frozen" => o.frozen = boolean(key, value)?,
             "update-lock" => o.update_lock = boolean(key, value)?,
@@ -425,6 +432,9 @@ pub fn details(request: &Request) -> HashMap<&'static str, String> {
     if let Request::Rebase { image, .. } | Request::Plan { goal: Goal::Rebase(image), .. } = request {
         out.insert("image", image.to_string());
         out.insert("transport", image.transport.prefix().to_owned());
+    }
+    if let Request::ImportBundle { image: Some(image), .. } = request {
+        out.insert("image", image.to_string());
     }
     if let Request::Release { to: Some(tool), .. } = request {
         out.insert("to", tool.name().to_owned());

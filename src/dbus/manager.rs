@@ -5,14 +5,14 @@ use super::error::Result;
 use super::path;
 use super::service::Shared;
 use crate::model::job::State;
-use crate::model::request::Request;
+use crate::model::request::{Handed, Request};
 use crate::model::status::Status;
 use crate::model::{Context, Error, ErrorKind};
 use std::collections::HashMap;
 use std::sync::Arc;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::zvariant::{ObjectPath, OwnedObjectPath, Value};
+use zbus::zvariant::{ObjectPath, OwnedFd, OwnedObjectPath, Value};
 
 /// What this version can do, for clients that meet several.
 const FEATURES: &[&str] = &[
@@ -26,6 +26,7 @@ const FEATURES: &[&str] = &[
     "release",
     "diff",
     "verify-bound",
+    "import-bundle",
 ];
 
 /// The root object's interface.
@@ -104,6 +105,24 @@ impl Manager {
     ) -> Result<OwnedObjectPath> {
         let d = decode(Verb::Rebase, &options)?;
         let request = Request::Rebase { image: convert::image(&image)?, options: d.options };
+        self.submit(connection, &call, request, d.client_id).await
+    }
+
+    /// Upgrades, or moves to another image reference, with images from a bundle and none from the network: an OCI layout, as an
+    /// open directory or an open tar file that is not compressed. Every image keeps its name: policy and signatures are those of
+    /// its registry. Options: `image s`, the reference to move to, which must be in the bundle (default: the tracked one), and
+    /// those of `Rebase`.
+    #[zbus(out_args("job"))]
+    async fn import_bundle(
+        &self,
+        bundle: OwnedFd,
+        options: Dict,
+        #[zbus(connection)] connection: &zbus::Connection,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let d = decode(Verb::ImportBundle, &options)?;
+        let bundle = Handed::new(bundle.into());
+        let request = Request::ImportBundle { bundle, image: d.image, options: d.options };
         self.submit(connection, &call, request, d.client_id).await
     }
 

@@ -59,6 +59,16 @@ pub const ACTIONS: &[(&str, &str, &[&str])] = &[
             "org.osctl1.lower-verification",
         ],
     ),
+    (
+        "org.osctl1.Manager",
+        "ImportBundle",
+        &[
+            "org.osctl1.rebase",
+            "org.osctl1.upgrade-to-version",
+            "org.osctl1.manage",
+            "org.osctl1.lower-verification",
+        ],
+    ),
     ("org.osctl1.Manager", "Reconcile", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "EditDerivation", &["org.osctl1.derive", "org.osctl1.manage"]),
     ("org.osctl1.Manager", "Adopt", &["org.osctl1.derive", "org.osctl1.check", "org.osctl1.manage"]),

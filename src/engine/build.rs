@@ -187,7 +187,7 @@ pub(super) fn given(handed: &Handed, allow_secrets: bool) -> Result<Given> {
 }
 
 /// The options for what is ours already.
-fn accept_all(env: &Env, machine: &FetchOptions) -> Result<FetchOptions> {
+pub(super) fn accept_all(env: &Env, machine: &FetchOptions) -> Result<FetchOptions> {
     let path = env.layout.state.join("policy.json");
     std::fs::create_dir_all(&env.layout.state)
         .and_then(|()| std::fs::write(&path, skopeo::ACCEPT))

@@ -5,6 +5,7 @@ use super::journal::{History, Intent, Journal};
 use super::settle;
 use crate::bound;
 use crate::derive::read;
+use crate::model::bundle::Index;
 use crate::model::config::Config;
 use crate::model::difference::Between;
 use crate::model::job::Job;
@@ -18,7 +19,7 @@ use crate::sys::auth;
 use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 /// Units of other updaters that would write deployments behind our back.
@@ -40,6 +41,17 @@ pub struct Handed {
     pub auth_file: Option<PathBuf>,
 }
 
+/// A bundle that is served to this process and its children.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// What can be had.
+    pub offered: Arc<Index>,
+    /// The containers-registries.conf(5) that says where it is.
+    pub registries: PathBuf,
+    /// The containers-registries.d(5) that says where its signatures are.
+    pub lookaside: PathBuf,
+}
+
 /// Where a host's administrator may hand in a lock.
 const LOCK: &str = "/etc/osctl/derive.lock";
 
@@ -50,19 +62,44 @@ pub struct Env {
     pub layout: Layout,
     environment: Vec<(String, String)>,
     handed: Option<Handed>,
+    /// Where images come from, if not from the network.
+    bundle: Option<Bundle>,
     seen: Mutex<Option<(SystemTime, usize)>>,
 }
 
 impl Env {
     /// Opens nothing yet.
     pub fn new(layout: Layout, environment: Vec<(String, String)>) -> Env {
-        Env { layout, environment, handed: None, seen: Mutex::new(None) }
+        Env { layout, environment, handed: None, bundle: None, seen: Mutex::new(None) }
     }
 
     /// The same, with what a build was handed.
     #[must_use]
     pub fn handed(self, handed: Handed) -> Env {
         Env { handed: Some(handed), ..self }
+    }
+
+    /// The same host, whose images come from a bundle.
+    #[must_use]
+    pub fn with_bundle(&self, bundle: Bundle) -> Env {
+        let mut environment = self.environment.clone();
+        environment.retain(|(name, _)| name != auth::REGISTRIES_CONF);
+        environment.push((auth::REGISTRIES_CONF.to_owned(), bundle.registries.display().to_string()));
+        let handed = self.handed.clone();
+        Env { handed, bundle: Some(bundle), ..Env::new(self.layout.clone(), environment) }
+    }
+
+    /// What can be had, where images come from a bundle.
+    pub fn offered(&self) -> Option<&Arc<Index>> {
+        self.bundle.as_ref().map(|bundle| &bundle.offered)
+    }
+
+    /// Where signatures lie; `None` for what the system says.
+    pub fn lookaside(&self) -> Result<Option<PathBuf>> {
+        Ok(match &self.bundle {
+            Some(bundle) => Some(bundle.lookaside.clone()),
+            None => auth::lookaside(&self.config_root()?),
+        })
     }
 
     /// The drop-ins beside those of the target tree.
@@ -109,11 +146,10 @@ impl Env {
 
     /// How skopeo is called for bound images.
     pub fn skopeo(&self) -> Result<bound::Skopeo> {
-        bound::Skopeo::new(
-            &self.config_root()?,
-            &self.layout.state.join("tmp"),
-            self.environment.iter().cloned(),
-        )
+        let (root, tmp) = (self.config_root()?, self.layout.state.join("tmp"));
+        let skopeo = bound::Skopeo::new(&root, &tmp, self.environment.iter().cloned())?;
+        let logins = self.handed.as_ref().map(|_| self.auth_file()).transpose()?.flatten();
+        Ok(skopeo.with_logins(logins).with_lookaside(self.lookaside()?).with_offered(self.offered().cloned()))
     }
 
     /// The store of bound images.

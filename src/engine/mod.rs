@@ -2,6 +2,7 @@
 
 pub mod actor;
 pub mod build;
+pub mod bundle;
 mod config;
 pub mod cx;
 mod env;

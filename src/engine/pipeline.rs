@@ -8,7 +8,9 @@ use super::stages::{Ready, Target};
 use super::steps::adopt::{self, Adoption};
 use super::steps::bind::{self, Wanted};
 use super::steps::release::{self, Release};
-use super::steps::{cleanup, derive, edit, permit, plan, prefetch, pull, resolve, rollback, stage, verify};
+use super::steps::{
+    cleanup, derive, edit, import, permit, plan, prefetch, pull, resolve, rollback, stage, verify,
+};
 use super::unavailable;
 use crate::derive::read::Upcoming;
 use crate::model::handover::Tool;
@@ -73,11 +75,17 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         Request::Check(options) => return plan::describe(cx, env, &Goal::Upgrade, options).await,
         Request::Plan { goal, options } => return plan::describe(cx, env, goal, options).await,
         Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => {}
+        Request::ImportBundle { .. } => {}
         Request::EditDerivation { .. } | Request::Adopt(_) | Request::Release { .. } => {}
         Request::Rollback { .. } | Request::Pin { .. } => {}
         Request::Verify { .. } | Request::PullBound { .. } => {}
     }
     let store = Locked::acquire(cx, &env.layout).await?;
+    let imported = match &request {
+        Request::ImportBundle { bundle, .. } => Some(import::open(cx, env, bundle).await?),
+        _ => None,
+    };
+    let env = imported.as_ref().map_or(env, |imported| &imported.env);
     // An earlier process may have died, or another program discarded what was staged, since we looked last.
     let journal = env.journal()?;
     let (before, _) = settle::leftovers(cx, env, &store, &journal).await?;
@@ -93,6 +101,7 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         }
         Request::Upgrade(_) => update(&job, Goal::Upgrade).await,
         Request::Rebase { image, .. } => update(&job, Goal::Rebase(image)).await,
+        Request::ImportBundle { image, .. } => update(&job, import::goal(&job, image)?).await,
         Request::Reconcile(options) if options.retry => match unavailable::due(&job)? {
             Some(goal) => update(&job, goal).await,
             None if prefetch::due(&job)? => prefetch::fill(&job).await,

@@ -34,6 +34,7 @@ macro_rules! steps {
 }
 
 steps! {
+    ResolveBundle = Resolve "resolve.bundle",
     ResolveImage = Resolve "resolve.image",
     PlanCheck = Plan "plan.check",
     PullImage = Pull "pull.image",

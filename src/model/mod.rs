@@ -2,6 +2,7 @@
 
 pub mod bound;
 pub mod build;
+pub mod bundle;
 pub mod bytes;
 pub mod config;
 pub mod contents;
@@ -17,6 +18,7 @@ pub mod kargs;
 pub mod layers;
 pub mod lint;
 pub mod lock;
+pub mod lookaside;
 pub mod manifest;
 pub mod mutation;
 pub mod packages;

@@ -5,6 +5,8 @@ use super::handover::Tool;
 use super::image::{Digest, ImageRef, Transport};
 use super::{Error, ErrorKind, Result};
 use std::num::NonZeroU64;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// Options that several requests share.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -98,9 +100,38 @@ pub struct BoundName {
     pub digest: Digest,
 }
 
+/// An open directory or file that a client handed over. Each is another one, whatever it is of.
+#[derive(Debug, Clone)]
+pub struct Handed(Arc<OwnedFd>);
+
+impl Handed {
+    /// What was handed over.
+    pub fn new(file: OwnedFd) -> Handed {
+        Handed(Arc::new(file))
+    }
+
+    /// The open file, again.
+    pub fn try_clone(&self) -> std::io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+}
+
+impl AsFd for Handed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl PartialEq for Handed {
+    fn eq(&self, other: &Handed) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Handed {}
+
 /// One request to the engine.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "verb")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// Look for a newer image, download nothing.
     Check(Options),
@@ -117,6 +148,15 @@ pub enum Request {
     Rebase {
         /// The new reference.
         image: ImageRef,
+        /// The rest.
+        options: Options,
+    },
+    /// Upgrade, or move to another image reference, with images from a bundle and none from the network.
+    ImportBundle {
+        /// The bundle.
+        bundle: Handed,
+        /// The new reference; `None` for the tracked one.
+        image: Option<ImageRef>,
         /// The rest.
         options: Options,
     },
@@ -174,6 +214,7 @@ impl Request {
             Request::Plan { .. } => "plan",
             Request::Upgrade(_) => "upgrade",
             Request::Rebase { .. } => "rebase",
+            Request::ImportBundle { .. } => "import-bundle",
             Request::Reconcile(_) => "reconcile",
             Request::EditDerivation { .. } => "edit",
             Request::Adopt(_) => "adopt",
@@ -191,6 +232,7 @@ impl Request {
             Request::Check(o) | Request::Upgrade(o) | Request::Reconcile(o) | Request::Adopt(o) => Some(o),
             Request::Plan { options, .. }
             | Request::Rebase { options, .. }
+            | Request::ImportBundle { options, .. }
             | Request::EditDerivation { options, .. }
             | Request::Release { options, .. }
             | Request::Verify { options, .. }
@@ -210,7 +252,8 @@ impl Request {
             Request::Plan { .. } => return vec!["org.osctl1.check"],
             Request::Upgrade(o) if o.download_only => "org.osctl1.download",
             Request::Upgrade(_) => "org.osctl1.upgrade",
-            Request::Rebase { .. } => "org.osctl1.rebase",
+            // Whoever brings the images chooses what boots, under whatever name.
+            Request::Rebase { .. } | Request::ImportBundle { .. } => "org.osctl1.rebase",
             Request::Reconcile(o) | Request::Adopt(o) if o.dry_run => "org.osctl1.check",
             Request::Release { options, .. } if options.dry_run => "org.osctl1.check",
             // A dry run as well: whoever names a package makes root solve and install it, if only aside.
@@ -237,7 +280,8 @@ impl Request {
     pub fn mutates(&self) -> bool {
         match self {
             Request::Check(_) | Request::Plan { .. } => false,
-            Request::Upgrade(_) | Request::Rebase { .. } | Request::Reconcile(_) => true,
+            Request::Upgrade(_) | Request::Rebase { .. } | Request::ImportBundle { .. } => true,
+            Request::Reconcile(_) => true,
             Request::EditDerivation { .. } | Request::Adopt(_) | Request::Release { .. } => true,
             Request::Rollback { .. } | Request::Pin { .. } => true,
             // The store of bound images is written under the same lock.

@@ -20,6 +20,9 @@ use tokio::sync::oneshot;
 /// the repository.
 pub async fn resolve(cx: &Cx, image: &ImageRef, opts: &FetchOptions) -> Result<Resolved> {
     cx.checkpoint()?;
+    if let Some(index) = &opts.offered {
+        index.require(image)?;
+    }
     if matches!(opts.worker, Worker::InProcess) {
         return resolve_in_process(image, opts).await;
     }

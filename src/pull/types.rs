@@ -1,6 +1,7 @@
 //! The values that pulling takes and returns. All of them can cross to the worker process.
 
 use super::fetch::Patience;
+use crate::model::bundle::Index;
 use crate::model::image::{Digest, ImageRef};
 use ostree_ext::oci_spec::image::{ImageConfiguration, ImageManifest};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,9 @@ pub struct FetchOptions {
     pub repo: Option<PathBuf>,
     /// The root whose `etc/containers` says how registries are reached; `None` is `/`.
     pub config_root: Option<PathBuf>,
+    /// What can be had at all, where images come from a bundle and not from the network.
+    #[serde(skip)]
+    pub offered: Option<Arc<Index>>,
     /// When a failed transfer is tried again.
     #[serde(default)]
     pub patience: Patience,

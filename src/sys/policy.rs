@@ -126,8 +126,8 @@ fn requirement(value: &Value) -> Requirement {
     Requirement { kind: text(&value["type"]).unwrap_or_default(), keys, identities }
 }
 
-/// The name with what Docker Hub's short names leave out, as policies spell it.
-pub(super) fn full_name(repository: &str) -> String {
+/// The name of a repository with what Docker Hub's short names leave out, as policies spell it.
+pub fn full_name(repository: &str) -> String {
     match repository.split_once('/') {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => {
             match repository.split_once('/') {

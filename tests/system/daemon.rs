@@ -144,6 +144,36 @@ fn two_upgrades_at_once_are_one_job_and_fetch_once() {
 }
 
 #[test]
+fn a_bundle_goes_to_the_daemon_as_an_open_file_and_a_client_may_leave() {
+    let mut world = World::new();
+    let (host, bus) = (world.host(), Bus::start());
+    world.push_os("2");
+    // Where the daemon may not look.
+    let private = host.dir.path().join("private");
+    std::fs::create_dir(&private).unwrap();
+    let bundle = private.join("bundle.tar");
+    let mut create = Command::new(env!("CARGO_BIN_EXE_osctl"));
+    create.args(["bundle", "create", &world.os(), "-o"]).arg(format!("oci-archive:{}", bundle.display()));
+    let out = host.environment(&mut create).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    world.registry.stop();
+    let _daemon = Daemon::start(&bus, &host, "resolve.bundle=hang");
+    let mut upgrade = client_command(&bus, &["upgrade", "--from-bundle", bundle.to_str().unwrap()]);
+    let mut upgrade = upgrade.spawn().unwrap();
+    wait_for_step(&bus, "resolve.bundle");
+    end(&mut upgrade);
+    assert_eq!(newest_job(&bus)["state"], "running");
+    let out = client(&bus, &["cancel"]);
+    assert!(out.status.success(), "{}", text(&out));
+    drop(_daemon);
+    let _daemon = Daemon::start(&bus, &host, "");
+    let out = client(&bus, &["upgrade", "--from-bundle", bundle.to_str().unwrap()]);
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(newest_job(&bus)["kind"], "import-bundle");
+    assert_eq!(std::fs::read_to_string(host.deployed().join("usr/lib/version")).unwrap(), "2");
+}
+
+#[test]
 fn a_job_outlives_the_client_that_started_it() {
     let world = World::new();
     let (host, bus) = (world.host(), Bus::start());

@@ -9,8 +9,9 @@ fn names() -> Vec<String> {
     let out = Command::new(env!("CARGO_BIN_EXE_osctld")).arg("--list-failpoints").output().unwrap();
     assert!(out.status.success());
     let all = String::from_utf8(out.stdout).unwrap();
-    // Those of a build of an image: `build.rs`; of a verify: `verify.rs`. Packages: integration/packages-test.sh.
-    let others = ["pull.image", "export.", "verify.content", "verify.forget", "verify.repair"];
+    // Those of a build of an image: `build.rs`; of a verify: `verify.rs`; of a bundle: `bundle.rs`. Packages: integration/packages-test.sh.
+    let others =
+        ["resolve.bundle", "pull.image", "export.", "verify.content", "verify.forget", "verify.repair"];
     let of_others = |name: &&str| others.iter().any(|other| name.starts_with(other));
     all.lines().filter(|name| !of_others(name)).map(str::to_owned).collect()
 }

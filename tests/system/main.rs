@@ -6,6 +6,7 @@
 mod bad_input;
 mod bound;
 mod build;
+mod bundle;
 mod daemon;
 mod diff;
 mod download;

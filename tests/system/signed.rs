@@ -241,3 +241,53 @@ fn sigstore_signatures_are_asked_for_as_the_policy_says() {
     sign_as_cosign(&world, "2", &private);
     ok(&host, &["upgrade"]);
 }
+
+#[test]
+fn a_bundle_is_taken_under_the_policy_of_the_registry_whose_names_it_has() {
+    let world = World::new();
+    let host = world.empty_host();
+    let signer = Signer::new(&world, &host);
+    let dir = host.dir.path().join("bundle").display().to_string();
+    let config = host.dir.path().join("config");
+    let create = || {
+        let mut create = Command::new(env!("CARGO_BIN_EXE_osctl"));
+        create.args(["bundle", "create", &world.os(), "-o", &dir, "--config-root"]).arg(&config);
+        let out = host.environment(&mut create).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+    };
+    create();
+    let by_key = json!({"type": "signedBy", "keyType": "GPGKeys", "keyPath": signer.key()});
+    policy(&host, by_key, &world.registry.address);
+    let first =
+        ["rebase", &world.os(), "--from-bundle", &dir, "--stateroot", "test", "--karg", "root=LABEL=root"];
+    refused(&host, &world, &first, "no signature");
+    signer.sign(&world, "1");
+    refused(&host, &world, &first, "no signature");
+    create();
+    // Neither the registry nor what lies beside it can be reached.
+    world.registry.clear_log();
+    std::fs::rename(signer.signatures(), signer.dir.path().join("away")).unwrap();
+    ok(&host, &first);
+    assert_eq!(world.registry.requests(), []);
+    assert_eq!(host.status()["deployments"][0]["verification"]["level"], "signed");
+}
+
+#[test]
+fn the_signatures_that_a_registry_has_are_part_of_a_bundle() {
+    let world = World::new();
+    let host = world.empty_host();
+    let key = host.dir.path().join("private.pem");
+    let openssl = ["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"];
+    assert!(Command::new("openssl").args(openssl).arg(&key).status().unwrap().success());
+    sign_as_cosign(&world, "1", &key);
+    let dir = host.dir.path().join("bundle").display().to_string();
+    let mut create = Command::new(env!("CARGO_BIN_EXE_osctl"));
+    create.args(["bundle", "create", &world.os(), "-o", &dir, "--json"]);
+    let out = host.environment(&mut create).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let made: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let signed = digest(&world.images.path().join("os-1")).replace(':', "-");
+    let image = &made["images"][1];
+    assert_eq!(image["role"], "signature", "{made}");
+    assert!(image["reference"].as_str().unwrap().ends_with(&format!(":{signed}.sig")), "{image}");
+}

@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod bound;
+pub mod bundle;
 pub mod cancel;
 pub mod config;
 pub mod derive;

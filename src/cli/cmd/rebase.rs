@@ -42,7 +42,10 @@ impl Args {
         };
         let options =
             Options { kargs: self.kargs.clone(), stateroot: self.stateroot.clone(), ..self.limits.options() };
-        Ok(Request::Rebase { image, options })
+        Ok(match self.limits.bundle()? {
+            Some(bundle) => Request::ImportBundle { bundle, image: Some(image), options },
+            None => Request::Rebase { image, options },
+        })
     }
 }
 

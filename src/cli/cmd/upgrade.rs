@@ -5,14 +5,16 @@ use crate::cli::{Session, follow};
 use crate::client::Result;
 use crate::model::bytes;
 use crate::model::image::Digest;
-use crate::model::request::{Options, Request};
+use crate::model::request::{Handed, Options, Request};
+use crate::model::{Context, ErrorKind};
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 
 /// Arguments of `upgrade`.
 #[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Only look; download nothing.
-    #[arg(long, conflicts_with_all = ["download_only", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["download_only", "dry_run", "from_bundle"])]
     pub check: bool,
     /// What to allow and require.
     #[command(flatten)]
@@ -25,6 +27,9 @@ pub struct Args {
 /// Options that upgrade and rebase share.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Limits {
+    /// Take all images from this bundle and none from the network: a directory or a tar file made by osctl bundle create.
+    #[arg(long, value_name = "PATH")]
+    pub from_bundle: Option<PathBuf>,
     /// Get everything ready, but stage nothing.
     #[arg(long)]
     pub download_only: bool,
@@ -73,21 +78,34 @@ impl Limits {
             ..Options::default()
         })
     }
+
+    /// The bundle that was named, opened: the daemon may not see the path, or not be allowed to.
+    pub fn bundle(&self) -> crate::model::Result<Option<Handed>> {
+        let open = |path: &PathBuf| {
+            let file = std::fs::File::open(path);
+            file.kind(ErrorKind::InvalidArgument, format!("opening the bundle {}", path.display()))
+        };
+        Ok(self.from_bundle.as_ref().map(open).transpose()?.map(|file| Handed::new(file.into())))
+    }
 }
 
 impl Args {
     /// What is asked.
-    pub fn request(&self) -> Request {
+    pub fn request(&self) -> crate::model::Result<Request> {
         if self.check {
             // A check has nothing to require or allow.
-            Request::Check(Options { no_wait: self.limits.allowed.no_wait, ..Options::default() })
-        } else {
-            Request::Upgrade(self.limits.options())
+            let options = Options { no_wait: self.limits.allowed.no_wait, ..Options::default() };
+            return Ok(Request::Check(options));
         }
+        let options = self.limits.options();
+        Ok(match self.limits.bundle()? {
+            Some(bundle) => Request::ImportBundle { bundle, image: None, options },
+            None => Request::Upgrade(options),
+        })
     }
 }
 
 /// Runs the verb.
 pub async fn run(args: &Args, session: &Session) -> Result<u8> {
-    follow::run(session, &args.request(), &args.following).await
+    follow::run(session, &args.request()?, &args.following).await
 }

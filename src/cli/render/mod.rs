@@ -1,6 +1,7 @@
 //! Everything that people see. The only place that prints.
 
 pub mod bound;
+pub mod bundle;
 pub mod diff;
 pub mod handover;
 pub mod plan;

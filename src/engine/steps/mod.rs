@@ -7,6 +7,7 @@ pub(super) mod derive;
 pub(super) mod edit;
 pub(super) mod fetch;
 pub(super) mod images;
+pub(super) mod import;
 pub(super) mod lock;
 pub(super) mod packages;
 pub(super) mod permit;

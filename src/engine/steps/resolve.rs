@@ -61,7 +61,7 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
     Ok(FetchOptions {
         auth_file: env.auth_file()?,
         policy: auth::policy(&config_root),
-        lookaside: auth::lookaside(&config_root),
+        lookaside: env.lookaside()?,
         registries: env.variable(auth::REGISTRIES_CONF).map(Into::into),
         drop_var: options.drop_var,
         rate_limit: options.rate_limit.or(pull.rate_limit),
@@ -71,6 +71,7 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
         spool: Some(env.layout.spool()),
         repo: Some(env.layout.repo()),
         config_root: Some(env.layout.config_root.clone()),
+        offered: env.offered().cloned(),
         ..Default::default()
     })
 }
@@ -97,7 +98,7 @@ impl AsRaw for rustix::fd::BorrowedFd<'_> {
 }
 
 /// The reference that the host follows.
-fn tracked(before: &Snapshot) -> Result<ImageRef> {
+pub fn tracked(before: &Snapshot) -> Result<ImageRef> {
     let next = before.next().ok_or_else(no_deployment)?;
     next.deployment.image.clone().ok_or_else(|| {
         Error::new(

@@ -1,0 +1,200 @@
+//! Bundles: made from a registry, installed without one.
+
+use crate::host::{Host, World, text};
+use crate::image::{Image, layer_digests};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// `osctl bundle create`, as on a machine that is no host of ours.
+fn create(world: &World, host: &Host, target: &str, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_osctl"));
+    command.args(["bundle", "create", &world.os(), "-o", target]).args(more);
+    command.env("TMPDIR", host.dir.path()).process_group(0);
+    host.environment(&mut command);
+    command
+}
+
+fn ok(out: &Output) -> String {
+    assert!(out.status.success(), "{}", text(out));
+    text(out)
+}
+
+/// The root with the drop-ins of a host.
+fn config(host: &Host) -> String {
+    host.dir.path().join("config").display().to_string()
+}
+
+fn path(host: &Host, name: &str) -> String {
+    host.dir.path().join(name).display().to_string()
+}
+
+/// A world whose host binds an app and puts a layer on top, and for which there is version 2.
+fn world() -> (World, Host) {
+    let world = World::new();
+    let host = world.host();
+    declare(&world, &host);
+    let tools = world.images.path().join("tools");
+    Image::with_file("usr/lib/tools", b"tools").write(&tools);
+    world.registry.push_layout(&tools, "tools:1");
+    world.push_os("2");
+    (world, host)
+}
+
+fn declare(world: &World, host: &Host) {
+    world.declare(host);
+    let layer = format!("layers: [{{image: \"{}\"}}]\n", world.registry.name("tools:1"));
+    host.drop_in("40-tools.yaml", &layer);
+}
+
+fn is_complete(host: &Host) {
+    assert_eq!(std::fs::read_to_string(host.deployed().join("usr/lib/version")).unwrap(), "2");
+    assert_eq!(std::fs::read_to_string(host.deployed().join("usr/lib/tools")).unwrap(), "tools");
+    assert!(host.podman_images().iter().any(|image| image.ends_with("app:1")));
+    host.fsck();
+}
+
+#[test]
+fn a_host_without_a_network_gets_the_os_its_layers_and_its_bound_images_from_a_bundle() {
+    let (mut world, host) = world();
+    let (dir, tar) = (path(&host, "bundle"), path(&host, "bundle.tar"));
+    let said = ok(&create(&world, &host, &dir, &["-i", &config(&host)]).output().unwrap());
+    assert!(said.contains(&format!("Wrote {dir}")), "{said}");
+    ok(&create(&world, &host, &format!("oci-archive:{tar}"), &["-i", &config(&host)]).output().unwrap());
+    for bundle in [&dir, &tar] {
+        let list = ok(&host.command(&["bundle", "list", bundle]).output().unwrap());
+        for (name, role) in [("os:stable", "os"), ("app:1", "bound"), ("tools:1", "layer")] {
+            let line =
+                list.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{name}: {list}"));
+            assert!(line.trim_end().ends_with(role), "{line}");
+        }
+    }
+    world.registry.stop();
+    let image = host.status()["deployments"][0]["image"].clone();
+
+    let before = host.deployments();
+    ok(&host.osctl(&["upgrade", "--from-bundle", &dir]));
+    assert_eq!(host.deployments()[1..], before[..]);
+    is_complete(&host);
+    assert_eq!(host.status()["deployments"][0]["image"], image, "it goes on following its registry");
+    let again = ok(&host.osctl(&["upgrade", "--from-bundle", &tar]));
+    assert!(again.contains("No "), "{again}");
+
+    // A new host, from the archive.
+    let fresh = world.empty_host();
+    declare(&world, &fresh);
+    let (os, kargs) = (world.os(), ["--stateroot", "test", "--karg", "root=LABEL=root"]);
+    ok(&fresh.osctl(&[&["rebase", &os, "--from-bundle", &tar], &kargs[..]].concat()));
+    is_complete(&fresh);
+}
+
+#[test]
+fn what_a_bundle_does_not_have_is_said_and_nothing_is_asked_of_the_network() {
+    let (world, host) = world();
+    let bare = path(&host, "bare");
+    ok(&create(&world, &host, &bare, &[]).output().unwrap());
+    let before = host.deployments();
+    world.registry.clear_log();
+    let refused = |args: &[&str], wanted: &str| {
+        let out = host.osctl(args);
+        assert!(!out.status.success() && text(&out).contains(wanted), "{args:?}: {}", text(&out));
+        assert_eq!(host.deployments(), before);
+    };
+    refused(&["upgrade", "--from-bundle", &bare], "the bundle does not have");
+    std::fs::remove_file(host.etc().join("osctl/derive.d/40-tools.yaml")).unwrap();
+    let app = format!("osctl bundle create --image {}", world.registry.name("app:1"));
+    refused(&["upgrade", "--from-bundle", &bare], &app);
+    refused(&["rebase", "r.io/other:1", "--from-bundle", &bare], "does not have docker://r.io/other:1");
+    let nothing = path(&host, "nothing");
+    refused(&["upgrade", "--from-bundle", &nothing], "opening the bundle");
+    std::fs::create_dir(&nothing).unwrap();
+    refused(&["upgrade", "--from-bundle", &nothing], "osctl bundle create");
+    assert_eq!(world.registry.requests(), []);
+    // With it, everything is there.
+    ok(&create(&world, &host, &bare, &["--image", &world.registry.name("app:1")]).output().unwrap());
+    world.registry.clear_log();
+    ok(&host.osctl(&["upgrade", "--from-bundle", &bare]));
+    assert_eq!(world.registry.requests(), []);
+    // Another OS than the host's is no upgrade.
+    let other = world.registry.name("other:1");
+    world.registry.push_layout(&world.images.path().join("os-2"), "other:1");
+    ok(&host.osctl(&["rebase", &other]));
+    let out = host.osctl(&["upgrade", "--from-bundle", &bare]);
+    let hint = format!("osctl rebase docker://{} --from-bundle", world.os());
+    assert!(!out.status.success() && text(&out).contains(&hint), "{}", text(&out));
+}
+
+#[test]
+fn a_bundle_that_was_changed_is_found_out_by_its_digests() {
+    let (world, host) = world();
+    let dir = path(&host, "bundle");
+    ok(&create(&world, &host, &dir, &["-i", &config(&host)]).output().unwrap());
+    let before = host.deployments();
+    // In the order in which they are fetched: what came whole is kept.
+    for image in ["os-2", "tools", "app"] {
+        let layer = layer_digests(&world.images.path().join(image)).pop().unwrap();
+        let blob = Path::new(&dir).join("blobs/sha256").join(layer.trim_start_matches("sha256:"));
+        let good = std::fs::read(&blob).unwrap();
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        std::fs::write(&blob, bad).unwrap();
+        let out = host.osctl(&["upgrade", "--from-bundle", &dir]);
+        assert!(!out.status.success(), "{image}: {}", text(&out));
+        assert!(text(&out).contains("digest"), "{image}: {}", text(&out));
+        assert_eq!(host.deployments(), before, "{image}");
+        std::fs::write(&blob, good).unwrap();
+    }
+    ok(&host.osctl(&["upgrade", "--from-bundle", &dir]));
+    is_complete(&host);
+}
+
+#[test]
+fn an_import_that_is_cut_off_leaves_the_old_or_the_new_set() {
+    let (mut world, host) = world();
+    let dir = path(&host, "bundle");
+    ok(&create(&world, &host, &dir, &["-i", &config(&host)]).output().unwrap());
+    world.registry.stop();
+    for (point, action) in [
+        ("resolve.bundle", "error"),
+        ("resolve.bundle", "kill"),
+        ("pull.layers", "kill"),
+        ("derive.images", "kill"),
+        ("bind.pull", "kill"),
+        ("bind.store", "kill"),
+    ] {
+        let before = host.deployments();
+        let out = host.osctl_with(&format!("{point}={action}"), &["upgrade", "--from-bundle", &dir]);
+        let expected = if action == "kill" { (None, Some(9)) } else { (Some(1), None) };
+        assert_eq!((out.status.code(), out.status.signal()), expected, "{point}: {}", text(&out));
+        assert_eq!(host.deployments(), before, "{point}");
+    }
+    ok(&host.osctl(&["upgrade", "--from-bundle", &dir]));
+    is_complete(&host);
+}
+
+#[test]
+fn a_bundle_that_is_cut_off_is_none_and_is_finished_without_fetching_again_what_is_there() {
+    let (world, host) = world();
+    let dir = path(&host, "bundle");
+    let config = config(&host);
+    let out =
+        create(&world, &host, &dir, &["-i", &config]).env("OSCTL_FAILPOINTS", "export.publish=kill").output();
+    assert_eq!(out.unwrap().status.signal(), Some(9));
+    let out = host.osctl(&["upgrade", "--from-bundle", &dir]);
+    assert!(!out.status.success() && text(&out).contains("may not be complete"), "{}", text(&out));
+    world.registry.clear_log();
+    ok(&create(&world, &host, &dir, &["-i", &config]).output().unwrap());
+    let layers = ["os-2", "app", "tools"].map(|image| layer_digests(&world.images.path().join(image)));
+    let sent = world.registry.blobs_sent();
+    assert!(!layers.iter().flatten().any(|layer| sent.contains(layer)), "{sent:?}");
+    ok(&host.osctl(&["upgrade", "--from-bundle", &dir]));
+    is_complete(&host);
+    // What is no bundle is left alone.
+    let other = PathBuf::from(path(&host, "other"));
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("precious"), "").unwrap();
+    let out = create(&world, &host, &other.display().to_string(), &[]).output().unwrap();
+    assert!(!out.status.success() && text(&out).contains("is no bundle"), "{}", text(&out));
+    assert!(other.join("precious").exists());
+}
