@@ -1,7 +1,7 @@
 //! Bundles: made from a registry, installed without one.
 
 use crate::host::{Host, World, text};
-use crate::image::{Image, layer_digests};
+use crate::image::{Image, as_list_for, layer_digests};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -197,4 +197,57 @@ fn a_bundle_that_is_cut_off_is_none_and_is_finished_without_fetching_again_what_
     let out = create(&world, &host, &other.display().to_string(), &[]).output().unwrap();
     assert!(!out.status.success() && text(&out).contains("is no bundle"), "{}", text(&out));
     assert!(other.join("precious").exists());
+}
+
+#[test]
+fn lists_of_manifests_go_along_and_what_is_only_wished_for_may_be_missing() {
+    let (mut world, host) = world();
+    let list = world.images.path().join("list");
+    Image::with_file("hello", b"of a list").write(&list);
+    let instance = layer_digests(&list).pop().unwrap();
+    as_list_for(&list, "amd64");
+    let index = std::fs::read(list.join("index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap();
+    world.registry.push_layout(&list, "list:1");
+    let address = world.registry.address.clone();
+    let toml = |image: &str, mode: &str| {
+        format!("image = \"{address}/{image}\"\nmode = \"{mode}\"\ntls-verify = false\n")
+    };
+    host.bind("list", &toml("list:1", "bind"));
+    host.bind("pinned", &toml(&format!("list@{digest}"), "bind"));
+    host.bind("wish", &toml("wish:1", "prefetch"));
+    let dir = path(&host, "bundle");
+    let said = ok(&create(&world, &host, &dir, &["-i", &config(&host)]).output().unwrap());
+    assert!(said.contains("wish:1 is not in the bundle"), "{said}");
+    let blob = Path::new(&dir).join("blobs/sha256").join(instance.trim_start_matches("sha256:"));
+    assert!(blob.is_file());
+    world.registry.stop();
+    // TLS that the bundle does not have is none of its registry's.
+    for bound in ["list", "pinned"] {
+        let file = host.etc().join(format!("osctl/bound-images.d/{bound}.toml"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(file, text.replace("tls-verify = false", "tls-verify = true")).unwrap();
+    }
+    let said = ok(&host.osctl(&["upgrade", "--from-bundle", &dir]));
+    assert!(said.contains("wish:1"), "{said}");
+    is_complete(&host);
+    assert!(host.podman_images().iter().any(|image| image.ends_with("list:1")), "{:?}", host.podman_images());
+}
+
+#[test]
+fn a_layout_that_skopeo_wrote_is_a_bundle_if_its_images_have_their_whole_names() {
+    let (world, host) = world();
+    std::fs::remove_dir_all(host.etc().join("osctl/derive.d")).unwrap();
+    let dir = path(&host, "layout");
+    for image in [world.os(), world.registry.name("app:1")] {
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["--insecure-policy", "copy", "--preserve-digests", "--src-tls-verify=false"]);
+        let out = skopeo.arg(format!("docker://{image}")).arg(format!("oci:{dir}:{image}")).output().unwrap();
+        ok(&out);
+    }
+    world.registry.clear_log();
+    ok(&host.osctl(&["upgrade", "--from-bundle", &dir]));
+    assert_eq!(world.registry.requests(), []);
+    assert!(host.podman_images().iter().any(|image| image.ends_with("app:1")));
 }

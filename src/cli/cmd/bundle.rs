@@ -61,7 +61,7 @@ pub struct Create {
     /// Credentials for all registries (containers-auth.json(5)).
     #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,
-    /// Print JSON.
+    /// Print JSON: `{"version": 1, "path", "size", "images", "notes"}`, images as bundle list prints them.
     #[arg(long)]
     pub json: bool,
     /// How to follow the work.
@@ -129,7 +129,14 @@ fn create(
     let alone = Alone { kind: "bundle", nothing, following: &args.following, terminal };
     let made = alone.run(failpoints, work, result)?;
     if args.json {
-        let text = serde_json::to_string(&made).kind(ErrorKind::Internal, "writing the result as JSON")?;
+        #[derive(serde::Serialize)]
+        struct Written<'m> {
+            version: u32,
+            #[serde(flatten)]
+            made: &'m Made,
+        }
+        let text = serde_json::to_string(&Written { version: 1, made: &made })
+            .kind(ErrorKind::Internal, "writing the result as JSON")?;
         render::print(&format!("{text}\n"))?;
     } else if !args.following.quiet {
         render::print(&render::bundle::table(&made.images))?;
