@@ -2,7 +2,7 @@
 # Part of make vm-test: bound images on a host with the userland of Debian 13, whose podman (5) knows quadlet files.
 # bound-test.sh [nspawn] [qemu]: where it boots, as for vm/run.sh; without arguments in a container.
 #   version 2 binds three images: a .container, an .image of a registry with a password, and a TOML file
-#   version 3 is version 2 after the tag of the first has moved; version 4 binds the last only
+#   version 3 is version 2 after the tag of the first has moved; version 4 binds the last only, and comes from a bundle
 OSCTL_WORK=${OSCTL_WORK:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.work}/trixie
 export OSCTL_WORK SUITE=trixie
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"

@@ -8,6 +8,7 @@ set -u
 . ./scenario.sh
 PHASE=$(phase missing_layer)
 STORE=/sysroot/ostree/osctl
+BUNDLE=/var/tmp/version-4.tar
 
 os_version() { cat /usr/share/os-version; }
 # In a container there are no cgroups to give away, and the network is the host's.
@@ -121,7 +122,11 @@ both_digests_are_stored() {
 }
 the_rollback_succeeds() { osctl rollback; }
 version_2_is_back() { ostree admin status; [ "$(os_version)" = 2 ]; }
-the_rebase_to_version_4_succeeds() { osctl rebase registry.test/os:v4; }
+a_bundle_of_version_4_is_made() { osctl bundle create registry.test/os:v4 -o "oci-archive:$BUNDLE" && osctl bundle list "$BUNDLE"; }
+the_bundle_has_what_version_4_binds() { osctl bundle list "$BUNDLE" | grep "^registry.test/tool:1 .* bound$"; }
+without_the_bundle_there_is_no_version_4() { ! osctl rebase registry.test/os:v4; }
+the_rebase_to_version_4_takes_the_bundle() { osctl rebase registry.test/os:v4 --from-bundle "$BUNDLE"; }
+the_host_follows_the_registry_and_not_the_bundle() { osctl status --json | grep -o '"image":"[^"]*"' | head -1 | grep registry.test/os:v4; }
 
 version_4_is_booted() { ostree admin status; [ "$(os_version)" = 4 ]; }
 only_the_tool_is_bound_now() { podman images; ! podman image exists registry.test/app:1; says registry.test/tool:1 tool; }
@@ -197,7 +202,14 @@ case $PHASE in
     check the_unit_of_the_quadlet_runs
     check podman_images_of_each_deployment_run
     check the_registry_is_reached
-    check the_rebase_to_version_4_succeeds
+    check a_bundle_of_version_4_is_made
+    check the_bundle_has_what_version_4_binds
+    check the_network_goes_away
+    check the_network_is_down
+    check without_the_bundle_there_is_no_version_4
+    check the_rebase_to_version_4_takes_the_bundle
+    check the_host_follows_the_registry_and_not_the_bundle
+    rm "$BUNDLE"
     next unbound
     ;;
   unbound)
