@@ -40,8 +40,8 @@ pub struct Skopeo {
     logins: Option<PathBuf>,
     /// Where signatures lie; `None` for what the system says.
     lookaside: Option<PathBuf>,
-    /// What can be had, where images come from a bundle and not from the network.
-    offered: Option<Arc<Index>>,
+    /// What can be had, where images come from a bundle and not from the network, and the home that leads there.
+    bundle: Option<(Arc<Index>, PathBuf)>,
 }
 
 impl Skopeo {
@@ -55,7 +55,7 @@ impl Skopeo {
             env: env.filter(|(name, _)| ENVIRONMENT.contains(&name.as_str())).collect(),
             logins: None,
             lookaside: auth::lookaside(config_root),
-            offered: None,
+            bundle: None,
         })
     }
 
@@ -71,19 +71,26 @@ impl Skopeo {
         Skopeo { lookaside, ..self }
     }
 
-    /// Asks for nothing that a bundle does not offer. It is served on this machine: what images say about the TLS of their
-    /// registries is about others.
+    /// Asks for nothing that a bundle does not offer, which `home` leads to. It is served on this machine: what images say about
+    /// logins and the TLS of their registries is about others.
     #[must_use]
-    pub fn with_offered(self, offered: Option<Arc<Index>>) -> Skopeo {
-        Skopeo { offered, ..self }
+    pub fn with_bundle(self, bundle: Option<(Arc<Index>, PathBuf)>) -> Skopeo {
+        Skopeo { bundle, ..self }
     }
 
     fn auth_file(&self, spec: &BoundSpec) -> Option<PathBuf> {
+        if self.bundle.is_some() {
+            return None;
+        }
         self.logins.clone().or_else(|| auth::find_auth(&self.config_root, spec.auth_file.as_deref()))
     }
 
+    fn cert_dir<'s>(&self, spec: &'s BoundSpec) -> Option<&'s String> {
+        spec.cert_dir.as_ref().filter(|_| self.bundle.is_none())
+    }
+
     fn tls_verify(&self, spec: &BoundSpec) -> Option<bool> {
-        spec.tls_verify.filter(|_| self.offered.is_none())
+        spec.tls_verify.filter(|_| self.bundle.is_none())
     }
 
     fn registries(&self) -> Option<&str> {
@@ -105,6 +112,9 @@ impl Skopeo {
         let scratch = Scratch::below(&self.tmp)?;
         let mut command = Command::new("skopeo");
         command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env("TMPDIR", scratch.path());
+        if let Some((_, home)) = &self.bundle {
+            command.env("HOME", home);
+        }
         // Of the variable only newer versions make use for blobs.
         command.arg("--tmpdir").arg(scratch.path());
         let policy = auth::policy(&self.config_root);
@@ -131,7 +141,7 @@ impl Skopeo {
             None => self.no_logins()?,
         };
         options.push(format!("--authfile={}", file.display()));
-        if let Some(dir) = &spec.cert_dir {
+        if let Some(dir) = self.cert_dir(spec) {
             let dir = auth::host_path(&self.config_root).join(dir.trim_start_matches('/'));
             options.push(format!("--cert-dir={}", dir.display()));
         }
@@ -161,14 +171,14 @@ impl Skopeo {
             auth_file: self.auth_file(spec),
             insecure: self.tls_verify(spec) == Some(false),
             secure: self.tls_verify(spec) == Some(true),
-            cert_dir: spec.cert_dir.clone(),
+            cert_dir: self.cert_dir(spec).cloned(),
             ..all.clone()
         }
     }
 
     /// The manifest of an image in a registry, byte for byte; asked for again as long as the trouble may pass.
     pub(super) async fn manifest(&self, cx: &Cx, spec: &BoundSpec, patience: Patience) -> Result<Vec<u8>> {
-        if let Some(index) = &self.offered {
+        if let Some((index, _)) = &self.bundle {
             index.require(&spec.reference)?;
         }
         patience.again(|| self.ask_manifest(cx, spec)).await

@@ -4,15 +4,14 @@
 //! files are read, below the directory, and whoever uses a blob compares its digest.
 
 use crate::model::bundle::Index;
-use crate::model::image::Digest;
+use crate::model::image::{Digest, full_name};
 use crate::model::{Context, Error, ErrorKind, Result};
 use cap_std_ext::cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 const BLOCK: u64 = 512;
 /// Entries of an archive that are looked at: a layout has a file for each blob.
@@ -26,7 +25,7 @@ const INDEX: &str = "index.json";
 pub struct Media {
     form: Form,
     /// What is in it.
-    pub index: Arc<Index>,
+    pub index: Index,
 }
 
 #[derive(Debug)]
@@ -53,7 +52,8 @@ impl Piece {
         self.file.read_at(&mut buffer[..len], self.start + at)
     }
 
-    fn all(&self) -> io::Result<Vec<u8>> {
+    /// All of it.
+    pub fn all(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(self.len).unwrap_or_default()];
         self.file.read_exact_at(&mut bytes, self.start)?;
         Ok(bytes)
@@ -80,13 +80,14 @@ impl Media {
             )
             .hint("make one with: osctl bundle create")
         })?;
-        let index = Index::parse(&text)?;
+        let mut index = Index::parse(&text)?;
         if index.images.is_empty() {
             let why = "the bundle holds no image under a name that a host could ask for";
             return Err(Error::new(ErrorKind::InvalidArgument, why)
                 .hint("it may not be complete: make it again with osctl bundle create"));
         }
-        Ok(Media { form, index: Arc::new(index) })
+        index.instances = instances(&form, &index)?;
+        Ok(Media { form, index })
     }
 
     /// A manifest or a list of manifests; `None` if it is not there.
@@ -135,6 +136,29 @@ fn document(form: &Form, name: &str) -> Result<Option<Vec<u8>>> {
         return Err(Error::new(ErrorKind::InvalidArgument, why));
     }
     piece.all().doing_with(|| format!("reading {name} of the bundle")).map(Some)
+}
+
+/// The manifests that lists name, and that are there: a list may be for more platforms than the bundle.
+fn instances(form: &Form, index: &Index) -> Result<BTreeSet<(String, Digest)>> {
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        digest: Digest,
+    }
+    #[derive(serde::Deserialize)]
+    struct List {
+        manifests: Vec<Entry>,
+    }
+    let mut found = BTreeSet::new();
+    for image in &index.images {
+        let Some(text) = document(form, &path(&image.digest))? else { continue };
+        let Ok(list) = serde_json::from_slice::<List>(&text) else { continue };
+        for Entry { digest } in list.manifests {
+            if form.piece(&path(&digest))?.is_some() {
+                found.insert((full_name(image.reference.repository()), digest));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn path(digest: &Digest) -> String {
@@ -244,11 +268,11 @@ mod tests {
         std::fs::write(temp.path().join("outside"), "foo").unwrap();
         std::fs::remove_file(&blob).unwrap();
         std::os::unix::fs::symlink("../../../outside", &blob).unwrap();
-        open(&dir).unwrap().blob(&digest).unwrap_err();
+        assert_eq!(open(&dir).unwrap_err().kind, ErrorKind::InvalidArgument);
         std::fs::remove_file(&blob).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &blob, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
             .unwrap();
-        open(&dir).unwrap().blob(&digest).unwrap_err();
+        assert_eq!(open(&dir).unwrap_err().kind, ErrorKind::InvalidArgument);
         assert_eq!(open(Path::new("/dev/null")).unwrap_err().kind, ErrorKind::InvalidArgument);
         assert!(open(temp.path()).unwrap_err().hint.is_some_and(|hint| hint.contains("bundle create")));
     }

@@ -17,5 +17,5 @@ mod write;
 
 pub use media::{Media, Piece};
 pub use serve::{Served, media_type, serve};
-pub use signatures::{Lookaside, configuration, fetch};
+pub use signatures::{configuration, fetch, lay_out};
 pub use write::{Draft, archive};

@@ -1,12 +1,11 @@
 //! The containers-registries.conf(5) by which a host finds the images of a bundle under their own names.
 
-use crate::sys::policy::full_name;
-
 /// The text for repositories that are served under other names, each by its number.
-pub fn conf<'a>(repositories: impl Iterator<Item = &'a str>, served: impl Fn(usize) -> String) -> String {
-    let table = |(number, name): (usize, &str)| {
-        let (prefix, location) = (full_name(name), served(number));
-        format!("[[registry]]\nprefix = {prefix:?}\nlocation = {location:?}\ninsecure = true\n")
+pub fn conf(repositories: impl Iterator<Item = String>, served: impl Fn(usize) -> String) -> String {
+    let table = |(number, prefix): (usize, String)| {
+        let location = served(number);
+        let text = |text: String| toml::Value::String(text);
+        format!("[[registry]]\nprefix = {}\nlocation = {}\ninsecure = true\n", text(prefix), text(location))
     };
     repositories.enumerate().map(table).collect()
 }
@@ -19,7 +18,7 @@ mod tests {
     fn every_repository_has_a_place_of_its_own() {
         let served = |number| format!("127.0.0.1:5000/t/{number}");
         assert_eq!(
-            conf(["r.io:5000/os", "me/app"].into_iter(), served),
+            conf(["r.io:5000/os", "docker.io/me/app"].into_iter().map(String::from), served),
             "[[registry]]\nprefix = \"r.io:5000/os\"\nlocation = \"127.0.0.1:5000/t/0\"\ninsecure = true\n\
              [[registry]]\nprefix = \"docker.io/me/app\"\nlocation = \"127.0.0.1:5000/t/1\"\ninsecure = true\n"
         );

@@ -8,19 +8,29 @@ use crate::model::image::Digest;
 use crate::model::{Context, Result};
 use http_body_util::{BodyExt, Channel, Full, combinators::BoxBody};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE};
+use hyper::header::{
+    ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 /// Sent at a time.
 const PIECE: usize = 256 << 10;
+/// Connections at a time: several times what a job has.
+const CONNECTIONS: usize = 256;
+/// How long a connection may say nothing. Whoever of the job has gone connects again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long nobody is let in after that failed.
+const LULL: Duration = Duration::from_millis(100);
 const LIST: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const BLOB: &str = "application/octet-stream";
@@ -67,26 +77,38 @@ pub async fn serve(media: Arc<Media>) -> Result<Served> {
     let token = uuid::Uuid::new_v4().simple().to_string();
     let registry = Arc::new(Registry::new(media, token.clone()));
     let task = tokio::spawn(async move {
-        let mut connections = tokio::task::JoinSet::new();
+        let mut connections = JoinSet::new();
         loop {
-            tokio::select! {
-                Ok((stream, _)) = listener.accept() => {
-                    let registry = registry.clone();
-                    let answer = service_fn(move |request: Request<Incoming>| {
-                        let registry = registry.clone();
-                        async move { Ok::<_, Infallible>(registry.answer(&request).await) }
-                    });
-                    connections.spawn(async move {
-                        let connection = hyper::server::conn::http1::Builder::new()
-                            .serve_connection(TokioIo::new(stream), answer);
-                        if let Err(error) = connection.await {
-                            // Somebody tried TLS, or had enough.
-                            tracing::debug!(%error, "serving the bundle");
-                        }
-                    });
-                }
-                Some(_) = connections.join_next() => {}
+            // Others of this machine can connect as well, and shall not use up what this process can open.
+            while connections.len() >= CONNECTIONS {
+                connections.join_next().await;
             }
+            let stream = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "serving the bundle");
+                        tokio::time::sleep(LULL).await;
+                        continue;
+                    }
+                },
+                Some(_) = connections.join_next() => continue,
+            };
+            let registry = registry.clone();
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let registry = registry.clone();
+                async move { Ok::<_, Infallible>(registry.answer(&request).await) }
+            });
+            connections.spawn(async move {
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(PATIENCE)
+                    .serve_connection(TokioIo::new(stream), answer);
+                if let Err(error) = connection.await {
+                    // Somebody tried TLS, or had enough.
+                    tracing::debug!(%error, "serving the bundle");
+                }
+            });
         }
     });
     Ok(Served { address, token, task })
@@ -124,7 +146,11 @@ impl Registry {
         if path.trim_end_matches('/') == "/v2" {
             return whole(Bytes::from_static(b"{}"), "application/json", head);
         }
-        let Some(asked) = self.asked(path) else { return refused(StatusCode::NOT_FOUND, "NAME_UNKNOWN") };
+        let Some(asked) = self.asked(path) else {
+            let mut answer = refused(StatusCode::NOT_FOUND, "NAME_UNKNOWN");
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return answer;
+        };
         let from = request.headers().get(RANGE).and_then(range);
         let reading = tokio::task::spawn_blocking(move || match asked {
             Asked::Manifest(None) => Ok(None),
@@ -287,7 +313,8 @@ mod tests {
             digest: image.clone(),
             size: manifest.len() as u64,
         };
-        std::fs::write(dir.join("index.json"), Index { images: vec![one] }.text()).unwrap();
+        let index = Index { images: vec![one], ..Index::default() };
+        std::fs::write(dir.join("index.json"), index.text()).unwrap();
         (Arc::new(Media::open(File::open(dir).unwrap().into()).unwrap()), image, blob_digest)
     }
 

@@ -5,21 +5,19 @@ use super::serve::Served;
 use crate::engine::cx::Cx;
 use crate::model::bundle::Role;
 use crate::model::image::Digest;
+use crate::model::image::full_name;
 use crate::model::lookaside::{self, File};
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::pull::{self, FetchOptions};
-use crate::sys::policy::full_name;
 use cap_std_ext::cap_std::fs::Dir;
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
 const CONFIGURATION: &str = "etc/containers/registries.d";
 /// The largest signature; they have some hundred bytes.
-const LARGEST: u64 = 4 << 20;
+const LARGEST: u64 = 64 << 10;
 /// Signatures of one image that are looked for, as containers/image does.
 const MOST: usize = 128;
 
@@ -96,65 +94,50 @@ async fn of_server(cx: &Cx, url: &str, opts: &FetchOptions) -> Result<Option<Vec
     }
 }
 
-/// A containers-registries.d(5) that leads to the signatures of a bundle. Everything goes with this.
-#[derive(Debug)]
-pub struct Lookaside {
-    dir: TempDir,
-}
-
-impl Lookaside {
-    /// Writes out what a bundle has. Blocks.
-    ///
-    /// Skopeo looks where the registry that it asks is configured, and that is `served`: for it the configuration is.
-    pub fn write(media: &Media, served: &Served) -> Result<Lookaside> {
-        let doing = "writing out the signatures of the bundle";
-        // Whoever fetches is nobody in particular: it can read a signature whose name it knows, and cannot list them.
-        let dir = tempfile::Builder::new().prefix("osctl-signatures-").tempdir().doing(doing)?;
-        fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).doing(doing)?;
-        let lookaside = Lookaside { dir };
-        let store = lookaside.dir.path().join("store");
-        let mut numbers: BTreeMap<(usize, Digest), usize> = BTreeMap::new();
-        let repositories: Vec<&str> = media.index.repositories().into_keys().collect();
-        make(&store).doing(doing)?;
-        for signature in media.index.images.iter().filter(|image| image.role == Role::SimpleSignature) {
-            let of = signature.reference.repository();
-            let (Some(at), Some(digest)) =
-                (repositories.iter().position(|r| *r == of), signature.reference.digest())
-            else {
-                continue;
-            };
-            let Some(bytes) = media.document(&signature.digest)? else { continue };
-            let number = numbers.entry((at, digest.clone())).or_default();
-            *number += 1;
-            let path = store.join(lookaside::path(&served.name(at), &digest, *number));
-            let write = || -> io::Result<()> {
-                let mut parents: Vec<&Path> = path.ancestors().skip(1).take_while(|p| *p != store).collect();
-                parents.reverse();
-                parents.into_iter().try_for_each(make)?;
-                fs::write(&path, &bytes)?;
-                fs::set_permissions(&path, Permissions::from_mode(0o644))
-            };
-            write().doing(doing)?;
+/// Writes out the signatures of a bundle below a directory of the job, for who is not this user as well, and returns the
+/// containers-registries.d(5) that leads there. Blocks.
+///
+/// Skopeo looks where the registry that it asks is configured, and that is `served`: for it the configuration is.
+pub fn lay_out(media: &Media, served: &Served, dir: &Path) -> Result<PathBuf> {
+    let doing = "writing out the signatures of the bundle";
+    let store = dir.join("signatures");
+    let mut numbers: BTreeMap<(usize, Digest), usize> = BTreeMap::new();
+    let repositories: Vec<String> = media.index.repositories().into_keys().collect();
+    for signature in media.index.images.iter().filter(|image| image.role == Role::SimpleSignature) {
+        let of = full_name(signature.reference.repository());
+        let (Some(at), Some(digest)) =
+            (repositories.iter().position(|r| *r == of), signature.reference.digest())
+        else {
+            continue;
+        };
+        let number = numbers.entry((at, digest.clone())).or_default();
+        *number += 1;
+        if *number > MOST || signature.size > LARGEST {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "the bundle has more signatures of {}, or larger ones, than anybody makes",
+                    signature.reference
+                ),
+            ));
         }
-        let place = format!("file://{}", store.display());
-        let scope =
-            serde_json::json!({"lookaside": place, "sigstore": place, "use-sigstore-attachments": true});
-        let configuration = serde_json::json!({"docker": {served.host(): scope}});
-        fs::create_dir(lookaside.path()).doing(doing)?;
-        // JSON is YAML.
-        fs::write(lookaside.path().join("bundle.yaml"), configuration.to_string()).doing(doing)?;
-        Ok(lookaside)
+        let Some(piece) = media.blob(&signature.digest)?.filter(|piece| piece.len == signature.size) else {
+            continue;
+        };
+        let path = store.join(lookaside::path(&served.name(at), &digest, *number));
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(path.parent().unwrap_or(&store))?;
+            fs::write(&path, piece.all()?)
+        };
+        write().doing(doing)?;
     }
-
-    /// The directory with the configuration.
-    pub fn path(&self) -> PathBuf {
-        self.dir.path().join("registries.d")
-    }
-}
-
-fn make(dir: &Path) -> io::Result<()> {
-    match fs::create_dir(dir) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-        _ => fs::set_permissions(dir, Permissions::from_mode(0o711)),
-    }
+    let place = format!("file://{}", store.display());
+    let scope = serde_json::json!({"lookaside": place, "sigstore": place, "use-sigstore-attachments": true});
+    let configuration = serde_json::json!({"docker": {served.host(): scope}});
+    let to = dir.join("registries.d");
+    // JSON is YAML.
+    fs::create_dir(&to)
+        .and_then(|()| fs::write(to.join("bundle.yaml"), configuration.to_string()))
+        .doing(doing)?;
+    Ok(to)
 }

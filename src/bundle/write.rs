@@ -1,7 +1,7 @@
 //! A bundle as it is written: a directory in OCI layout, which can then become a tar file.
 //!
-//! While it is not complete its index names no image, so that nobody takes it for one. What is in it already is kept for the
-//! next attempt.
+//! A new one names no image in its index while it is not complete, so that nobody takes it for one; one that is made anew stays
+//! what it was until then. What is in it already is kept for the next attempt.
 
 use crate::model::bundle::Index;
 use crate::model::image::Digest;
@@ -9,6 +9,7 @@ use crate::model::{Context, Error, ErrorKind, Result};
 use crate::sys::fs::remove_whole;
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -27,25 +28,49 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Begins in a directory that is not there, is empty, or has a bundle of ours, which is made anew.
+    /// Begins in a directory that is not there, is empty, or has a bundle of ours, whole or not.
+    ///
+    /// A bundle that is there stays one until [`Draft::finish`]. Its blobs are compared with their digests: of one that was cut
+    /// off by a power cut, they may be anything. Blocks.
     pub fn open(dir: &Path) -> Result<Draft> {
         let doing = || format!("preparing {}", dir.display());
-        let index = dir.join(INDEX);
-        let ours = match fs::read(&index) {
-            Ok(text) => Index::is_ours(&text),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => is_empty(dir).doing_with(doing)?,
+        let draft = Draft { dir: dir.to_owned() };
+        let index = match fs::read(dir.join(INDEX)) {
+            Ok(text) => Some(text),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             // It may be a file, or on the way there is one.
             Err(e) => return Err(e).kind(ErrorKind::InvalidArgument, doing()),
+        };
+        let ours = match &index {
+            Some(text) => Index::is_ours(text),
+            None => is_begun(dir).doing_with(doing)?,
         };
         if !ours {
             let why = format!("{} has something in it that is no bundle; nothing was written", dir.display());
             return Err(Error::new(ErrorKind::InvalidArgument, why).hint("name an empty or a new directory"));
         }
-        let draft = Draft { dir: dir.to_owned() };
-        fs::create_dir_all(dir.join(BLOBS)).doing_with(doing)?;
-        draft.write(INDEX, Index::default().text().as_bytes())?;
+        fs::create_dir_all(draft.blobs()).doing_with(doing)?;
+        draft.compare().doing_with(doing)?;
+        if index.is_none() {
+            draft.write(INDEX, Index::default().text().as_bytes())?;
+        }
         draft.write(LAYOUT.0, LAYOUT.1.as_bytes())?;
         Ok(draft)
+    }
+
+    /// Removes what does not have the digest that is its name.
+    fn compare(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.blobs())? {
+            let entry = entry?;
+            let mut hash = Hash { to: io::sink(), hash: Default::default() };
+            if entry.file_type()?.is_file() {
+                io::copy(&mut File::open(entry.path())?, &mut hash)?;
+            }
+            if *Digest::finished(hash.hash).hex() != *entry.file_name() {
+                remove_whole(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Where the blobs are, each by its digits.
@@ -69,8 +94,8 @@ impl Draft {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut from_file = File::from(rustix::fs::open(&from, flags, Mode::empty()).doing_with(doing)?);
         let part = self.blob(digest).with_extension(PART);
-        let mut to = File::create(&part).doing_with(doing)?;
-        let mut hash = Hash { to: &mut to, hash: Default::default() };
+        let to = fresh(&part).doing_with(doing)?;
+        let mut hash = Hash { to, hash: Default::default() };
         io::copy(&mut from_file, &mut hash).doing_with(doing)?;
         if Digest::finished(hash.hash) != *digest {
             return Err(Error::new(ErrorKind::DigestMismatch, format!("{} was changed", from.display())));
@@ -89,21 +114,20 @@ impl Draft {
     /// Makes it a bundle of these images, durably: nothing else stays in it. Returns the bytes of all blobs.
     pub fn finish(&self, index: &Index, blobs: &BTreeSet<Digest>) -> Result<u64> {
         let doing = || format!("finishing {}", self.dir.display());
+        // Before the index: whatever medium it is, it may be pulled out.
+        self.sync()?;
+        self.write(INDEX, index.text().as_bytes())?;
+        self.sync()?;
         let mut size = 0;
         for entry in fs::read_dir(self.blobs()).doing_with(doing)? {
             let entry = entry.doing_with(doing)?;
-            let name = entry.file_name();
-            let digest = format!("sha256:{}", name.to_string_lossy()).parse::<Digest>();
+            let digest = format!("sha256:{}", entry.file_name().to_string_lossy()).parse::<Digest>();
             if digest.is_ok_and(|digest| blobs.contains(&digest)) {
                 size += entry.metadata().doing_with(doing)?.len();
             } else {
                 remove_whole(&entry.path()).doing_with(doing)?;
             }
         }
-        // Before the index: whatever medium it is, it may be pulled out.
-        self.sync()?;
-        self.write(INDEX, index.text().as_bytes())?;
-        self.sync()?;
         Ok(size)
     }
 
@@ -115,18 +139,22 @@ impl Draft {
     fn write(&self, name: &str, text: &[u8]) -> Result<()> {
         let path = self.dir.join(name);
         let part = path.with_extension(PART);
-        let written = fs::write(&part, text).and_then(|()| fs::rename(&part, &path));
+        let write = || -> io::Result<()> {
+            fresh(&part)?.write_all(text)?;
+            fs::rename(&part, &path)
+        };
+        let written = write();
         written.doing_with(|| format!("writing {}", path.display()))
     }
 }
 
 /// What is written, and its digest.
-struct Hash<'a> {
-    to: &'a mut File,
+struct Hash<W> {
+    to: W,
     hash: sha2::Sha256,
 }
 
-impl Write for Hash<'_> {
+impl<W: Write> Write for Hash<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.to.write(bytes)?;
         sha2::Digest::update(&mut self.hash, &bytes[..written]);
@@ -138,12 +166,27 @@ impl Write for Hash<'_> {
     }
 }
 
-fn is_empty(dir: &Path) -> io::Result<bool> {
-    match fs::read_dir(dir) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(e) => Err(e),
+/// A new file, in place of what another attempt left: never what a link leads to.
+fn fresh(path: &Path) -> io::Result<File> {
+    remove_whole(path)?;
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)
+}
+
+/// Whether there is nothing but what an attempt that was cut off may have left, before there was an index.
+fn is_begun(dir: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if !["blobs", LAYOUT.0].iter().any(|ours| name == *ours)
+            && Path::new(&name).extension() != Some(OsStr::new(PART))
+        {
+            return Ok(false);
+        }
     }
+    Ok(true)
 }
 
 /// Writes a bundle as a tar file, the same for the same bundle. A file that is there is replaced when the new one is whole.
@@ -154,8 +197,7 @@ pub fn archive(draft: &Draft, to: &Path) -> Result<()> {
     part.push(PART);
     let part = PathBuf::from(part);
     let write = || -> io::Result<()> {
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&part)?;
-        let mut builder = tar::Builder::new(file);
+        let mut builder = tar::Builder::new(fresh(&part)?);
         let mut names = vec![LAYOUT.0.to_owned(), INDEX.to_owned()];
         let mut blobs: Vec<String> = Vec::new();
         for entry in fs::read_dir(draft.blobs())? {
@@ -192,9 +234,8 @@ mod tests {
     fn index(digest: &Digest) -> Index {
         let reference = "r.io/os:1".parse().unwrap();
         let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
-        Index {
-            images: vec![Image { reference, role: Role::Os, media_type, digest: digest.clone(), size: 2 }],
-        }
+        let image = Image { reference, role: Role::Os, media_type, digest: digest.clone(), size: 2 };
+        Index { images: vec![image], ..Index::default() }
     }
 
     fn open(path: &Path) -> Result<Media> {
@@ -222,13 +263,22 @@ mod tests {
         assert_eq!(fs::read(&tar).unwrap(), again);
         for bundle in [&dir, &tar] {
             let media = open(bundle).unwrap();
-            assert_eq!(*media.index, index(&manifest));
+            assert_eq!(media.index, index(&manifest));
             assert_eq!(media.document(&manifest).unwrap().unwrap(), b"{}");
             assert_eq!(media.blob(&blob).unwrap().unwrap().len, 4);
         }
         assert!(!draft.blobs().join("left").exists());
-        // What is there is not fetched again.
-        assert!(Draft::open(&dir).unwrap().has(&blob, 4));
+        // What is there is not fetched again, and a bundle stays one until there is another.
+        let again = Draft::open(&dir).unwrap();
+        assert!(again.has(&blob, 4));
+        open(&dir).unwrap();
+        // As after a power cut.
+        fs::write(again.blobs().join(blob.hex()), [0; 4]).unwrap();
+        assert!(!Draft::open(&dir).unwrap().has(&blob, 4));
+        // Cut off before there was an index.
+        fs::remove_file(dir.join(INDEX)).unwrap();
+        fs::write(dir.join("index.part"), "").unwrap();
+        Draft::open(&dir).unwrap();
     }
 
     #[test]
@@ -240,6 +290,7 @@ mod tests {
         fs::write(dir.join(INDEX), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
         assert_eq!(Draft::open(&dir).unwrap_err().kind, ErrorKind::InvalidArgument);
         fs::remove_file(dir.join(INDEX)).unwrap();
+        fs::write(dir.join("precious"), "").unwrap();
         assert_eq!(Draft::open(&dir).unwrap_err().kind, ErrorKind::InvalidArgument);
         let file = temp.path().join("file");
         fs::write(&file, "").unwrap();

@@ -124,7 +124,7 @@ impl Work<'_> {
                 Err(error) => return Err(lost(&asked.spec, error)),
             }
         }
-        let signatures = cx.step(Step::BindResolve, self.signatures(&images)).await?;
+        let signatures = cx.step(Step::BindResolve, self.signatures(&images, &mut notes)).await?;
         images.extend(signatures.into_iter().map(|signature| (Role::Signature, signature)));
         let (roles, gathered): (Vec<Role>, Vec<Gathered>) = images.into_iter().unzip();
         let simple = cx.step(Step::BindResolve, self.simple_signatures(&gathered)).await?;
@@ -233,24 +233,37 @@ impl Work<'_> {
 
     /// The signatures that registries have beside images: each a tag that is made of the digest of what is signed
     /// (containers-registries.d(5), `use-sigstore-attachments`).
-    async fn signatures(&self, images: &[(Role, Gathered)]) -> Result<Vec<Gathered>> {
-        let mut names = BTreeSet::new();
+    async fn signatures(
+        &self,
+        images: &[(Role, Gathered)],
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<Gathered>> {
+        let mut asked: Vec<Asked> = Vec::new();
         for (_, image) in images {
             for digest in [&Digest::of(&image.top), &image.digest] {
-                names.insert((image.spec.reference.repository().to_owned(), digest.hex().to_owned()));
+                let repository = image.spec.reference.repository();
+                let reference: ImageRef =
+                    format!("docker://{repository}:sha256-{}.sig", digest.hex()).parse()?;
+                if asked.iter().any(|asked| asked.spec.reference == reference) {
+                    continue;
+                }
+                // Reached as the image is, and for no platform.
+                let (arch, os, variant) = (None, None, None);
+                let spec = BoundSpec { reference, arch, os, variant, ..image.spec.clone() };
+                asked.push(Asked { role: Role::Signature, spec });
             }
-        }
-        let mut asked = Vec::new();
-        for (repository, hex) in names {
-            let reference = format!("docker://{repository}:sha256-{hex}.sig").parse()?;
-            asked.push(Asked::new(Role::Signature, reference, "the bundle"));
         }
         let mut found = Vec::new();
         for (asked, gathered) in self.gather(asked, Vouch::None).await? {
             match gathered {
                 Ok(gathered) => found.push(gathered),
-                // Most images have none; some registries do not even say so.
-                Err(e) if matches!(e.kind, ErrorKind::ImageNotFound | ErrorKind::AuthRequired) => {}
+                // Most images have none.
+                Err(e) if e.kind == ErrorKind::ImageNotFound => {}
+                // Some registries do not even say that.
+                Err(e) if e.kind == ErrorKind::AuthRequired => {
+                    let of = asked.spec.reference.repository();
+                    notes.push(format!("signatures of {of} are not in the bundle: {}", e.chain()));
+                }
                 Err(error) => return Err(lost(&asked.spec, error)),
             }
         }

@@ -46,8 +46,8 @@ pub struct Handed {
 pub struct Bundle {
     /// What can be had.
     pub offered: Arc<Index>,
-    /// The containers-registries.conf(5) that says where it is.
-    pub registries: PathBuf,
+    /// A home, whose containers-registries.conf(5) says where it is.
+    pub home: PathBuf,
     /// The containers-registries.d(5) that says where its signatures are.
     pub lookaside: PathBuf,
 }
@@ -82,16 +82,18 @@ impl Env {
     /// The same host, whose images come from a bundle.
     #[must_use]
     pub fn with_bundle(&self, bundle: Bundle) -> Env {
-        let mut environment = self.environment.clone();
-        environment.retain(|(name, _)| name != auth::REGISTRIES_CONF);
-        environment.push((auth::REGISTRIES_CONF.to_owned(), bundle.registries.display().to_string()));
-        let handed = self.handed.clone();
-        Env { handed, bundle: Some(bundle), ..Env::new(self.layout.clone(), environment) }
+        let (handed, bundle) = (self.handed.clone(), Some(bundle));
+        Env { handed, bundle, ..Env::new(self.layout.clone(), self.environment.clone()) }
     }
 
     /// What can be had, where images come from a bundle.
     pub fn offered(&self) -> Option<&Arc<Index>> {
         self.bundle.as_ref().map(|bundle| &bundle.offered)
+    }
+
+    /// The home that leads to a bundle.
+    pub fn home(&self) -> Option<&PathBuf> {
+        self.bundle.as_ref().map(|bundle| &bundle.home)
     }
 
     /// Where signatures lie; `None` for what the system says.
@@ -149,7 +151,10 @@ impl Env {
         let (root, tmp) = (self.config_root()?, self.layout.state.join("tmp"));
         let skopeo = bound::Skopeo::new(&root, &tmp, self.environment.iter().cloned())?;
         let logins = self.handed.as_ref().map(|_| self.auth_file()).transpose()?.flatten();
-        Ok(skopeo.with_logins(logins).with_lookaside(self.lookaside()?).with_offered(self.offered().cloned()))
+        Ok(skopeo
+            .with_logins(logins)
+            .with_lookaside(self.lookaside()?)
+            .with_bundle(self.bundle.as_ref().map(|b| (b.offered.clone(), b.home.clone()))))
     }
 
     /// The store of bound images.

@@ -80,10 +80,14 @@ pub(super) async fn run(cx: &Cx, env: &Env, id: &str, request: Request) -> Resul
         Request::Rollback { .. } | Request::Pin { .. } => {}
         Request::Verify { .. } | Request::PullBound { .. } => {}
     }
-    let store = Locked::acquire(cx, &env.layout).await?;
-    let imported = match &request {
-        Request::ImportBundle { bundle, .. } => Some(import::open(cx, env, bundle).await?),
+    let media = match &request {
+        Request::ImportBundle { bundle, .. } => Some(import::open(cx, bundle).await?),
         _ => None,
+    };
+    let store = Locked::acquire(cx, &env.layout).await?;
+    let imported = match media {
+        Some(media) => Some(import::serve(env, media).await?),
+        None => None,
     };
     let env = imported.as_ref().map_or(env, |imported| &imported.env);
     // An earlier process may have died, or another program discarded what was staged, since we looked last.
@@ -133,6 +137,7 @@ async fn update(job: &Job<'_>, goal: Goal) -> Result<JobResult> {
     // Packages get their updates with those of the OS; a reconcile keeps what still fits.
     let resolve = !matches!(goal, Goal::Reconcile);
     let target = resolve::target(&job.view(), &goal).await?;
+    import::warn(job, &target);
     onward(job, &goal, target, resolve).await
 }
 

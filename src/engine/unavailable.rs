@@ -29,9 +29,13 @@ pub fn note(job: &Job<'_>, goal: &Goal, anew: bool, derived: &Result<Derived>) -
     let before = journal.unavailable()?;
     match (trouble, before) {
         (Some((instead, why)), before) => {
-            // The bundle that an update came from may be gone by then.
-            let goal = if job.env.offered().is_some() { &Goal::Reconcile } else { goal };
-            let state = Unavailable::again(before.as_ref(), now(), goal.clone(), why, instead);
+            let goal = match &before {
+                // The bundle that an update came from may be gone by then: it takes the place of nothing.
+                Some(before) if job.env.offered().is_some() => before.goal.clone(),
+                None if job.env.offered().is_some() => Goal::Reconcile,
+                _ => goal.clone(),
+            };
+            let state = Unavailable::again(before.as_ref(), now(), goal, why, instead);
             tracing::warn!(
                 attempts = state.attempts,
                 next = state.next,

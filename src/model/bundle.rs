@@ -1,10 +1,10 @@
 //! What a bundle says of itself: the `index.json` of an OCI layout (image-spec, image-layout.md) that holds the images of an
 //! update under the names by which hosts know them.
 
-use super::image::{Digest, ImageRef, Transport};
+use super::image::{Digest, ImageRef, Transport, full_name};
 use super::{Context, Error, ErrorKind, Result};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// The annotation with the name of an image.
@@ -83,6 +83,10 @@ pub struct Image {
 pub struct Index {
     /// The images, in the order of the file.
     pub images: Vec<Image>,
+    /// The manifests that lists of those name, as far as they are there, by the full names of the repositories.
+    pub instances: BTreeSet<(String, Digest)>,
+    /// Repositories that the host blocks, and why.
+    pub blocked: BTreeMap<String, String>,
 }
 
 impl Index {
@@ -96,14 +100,16 @@ impl Index {
             let why = format!("the bundle has {} images, and can have {MOST}", entries.len());
             return Err(Error::new(ErrorKind::InvalidArgument, why));
         }
-        Ok(Index { images: entries.iter().filter_map(image).collect() })
+        Ok(Index { images: entries.iter().filter_map(image).collect(), ..Index::default() })
     }
 
     /// The text of an `index.json`.
     pub fn text(&self) -> String {
         let one = |image: &Image| {
+            let (repository, name) = (image.reference.repository(), &image.reference.name);
+            let name = format!("{}{}", full_name(repository), &name[repository.len()..]);
             json!({"mediaType": image.media_type, "digest": image.digest, "size": image.size,
-                "annotations": {NAME: image.reference.name, ROLE: image.role.name()}})
+                "annotations": {NAME: name, ROLE: image.role.name()}})
         };
         let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
             "manifests": self.images.iter().map(one).collect::<Vec<_>>(), "annotations": {VERSION: "1"}});
@@ -115,20 +121,30 @@ impl Index {
         serde_json::from_slice(text).is_ok_and(|index: Value| index["annotations"][VERSION].is_string())
     }
 
-    /// Whether a host can ask for this: by a tag that is in it, or by any digest of a repository that is.
+    /// Whether a host can ask for this: by a tag that is in it, or by the digest of what is.
     pub fn offers(&self, reference: &ImageRef) -> bool {
-        let same = |image: &&Image| image.reference.repository() == reference.repository();
-        let mut there = self.images.iter().filter(same);
+        let name = full_name(reference.repository());
+        let same = |other: &ImageRef| full_name(other.repository()) == name;
+        let mut there = self.images.iter().filter(|image| same(&image.reference));
         match reference.digest() {
-            Some(_) => there.next().is_some(),
+            Some(digest) => {
+                there.any(|image| image.digest == digest)
+                    || self.instances.contains(&(name.clone(), digest.clone()))
+            }
             None => there
                 .any(|image| image.reference.digest().is_none() && tag(&image.reference) == tag(reference)),
         }
     }
 
-    /// Fails with `ImageNotFound` where a host cannot ask for this.
+    /// Fails with `ImageNotFound` where a host cannot ask for this, and with `SignatureRejected` where it must not.
     pub fn require(&self, reference: &ImageRef) -> Result<()> {
-        if reference.transport != Transport::Registry || self.offers(reference) {
+        if reference.transport != Transport::Registry {
+            return Ok(());
+        }
+        if let Some(why) = self.blocked.get(&full_name(reference.repository())) {
+            return Err(Error::new(ErrorKind::SignatureRejected, why.clone()));
+        }
+        if self.offers(reference) {
             return Ok(());
         }
         let why = format!("the bundle does not have {reference}; the running system is unchanged");
@@ -136,11 +152,11 @@ impl Index {
         Err(Error::new(ErrorKind::ImageNotFound, why).hint(hint))
     }
 
-    /// The digest of each tag, by repository. Repositories without a tag are there, too.
-    pub fn repositories(&self) -> BTreeMap<&str, BTreeMap<&str, &Digest>> {
-        let mut all: BTreeMap<&str, BTreeMap<&str, &Digest>> = BTreeMap::new();
+    /// The digest of each tag, by the full name of the repository. Repositories without a tag are there, too.
+    pub fn repositories(&self) -> BTreeMap<String, BTreeMap<&str, &Digest>> {
+        let mut all: BTreeMap<String, BTreeMap<&str, &Digest>> = BTreeMap::new();
         for image in &self.images {
-            let tags = all.entry(image.reference.repository()).or_default();
+            let tags = all.entry(full_name(image.reference.repository())).or_default();
             if image.reference.digest().is_none() {
                 tags.insert(tag(&image.reference), &image.digest);
             }
@@ -163,8 +179,11 @@ fn image(entry: &Value) -> Option<Image> {
     let annotations = &entry["annotations"];
     let reference: ImageRef = annotations[NAME].as_str()?.parse().ok()?;
     let role = annotations[ROLE].as_str();
-    // A bare tag, as other tools write it, parses as a repository without a registry.
-    let named = reference.transport == Transport::Registry && reference.name.contains('/');
+    // A bare tag, as other tools write it, reads like a short name of Docker Hub; ours are whole.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/@[]".contains(c);
+    let named = reference.transport == Transport::Registry
+        && reference.name.contains('/')
+        && reference.name.chars().all(plain);
     named.then_some(())?;
     Some(Image {
         reference,
@@ -235,7 +254,8 @@ mod tests {
         let pinned = format!("r.io/app@{}", Digest::of(b"list"));
         let names =
             [("r.io:5000/os:stable", Role::Os), (&pinned, Role::Bound), ("r.io/ext", Role::Extension)];
-        let index = Index { images: names.iter().map(|(name, role)| image(name, *role)).collect() };
+        let images = names.iter().map(|(name, role)| image(name, *role)).collect();
+        let index = Index { images, ..Index::default() };
         let text = index.text();
         assert_eq!(Index::parse(text.as_bytes()).unwrap(), index);
         assert!(Index::is_ours(text.as_bytes()));
@@ -243,23 +263,30 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_offered_the_tags_of_the_bundle_and_every_digest_of_its_repositories() {
+    fn a_host_is_offered_the_tags_and_digests_that_are_in_the_bundle() {
         let pinned = format!("r.io/app@{}", Digest::of(b"list"));
         let index = Index {
             images: vec![
                 image("r.io/os:stable", Role::Os),
                 image(&pinned, Role::Bound),
                 image("r.io/x", Role::Other),
+                image("docker.io/library/hub:1", Role::Other),
             ],
+            instances: BTreeSet::from([("r.io/app".to_owned(), Digest::of(b"instance"))]),
+            ..Index::default()
         };
-        let other = Digest::of(b"instance");
+        let (instance, other) = (Digest::of(b"instance"), Digest::of(b"other"));
         for (name, expected) in [
             ("r.io/os:stable".to_owned(), true),
             ("r.io/os:next".to_owned(), false),
             ("r.io/os".to_owned(), false),
-            (format!("r.io/os@{other}"), true),
-            (pinned.clone(), true),
-            (format!("r.io/app@{other}"), true),
+            (format!("r.io/os@{}", Digest::of(b"r.io/os:stable")), true),
+            (format!("r.io/os@{other}"), false),
+            (format!("r.io/app@{instance}"), true),
+            (format!("r.io/app@{other}"), false),
+            ("hub:1".to_owned(), true),
+            ("docker.io/hub:1".to_owned(), true),
+            ("docker.io/me/hub:1".to_owned(), false),
             ("r.io/app:1".to_owned(), false),
             ("r.io/x:latest".to_owned(), true),
             ("r.io/x/y:latest".to_owned(), false),

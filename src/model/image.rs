@@ -162,6 +162,23 @@ impl ImageRef {
     }
 }
 
+/// The name of a repository with what Docker Hub's short names leave out, as policies spell it.
+pub fn full_name(repository: &str) -> String {
+    match repository.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => {
+            match repository.split_once('/') {
+                Some(("docker.io" | "index.docker.io", rest)) if !rest.contains('/') => {
+                    format!("docker.io/library/{rest}")
+                }
+                Some(("index.docker.io", rest)) => format!("docker.io/{rest}"),
+                _ => repository.to_owned(),
+            }
+        }
+        Some(_) => format!("docker.io/{repository}"),
+        None => format!("docker.io/library/{repository}"),
+    }
+}
+
 /// The longest reference: that of a path.
 const REFERENCE_LIMIT: usize = 4096;
 

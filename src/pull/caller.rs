@@ -12,7 +12,7 @@ use crate::model::{Context, Result};
 use crate::sys::{fd, policy, process, registries, user};
 use cap_std_ext::cmdext::CapStdExtCommandExt;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -20,6 +20,7 @@ use tempfile::TempDir;
 /// How skopeo is called.
 #[derive(Debug, Default)]
 pub(super) struct Caller {
+    home: Option<PathBuf>,
     /// It ends with the thread that starts it.
     bound: bool,
     confined: Option<Confined>,
@@ -50,7 +51,7 @@ impl Caller {
             (Transport::Registry, Some(user)) => Some(Confined::new(cx, image, opts, user).await?),
             _ => None,
         };
-        Ok(Caller { bound: false, confined })
+        Ok(Caller { home: opts.home.clone(), bound: false, confined })
     }
 
     /// The options as skopeo can use them.
@@ -71,10 +72,13 @@ impl Caller {
         use std::os::unix::process::CommandExt;
         if let Some(confined) = &self.confined {
             command.uid(confined.uid).gid(confined.gid);
-            command.env("HOME", "/nonexistent").env_remove("XDG_RUNTIME_DIR");
+            command.env("HOME", "/nonexistent").env_remove("XDG_RUNTIME_DIR").env_remove("XDG_CONFIG_HOME");
             for (number, file) in &confined.files {
                 command.take_fd_n(file.clone(), *number);
             }
+        }
+        if let Some(home) = &self.home {
+            command.env("HOME", home);
         }
         if self.bound {
             process::end_with_this_thread(command);

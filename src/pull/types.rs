@@ -52,6 +52,9 @@ pub struct FetchOptions {
     pub repo: Option<PathBuf>,
     /// The root whose `etc/containers` says how registries are reached; `None` is `/`.
     pub config_root: Option<PathBuf>,
+    /// The home of whoever calls skopeo, with a `registries.conf.d` that has the last word; `None` is none.
+    #[serde(default)]
+    pub home: Option<PathBuf>,
     /// What can be had at all, where images come from a bundle and not from the network.
     #[serde(skip)]
     pub offered: Option<Arc<Index>>,

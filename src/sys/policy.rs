@@ -5,7 +5,7 @@
 //! for any tag of the repository (an old release, replayed), and `matchExact` takes none. So the policy is written
 //! anew, with the name that was asked for.
 
-use crate::model::image::{Digest, ImageRef, Transport};
+use crate::model::image::{Digest, ImageRef, Transport, full_name};
 use crate::model::verification::{Requirement, Verification};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -124,23 +124,6 @@ fn requirement(value: &Value) -> Requirement {
     let whose = ["fulcio", "pki"].iter().map(|key| &value[*key]);
     let identities = whose.filter_map(|of| email(of).map(|who| format!("{who}{}", issuer(of)))).collect();
     Requirement { kind: text(&value["type"]).unwrap_or_default(), keys, identities }
-}
-
-/// The name of a repository with what Docker Hub's short names leave out, as policies spell it.
-pub fn full_name(repository: &str) -> String {
-    match repository.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => {
-            match repository.split_once('/') {
-                Some(("docker.io" | "index.docker.io", rest)) if !rest.contains('/') => {
-                    format!("docker.io/library/{rest}")
-                }
-                Some(("index.docker.io", rest)) => format!("docker.io/{rest}"),
-                _ => repository.to_owned(),
-            }
-        }
-        Some(_) => format!("docker.io/{repository}"),
-        None => format!("docker.io/library/{repository}"),
-    }
 }
 
 fn rename(requirements: &mut Value, name: &str, tag: &str) {

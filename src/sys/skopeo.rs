@@ -152,9 +152,36 @@ fn classify(text: &str) -> (ErrorKind, &'static str) {
     found.map_or((ErrorKind::Internal, "skopeo failed"), |(_, kind, meaning)| (*kind, *meaning))
 }
 
-/// The text without the queries of its URLs: those of blobs that a registry keeps elsewhere are keys to them.
+/// The text without where a bundle is served, which is a key to all that is in it: `127.0.0.1:PORT/TOKEN/NUMBER`.
+pub fn without_places(text: &str) -> String {
+    const HOST: &str = "127.0.0.1:";
+    let is_token = |part: &str| part.len() == 32 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    let (mut rest, mut safe) = (text, String::with_capacity(text.len()));
+    while let Some(at) = rest.find(HOST) {
+        let end = rest[at..]
+            .find(|c: char| !(c.is_ascii_alphanumeric() || "./:".contains(c)))
+            .map_or(rest.len(), |end| at + end);
+        let place = &rest[at..end];
+        match place.split('/').position(is_token) {
+            Some(_) => {
+                safe.push_str(&rest[..at]);
+                safe.push_str("the bundle");
+                // A tag, a digest, or Go's colon behind it.
+                safe.push_str(if place.ends_with(':') { ":" } else { "" });
+            }
+            None => safe.push_str(&rest[..end]),
+        }
+        rest = &rest[end..];
+    }
+    safe.push_str(rest);
+    safe
+}
+
+/// The text without the queries of its URLs: those of blobs that a registry keeps elsewhere are keys to them. And without the
+/// places of [`without_places`].
 pub fn without_queries(text: &str) -> String {
-    let mut rest = text;
+    let text = without_places(text);
+    let mut rest = text.as_str();
     let mut safe = String::with_capacity(text.len());
     while let Some(at) = rest.find("://") {
         let end = rest[at..]
@@ -350,6 +377,27 @@ mod tests {
         assert!(
             !reason("level=fatal msg=\"Get \\\"https://s3.io/b?sig=1\\\": EOF\"").to_string().contains("sig")
         );
+    }
+
+    #[test]
+    fn no_message_says_where_a_bundle_is_served() {
+        let token = "a64cb755e72f4d5d84a4680ad372707d";
+        for (text, expected) in [
+            (
+                format!("reading manifest 1 in 127.0.0.1:43705/{token}/0: name unknown"),
+                "reading manifest 1 in the bundle: name unknown".to_owned(),
+            ),
+            (
+                format!("Get \"http://127.0.0.1:43705/v2/{token}/0/manifests/x\": EOF"),
+                "Get \"http://the bundle\": EOF".to_owned(),
+            ),
+            (
+                "127.0.0.1:5000/os:1 and 127.0.0.1:1".to_owned(),
+                "127.0.0.1:5000/os:1 and 127.0.0.1:1".to_owned(),
+            ),
+        ] {
+            assert_eq!(without_queries(&text), expected);
+        }
     }
 
     #[test]

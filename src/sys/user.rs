@@ -1,5 +1,8 @@
 //! The user that talks to the network.
 
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// The name that `systemd/osctl.sysusers` gives it.
@@ -17,6 +20,28 @@ pub fn fetcher() -> Option<(u32, u32)> {
     let files = ["/etc/passwd", "/usr/lib/passwd"].map(|file| std::fs::read_to_string(Path::new(file)));
     let found = files.iter().flatten().find_map(|text| look(text, NAME));
     Some(found.unwrap_or(NOBODY))
+}
+
+/// Lets the user who fetches, and nobody else but root, read what is below a directory.
+pub fn share_with_fetcher(path: &Path) -> io::Result<()> {
+    let Some((_, gid)) = fetcher() else { return Ok(()) };
+    share(path, gid)
+}
+
+fn share(path: &Path, gid: u32) -> io::Result<()> {
+    let meta = std::fs::symlink_metadata(path)?;
+    std::os::unix::fs::lchown(path, None, Some(gid))?;
+    if meta.is_symlink() {
+        return Ok(());
+    }
+    let mode = if meta.is_dir() { 0o750 } else { 0o640 };
+    std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+    if meta.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            share(&entry?.path(), gid)?;
+        }
+    }
+    Ok(())
 }
 
 fn look(passwd: &str, name: &str) -> Option<(u32, u32)> {

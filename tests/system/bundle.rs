@@ -251,3 +251,83 @@ fn a_layout_that_skopeo_wrote_is_a_bundle_if_its_images_have_their_whole_names()
     assert_eq!(world.registry.requests(), []);
     assert!(host.podman_images().iter().any(|image| image.ends_with("app:1")));
 }
+
+#[test]
+fn what_the_host_says_about_registries_sends_nobody_elsewhere_and_blocks_as_ever() {
+    let (world, host) = world();
+    let dir = path(&host, "bundle");
+    ok(&create(&world, &host, &dir, &["-i", &config(&host)]).output().unwrap());
+    world.registry.clear_log();
+    // A mirror of each repository, and logins and certificates of which nothing is here.
+    let conf = host.etc().join("containers/registries.conf.d");
+    std::fs::create_dir_all(&conf).unwrap();
+    let mirror = |name: &str| {
+        let name = world.registry.name(name);
+        format!("[[registry]]\nprefix = \"{name}\"\nlocation = \"127.0.0.1:1/{name}\"\ninsecure = true\n")
+    };
+    std::fs::write(conf.join("99-mirror.conf"), ["os", "app", "tools"].map(mirror).concat()).unwrap();
+    let file = host.etc().join("osctl/bound-images.d/app.toml");
+    let toml = std::fs::read_to_string(&file).unwrap();
+    let more = "auth-file = \"/etc/none.json\"\ncert-dir = \"/etc/none\"\n";
+    std::fs::write(&file, toml + more).unwrap();
+    let said = ok(&host.osctl(&["upgrade", "--from-bundle", &dir]));
+    assert!(said.contains("no signature policy vouches for"), "{said}");
+    is_complete(&host);
+    assert_eq!(world.registry.requests(), []);
+
+    let blocked = format!(
+        "[[registry]]\nprefix = \"{}\"\nlocation = \"r.io\"\nblocked = true\n",
+        world.registry.address
+    );
+    std::fs::write(conf.join("99-mirror.conf"), blocked).unwrap();
+    let out = host.osctl(&["rebase", &world.os(), "--from-bundle", &dir]);
+    assert!(!out.status.success() && text(&out).contains("blocks the registry"), "{}", text(&out));
+}
+
+#[test]
+fn a_layer_that_the_bundle_lacks_is_not_replaced_by_that_of_before() {
+    let (world, host) = world();
+    ok(&host.osctl(&["reconcile"]));
+    let before = host.deployments();
+    let bare = path(&host, "bare");
+    ok(&create(&world, &host, &bare, &["--image", &world.registry.name("app:1")]).output().unwrap());
+    let out = host.osctl(&["upgrade", "--from-bundle", &bare]);
+    let hint = format!("--image {}", world.registry.name("tools:1"));
+    assert!(!out.status.success() && text(&out).contains(&hint), "{}", text(&out));
+    assert_eq!(host.deployments(), before);
+}
+
+#[test]
+fn an_import_leaves_nothing_behind_and_says_nothing_of_where_it_reads() {
+    let (world, host) = world();
+    let dir = path(&host, "bundle");
+    ok(&create(&world, &host, &dir, &["-i", &config(&host)]).output().unwrap());
+    let layer = layer_digests(&world.images.path().join("os-2")).pop().unwrap();
+    std::fs::remove_file(Path::new(&dir).join("blobs/sha256").join(layer.trim_start_matches("sha256:")))
+        .unwrap();
+    let out = host.osctl(&["upgrade", "--from-bundle", &dir]);
+    assert!(!out.status.success() && text(&out).contains("the bundle"), "{}", text(&out));
+    let said = text(&out) + &host.status().to_string();
+    let token = |word: &str| word.len() == 32 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(!said.split(|c: char| !c.is_ascii_alphanumeric()).any(token), "{said}");
+    ok(&create(&world, &host, &dir, &["-i", &config(&host)]).output().unwrap());
+    let out = host.osctl_with("pull.layers=kill", &["upgrade", "--from-bundle", &dir]);
+    assert_eq!(out.status.signal(), Some(9));
+    ok(&host.osctl(&["upgrade", "--from-bundle", &dir]));
+    let left = std::fs::read_dir(host.sysroot().join("ostree/osctl/tmp")).unwrap();
+    let left: Vec<_> =
+        left.map(|entry| entry.unwrap().file_name()).filter(|n| n != "no-logins.json").collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_a_bound_file_says_about_its_registry_counts_for_its_signatures_too() {
+    let (world, host) = world();
+    let dir = path(&host, "bundle");
+    // Nobody but the bound file knows that this registry has no TLS.
+    let other = crate::registry::Registry::start();
+    other.push(&Image::with_file("x", b"x"), "x:1");
+    host.bind("x", &format!("image = \"{}/x:1\"\ntls-verify = false\n", other.address));
+    let said = ok(&create(&world, &host, &dir, &["-i", &config(&host)]).output().unwrap());
+    assert!(said.contains("x:1"), "{said}");
+}

@@ -130,19 +130,24 @@ async fn one(
     let reference = expand(image, owner, facts)?;
     let found = match fetched(job, sources, image, &reference).await {
         Ok(found) => found,
-        Err(error) if cannot_be_had(error.kind) => match of_before(job, sources, image, owners)? {
-            Some(found) => {
-                images.trouble = Some(format!("{owner}: {reference}: {}", error.reason()));
-                found
+        // Who brings a bundle means what is in it, and not what was there before.
+        Err(error) if cannot_be_had(error.kind) && job.env.offered().is_none() => {
+            match of_before(job, sources, image, owners)? {
+                Some(found) => {
+                    images.trouble = Some(format!("{owner}: {reference}: {}", error.reason()));
+                    found
+                }
+                None => {
+                    let why = format!("{owner}: the image {reference} cannot be had; nothing was staged");
+                    let hint = "it is tried again; `on-unavailable: skip` in the drop-in goes on without it";
+                    let failed =
+                        Error::new(ErrorKind::RepoUnavailable, why).detail("drop-in", owner).hint(hint);
+                    let failed =
+                        failed.detail(MISSING_OF, owners.iter().cloned().collect::<Vec<_>>().join("\n"));
+                    return Err(failed.source(error));
+                }
             }
-            None => {
-                let why = format!("{owner}: the image {reference} cannot be had; nothing was staged");
-                let hint = "it is tried again; `on-unavailable: skip` in the drop-in goes on without it";
-                let failed = Error::new(ErrorKind::RepoUnavailable, why).detail("drop-in", owner).hint(hint);
-                let failed = failed.detail(MISSING_OF, owners.iter().cloned().collect::<Vec<_>>().join("\n"));
-                return Err(failed.source(error));
-            }
-        },
+        }
         Err(error) => {
             let hint = error.hint.clone();
             let failed = Error::new(error.kind, format!("{owner}: the image {reference}"));

@@ -59,7 +59,8 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
     let config_root = env.config_root()?;
     let pull = env.config()?.pull;
     Ok(FetchOptions {
-        auth_file: env.auth_file()?,
+        // A bundle wants no login.
+        auth_file: if env.offered().is_none() { env.auth_file()? } else { None },
         policy: auth::policy(&config_root),
         lookaside: env.lookaside()?,
         registries: env.variable(auth::REGISTRIES_CONF).map(Into::into),
@@ -71,6 +72,7 @@ pub fn fetch_options(env: &Env, options: &Options) -> Result<FetchOptions> {
         spool: Some(env.layout.spool()),
         repo: Some(env.layout.repo()),
         config_root: Some(env.layout.config_root.clone()),
+        home: env.home().cloned(),
         offered: env.offered().cloned(),
         ..Default::default()
     })

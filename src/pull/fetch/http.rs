@@ -12,7 +12,7 @@ use crate::model::{Error, ErrorKind};
 use crate::pull::wire::Failed;
 use crate::sys::credentials::Credentials;
 use crate::sys::registries::Endpoint;
-use crate::sys::skopeo::without_queries;
+use crate::sys::skopeo::{without_places, without_queries};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{
@@ -359,7 +359,7 @@ impl Place {
     }
 
     fn name(&self) -> String {
-        format!("{}/{}", self.endpoint.host, self.endpoint.repository)
+        without_places(&format!("{}/{}", self.endpoint.host, self.endpoint.repository))
     }
 
     /// Asks for a blob from a place in it on, with whatever credentials it takes.

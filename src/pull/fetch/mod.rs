@@ -229,6 +229,7 @@ pub(super) async fn endpoints_of(cx: &Cx, image: &ImageRef, opts: &FetchOptions)
         root: &root,
         auth_file: opts.auth_file.as_deref(),
         registries_conf: opts.registries.as_deref(),
+        home: opts.home.as_deref(),
         helpers: None,
         insecure: opts.insecure,
         cert_dir: opts.cert_dir.as_deref(),

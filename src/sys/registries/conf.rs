@@ -8,8 +8,8 @@
 //!   registry are used: that is how "never contact the source" is written.
 //! - `insecure` holds for the location of its own table, and not where that location is somebody's mirror.
 
+use crate::model::image::full_name;
 use crate::model::{Context, Error, ErrorKind, Result};
-use crate::sys::policy::full_name;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 

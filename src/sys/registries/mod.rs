@@ -14,12 +14,13 @@ mod conf;
 mod tests;
 
 use super::credentials::{AuthFile, Credentials, Login, auth_file};
-use super::policy::full_name;
 use super::process;
 use crate::engine::cx::Cx;
+use crate::model::image::full_name;
 use crate::model::image::{ImageRef, Transport};
 use crate::model::{Context, Error, ErrorKind, Result};
 use cap_std_ext::RootDir;
+use cap_std_ext::cap_std::ambient_authority;
 use cap_std_ext::cap_std::fs::Dir;
 use conf::{AUTH_FILE, Conf, Form};
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,9 @@ impl fmt::Debug for ClientCertificate {
     }
 }
 
+/// Where a home has its drop-ins.
+pub const HOME: &str = ".config/containers/registries.conf.d";
+
 /// The files that decide where an image is.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
@@ -99,6 +103,8 @@ pub struct Sources<'a> {
     pub auth_file: Option<&'a Path>,
     /// A main file in place of the system's. Drop-ins are read all the same, as skopeo does.
     pub registries_conf: Option<&'a Path>,
+    /// The home of whoever asks, whose drop-ins come last, as skopeo does it; `None` has none.
+    pub home: Option<&'a Path>,
     /// Where credential helpers are searched for, in place of `PATH`.
     pub helpers: Option<&'a OsStr>,
     /// Whether all endpoints are insecure, whatever the files say.
@@ -117,7 +123,7 @@ pub async fn endpoints(cx: &Cx, sources: &Sources<'_>, image: &ImageRef) -> Resu
         return Err(Error::new(ErrorKind::InvalidArgument, why));
     }
     let root = RootDir::new(sources.root, ".").doing("opening the configuration")?;
-    let conf = read_conf(&root, sources.registries_conf)?;
+    let conf = read_conf(&root, sources.registries_conf, sources.home)?;
     let auth = sources.auth_file.map(read_auth_file).transpose()?;
     let places = conf.places(&full_name(image.repository()), image.digest().is_some())?;
     let mut endpoints = Vec::new();
@@ -156,7 +162,7 @@ fn optional<T>(result: io::Result<T>, path: &str) -> Result<Option<T>> {
     }
 }
 
-fn read_conf(root: &RootDir, instead: Option<&Path>) -> Result<Conf> {
+fn read_conf(root: &RootDir, instead: Option<&Path>, home: Option<&Path>) -> Result<Conf> {
     let mut conf = Conf::default();
     if let Some(path) = instead {
         let name = path.display().to_string();
@@ -177,7 +183,24 @@ fn read_conf(root: &RootDir, instead: Option<&Path>) -> Result<Conf> {
             conf.add(&format!("/{path}"), &text, Form::VersionTwo)?;
         }
     }
+    if let Some(home) = home {
+        let home = Dir::open_ambient_dir(home, ambient_authority())
+            .doing_with(|| format!("opening {}", home.display()))?;
+        let home = RootDir::new(&home, ".").doing("opening a home")?;
+        for name in names(&home, HOME)?.iter().filter(|name| name.ends_with(".conf")) {
+            let path = format!("{HOME}/{name}");
+            if let Some(text) = optional(home.read_to_string(&path), &path)? {
+                conf.add(&path, &text, Form::VersionTwo)?;
+            }
+        }
+    }
     Ok(conf)
+}
+
+/// Fails with `SignatureRejected` if the files of a host block this repository.
+pub fn allows(root: &Dir, registries_conf: Option<&Path>, repository: &str) -> Result<()> {
+    let root = RootDir::new(root, ".").doing("opening the configuration")?;
+    read_conf(&root, registries_conf, None)?.places(&full_name(repository), true).map(drop)
 }
 
 /// The names of what is in a directory and is no directory itself, in order. None if it is not there.

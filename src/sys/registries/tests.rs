@@ -29,6 +29,7 @@ impl Host {
 
     fn sources(&self) -> Sources<'_> {
         Sources {
+            home: None,
             root: &self.root,
             auth_file: None,
             registries_conf: None,
