@@ -14,6 +14,7 @@
 
 mod any;
 mod condition;
+mod crc;
 mod discover;
 mod estimate;
 mod gather;
@@ -26,6 +27,7 @@ mod quadlets;
 mod record;
 mod repair;
 mod resolve;
+mod root;
 mod skopeo;
 mod store;
 mod tarsplit;

@@ -8,14 +8,15 @@
 //! that neither `..` nor a link leads out. A link on the way is followed, as it was when the layer was unpacked: a layer
 //! may have `lib -> usr/lib` and then `lib/x`.
 
+use super::crc::Crc;
+use super::root::{Root, unpacked};
+use crate::model::Result;
 use crate::model::image::Digest;
-use crate::model::{Context, Result};
 use base64::Engine as _;
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use sha2::Digest as _;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// An entry has one line; the largest segments are the padding behind a stream, in pieces of a megabyte, and extended
@@ -27,7 +28,7 @@ const PIECE: usize = 256 << 10;
 const NAMED: usize = 20;
 const BLOCK: usize = 512;
 /// The prefix of the files that stand for removed ones.
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 
 /// Called with the bytes that were read since it was called last. It ends the work by failing.
 pub(super) type Tick<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
@@ -224,7 +225,7 @@ impl Headers {
             kind = tar::EntryType::Directory;
         }
         let mut target = entry.link_name_bytes().map(|t| t.into_owned());
-        let mut sparse = false;
+        let mut sparse = kind == tar::EntryType::GNUSparse;
         for one in entry.pax_extensions().ok().flatten().into_iter().flatten().flatten() {
             sparse |= one.key_bytes().starts_with(b"GNU.sparse.");
             if one.key_bytes() == b"linkpath" {
@@ -232,38 +233,18 @@ impl Headers {
             }
         }
         // Of most that has no content the size that the header says means nothing.
-        let size = if sparse || kind.is_pax_global_extensions() { entry.size() } else { size };
+        let size = match kind {
+            // The size of the entry is that of the file, with its holes.
+            tar::EntryType::GNUSparse => entry.header().entry_size().ok()?,
+            _ if sparse || kind.is_pax_global_extensions() => entry.size(),
+            _ => size,
+        };
         Some(Header { kind, sparse, size, target })
     }
 }
 
-/// The directory of a layer, out of which nothing leads.
-struct Root(OwnedFd);
-
+/// Looking at what lies in the directory of a layer.
 impl Root {
-    fn open(path: &Path) -> Result<Root> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty());
-        fd.map(Root).doing_with(|| format!("opening {}", path.display()))
-    }
-
-    fn at(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // The kernel gives up where a rename anywhere may have moved a parent (openat2(2), EAGAIN).
-        let mut tries = 0;
-        loop {
-            match rustix::fs::openat2(&self.0, path, flags, Mode::empty(), resolve) {
-                Err(Errno::AGAIN) if tries < 100 => tries += 1,
-                done => return done,
-            }
-        }
-    }
-
-    fn stat(&self, path: &[u8]) -> rustix::io::Result<Stat> {
-        rustix::fs::fstat(self.at(path, OFlags::PATH)?)
-    }
-
     /// Hands out the content of a file, which must be this long. The inner error is damage.
     fn content(
         &self,
@@ -359,59 +340,6 @@ fn lost(error: Errno) -> String {
         // With O_NOFOLLOW, of a link in place of the file.
         Errno::LOOP => "is no file any more".into(),
         error => format!("cannot be opened: {error}"),
-    }
-}
-
-/// Where containers-storage puts a name: `.` and `..` are resolved in the text, before any link is. `None` if that leads out.
-fn unpacked(name: &[u8]) -> Option<Vec<u8>> {
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in name.split(|b| *b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => _ = parts.pop()?,
-            part => parts.push(part),
-        }
-    }
-    Some(if parts.is_empty() { b".".to_vec() } else { parts.join(&b'/') })
-}
-
-/// CRC-64 of ISO 3309, as tar-split keeps it of each file.
-struct Crc(u64);
-
-/// The polynomial, reflected.
-const POLYNOMIAL: u64 = 0xd800_0000_0000_0000;
-
-const TABLE: [u64; 256] = {
-    let mut table = [0; 256];
-    let mut at = 0;
-    while at < 256 {
-        let mut value = at as u64;
-        let mut bit = 0;
-        while bit < 8 {
-            value = if value & 1 == 1 { (value >> 1) ^ POLYNOMIAL } else { value >> 1 };
-            bit += 1;
-        }
-        table[at] = value;
-        at += 1;
-    }
-    table
-};
-
-impl Default for Crc {
-    fn default() -> Crc {
-        Crc(u64::MAX)
-    }
-}
-
-impl Crc {
-    fn update(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = TABLE[usize::from((self.0 as u8) ^ byte)] ^ (self.0 >> 8);
-        }
-    }
-
-    fn sum(&self) -> u64 {
-        !self.0
     }
 }
 
