@@ -3,6 +3,9 @@
 //! The tar crate splits PAX records at newlines, so that a binary extended attribute with a newline in it
 //! disappears and takes the record's size with it. Here records are read by their length.
 
+mod sparse;
+
+use sparse::{Filled, Map};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
@@ -11,12 +14,11 @@ const BLOCK: usize = 512;
 const MAX_EXTENSION: u64 = 1 << 20;
 /// All that Linux can hold in one attribute (XATTR_SIZE_MAX); more than file systems take in all.
 const MAX_XATTRS: usize = 64 << 10;
-/// A sparse file with more pieces than this is not one that anybody made on purpose.
-const MAX_PIECES: usize = 1 << 16;
-
+/// All extended headers of one entry together.
+const MAX_EXTENSIONS: u64 = 4 << 20;
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     Directory,
     Symlink(Vec<u8>),
@@ -26,19 +28,24 @@ pub(super) enum Kind {
         major: u32,
         minor: u32,
     },
-    Block,
+    Block {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
 }
 
 /// The header of one entry, with its extensions applied.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub path: Vec<u8>,
     pub kind: Kind,
     /// Permission bits with setuid, setgid and sticky.
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// When it was changed: seconds since 1970, which may be before, and nanoseconds.
+    pub mtime: (i64, u32),
     /// The size of the file as it will be read, holes included.
     pub size: u64,
     /// By name, without the prefix of the PAX key.
@@ -49,14 +56,17 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Whether the stored bytes are not the content.
-    pub(super) fn is_sparse(&self) -> bool {
+    pub(crate) fn is_sparse(&self) -> bool {
         self.pieces.is_some()
     }
 }
 
+/// The name of a global header, which describes no entry.
+pub(crate) type Global<'a, R> = &'a mut dyn FnMut(&mut R, &[u8]) -> io::Result<()>;
+
 /// The entries of a tar stream.
 #[derive(Debug)]
-pub(super) struct Archive<R> {
+pub(crate) struct Archive<R> {
     inner: R,
     /// Bytes of the current entry that are still in the stream, padding included.
     data: u64,
@@ -80,54 +90,66 @@ struct Extensions {
 }
 
 impl<R: Read> Archive<R> {
-    pub(super) fn new(inner: R) -> Self {
+    pub(crate) fn new(inner: R) -> Self {
         Archive { inner, data: 0, padding: 0 }
     }
 
+    /// The stream, to look at: who reads from it takes the archive out of step.
+    pub(crate) fn inner(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
     /// The stream behind the last entry that was read.
-    pub(super) fn into_inner(self) -> R {
+    pub(crate) fn into_inner(self) -> R {
         self.inner
     }
 
     /// The next entry; the rest of the current one is skipped.
-    pub(super) fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<Entry>> {
+        self.next_and_global(&mut |_, _| Ok(()))
+    }
+
+    /// As [`Archive::next`]; `global` is called behind each global header, with its name.
+    pub(crate) fn next_and_global(&mut self, global: Global<'_, R>) -> io::Result<Option<Entry>> {
         let mut extensions = Extensions::default();
+        let mut read = 0_u64;
         loop {
             self.skip_rest()?;
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = header.entry_size()?;
+            let size = number(&header.as_old().size, header.entry_size())?;
             match header.entry_type() {
+                // Global headers carry comments of tools such as git; none of them describes an entry.
+                tar::EntryType::XGlobalHeader => {
+                    self.set_data(size)?;
+                    io::copy(&mut Data(self), &mut io::sink())?;
+                    global(&mut self.inner, &header.path_bytes())?;
+                    continue;
+                }
                 tar::EntryType::XHeader => {
                     let bytes = self.extension(size)?;
                     parse_pax(&bytes, &mut extensions.pax)?;
                 }
-                // Global headers carry comments of tools such as git; none of them describes an entry.
-                tar::EntryType::XGlobalHeader => self.set_data(size)?,
                 tar::EntryType::GNULongName => extensions.long_path = Some(until_nul(self.extension(size)?)),
                 tar::EntryType::GNULongLink => extensions.long_link = Some(until_nul(self.extension(size)?)),
                 _ => return self.entry(&header, size, extensions).map(Some),
+            }
+            read = read.saturating_add(size);
+            if read > MAX_EXTENSIONS {
+                return Err(bad("extended headers of absurd size"));
             }
         }
     }
 
     /// The content of the current entry, which must be the one that [`Archive::next`] returned last.
-    pub(super) fn content<'a>(&'a mut self, entry: &Entry) -> Box<dyn Read + 'a> {
+    pub(crate) fn content<'a>(&'a mut self, entry: &Entry) -> Box<dyn Read + 'a> {
         match &entry.pieces {
             None => Box::new(Data(self)),
-            Some(pieces) => {
-                let size = entry.size;
-                Box::new(Sparse {
-                    data: Data(self),
-                    pieces: pieces.clone().into_iter().collect(),
-                    at: 0,
-                    size,
-                })
-            }
+            Some(pieces) => Box::new(Filled::new(Data(self), pieces, entry.size)),
         }
     }
 
     /// The content of the current entry, which is no sparse one, as a reader that owns the archive.
-    pub(super) fn into_data(self) -> OwnedData<R> {
+    pub(crate) fn into_data(self) -> OwnedData<R> {
         OwnedData(self)
     }
 
@@ -190,54 +212,53 @@ impl<R: Read> Archive<R> {
     }
 
     fn entry(&mut self, header: &tar::Header, size: u64, ext: Extensions) -> io::Result<Entry> {
-        if ext.pax.keys().any(|k| k.starts_with(b"GNU.sparse.")) {
-            return Err(unsupported(
-                "a sparse file in PAX format, which is not supported: write the layer without --sparse",
-            ));
-        }
-        let number = |key: &[u8]| -> io::Result<Option<u64>> {
+        let record = |key: &[u8]| -> io::Result<Option<u64>> {
             let Some(value) = ext.pax.get(key) else { return Ok(None) };
             let text = std::str::from_utf8(value).ok();
             text.and_then(|t| t.parse().ok()).map(Some).ok_or_else(|| bad("a PAX number that is none"))
         };
         let id = |value: u64| u32::try_from(value).map_err(|_| bad("an owner that does not fit"));
-        let stored = number(b"size")?.unwrap_or(size);
-        let path = ext.pax.get(&b"path"[..]).cloned().or(ext.long_path);
+        let stored = record(b"size")?.unwrap_or(size);
+        let sparse = sparse::is_sparse(&ext.pax);
+        let path = sparse::name(&ext.pax).or_else(|| ext.pax.get(&b"path"[..])).cloned().or(ext.long_path);
         let link = ext.pax.get(&b"linkpath"[..]).cloned().or(ext.long_link);
         let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
         let link =
             || link.clone().or_else(|| header.link_name_bytes().map(|l| l.into_owned())).unwrap_or_default();
-        let (uid, gid) = (number(b"uid")?, number(b"gid")?);
+        let (uid, gid) = (record(b"uid")?, record(b"gid")?);
         let uid = id(match uid {
             Some(uid) => uid,
-            None => header.uid()?,
+            None => number(&header.as_old().uid, header.uid())?,
         })?;
         let gid = id(match gid {
             Some(gid) => gid,
-            None => header.gid()?,
+            None => number(&header.as_old().gid, header.gid())?,
         })?;
-        let mut pieces = None;
-        let mut real = stored;
+        let mut map = None;
         let kind = match header.entry_type() {
             tar::EntryType::Directory => Kind::Directory,
             // Old archives mark directories only by the slash.
             tar::EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
-            tar::EntryType::Regular | tar::EntryType::Continuous => Kind::File,
+            tar::EntryType::Regular | tar::EntryType::Continuous => {
+                self.set_data(stored)?;
+                map = if sparse { Some(Map::of_pax(&ext.pax, stored, &mut Data(self))?) } else { None };
+                Kind::File
+            }
             tar::EntryType::GNUSparse => {
-                let (map, size) = self.sparse_map(header)?;
-                if map.iter().map(|p| p.1).sum::<u64>() != stored {
-                    return Err(bad("a sparse file whose pieces do not add up"));
-                }
-                (pieces, real) = (Some(map), size);
+                map = Some(Map::of_header(header, stored, || self.block())?);
+                self.set_data(stored)?;
                 Kind::File
             }
             tar::EntryType::Symlink => Kind::Symlink(link()),
             tar::EntryType::Link => Kind::Link(link()),
-            tar::EntryType::Char => Kind::Char {
-                major: header.device_major()?.unwrap_or(0),
-                minor: header.device_minor()?.unwrap_or(0),
-            },
-            tar::EntryType::Block => Kind::Block,
+            tar::EntryType::Char => {
+                let (major, minor) = device(header)?;
+                Kind::Char { major, minor }
+            }
+            tar::EntryType::Block => {
+                let (major, minor) = device(header)?;
+                Kind::Block { major, minor }
+            }
             tar::EntryType::Fifo => Kind::Fifo,
             other => {
                 return Err(unsupported(format!(
@@ -248,8 +269,18 @@ impl<R: Read> Archive<R> {
         };
         // Only files have content. POSIX lets a hard link have it as well, and some writers note a size there without
         // it: as Go's archive/tar, and so podman, the size of anything but a file is ignored.
-        let stored = if kind == Kind::File { stored } else { 0 };
-        self.set_data(stored)?;
+        if kind != Kind::File {
+            self.set_data(0)?;
+        }
+        let (size, pieces) = match map {
+            Some(map) => (map.size, Some(map.pieces)),
+            None => (if kind == Kind::File { stored } else { 0 }, None),
+        };
+        let mtime = match ext.pax.get(&b"mtime"[..]) {
+            Some(text) => seconds(text).ok_or_else(|| bad("a PAX time that is none"))?,
+            // Binary numbers may be negative; the tar crate hands out their last eight bytes.
+            None => (number(&header.as_old().mtime, header.mtime())?.cast_signed(), 0),
+        };
         let xattrs: BTreeMap<Vec<u8>, Vec<u8>> = ext
             .pax
             .iter()
@@ -258,50 +289,18 @@ impl<R: Read> Archive<R> {
         if xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > MAX_XATTRS {
             return Err(unsupported("extended attributes of more than 64 KiB on one entry"));
         }
-        Ok(Entry { path, kind, mode: header.mode()? & 0o7777, uid, gid, size: real, xattrs, pieces })
-    }
-
-    /// The map of an old GNU sparse file, which may go on in blocks of its own, and its full size.
-    fn sparse_map(&mut self, header: &tar::Header) -> io::Result<(Vec<(u64, u64)>, u64)> {
-        let gnu = header.as_gnu().ok_or_else(|| bad("a sparse file without a GNU header"))?;
-        let mut map = Vec::new();
-        let mut end = 0;
-        let mut add = |piece: &tar::GnuSparseHeader| -> io::Result<()> {
-            if piece.is_empty() {
-                return Ok(());
-            }
-            let (offset, length) = (piece.offset()?, piece.length()?);
-            if offset < end || map.len() >= MAX_PIECES {
-                return Err(bad("a sparse file whose pieces overlap"));
-            }
-            end = offset.checked_add(length).ok_or_else(|| bad("a sparse file of absurd size"))?;
-            map.push((offset, length));
-            Ok(())
-        };
-        gnu.sparse.iter().try_for_each(&mut add)?;
-        let mut more = gnu.is_extended();
-        while more {
-            let block = self.block()?.ok_or_else(|| bad("a sparse file without its map"))?;
-            let mut extended = tar::GnuExtSparseHeader::new();
-            extended.as_mut_bytes().copy_from_slice(&block);
-            extended.sparse.iter().try_for_each(&mut add)?;
-            more = extended.is_extended();
-        }
-        let size = gnu.real_size()?;
-        if end > size {
-            return Err(bad("a sparse file whose pieces lie behind its end"));
-        }
-        Ok((map, size))
+        let mode = number(&header.as_old().mode, header.mode())? & 0o7777;
+        Ok(Entry { path, kind, mode, uid, gid, mtime, size, xattrs, pieces })
     }
 }
 
 /// The stored bytes of the current entry, for who cannot borrow.
 #[derive(Debug)]
-pub(super) struct OwnedData<R>(Archive<R>);
+pub(crate) struct OwnedData<R>(Archive<R>);
 
 impl<R> OwnedData<R> {
     /// The archive, to go on with.
-    pub(super) fn into_archive(self) -> Archive<R> {
+    pub(crate) fn into_archive(self) -> Archive<R> {
         self.0
     }
 }
@@ -330,33 +329,36 @@ impl<R: Read> Read for Data<'_, R> {
     }
 }
 
-/// The pieces of a sparse file, with zeros between them.
-struct Sparse<'a, R> {
-    data: Data<'a, R>,
-    pieces: std::collections::VecDeque<(u64, u64)>,
-    at: u64,
-    size: u64,
+/// A number of a header. Who has none to say leaves its field empty; to Go's archive/tar, and so podman, that is 0.
+fn number<T: Default>(field: &[u8], parsed: io::Result<T>) -> io::Result<T> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(T::default()) } else { parsed }
 }
 
-impl<R: Read> Read for Sparse<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.pieces.front().is_some_and(|(offset, length)| self.at >= offset + length) {
-            self.pieces.pop_front();
-        }
-        let (hole, left) = match self.pieces.front() {
-            Some((offset, length)) if self.at >= *offset => (false, offset + length - self.at),
-            Some((offset, _)) => (true, offset - self.at),
-            None => (true, self.size - self.at),
-        };
-        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        let n = if hole {
-            buf[..want].fill(0);
-            want
-        } else {
-            self.data.read(&mut buf[..want])?
-        };
-        self.at += n as u64;
-        Ok(n)
+fn device(header: &tar::Header) -> io::Result<(u32, u32)> {
+    let (major, minor) = match (header.as_ustar(), header.as_gnu()) {
+        (Some(ustar), _) => (&ustar.dev_major, &ustar.dev_minor),
+        (_, Some(gnu)) => (&gnu.dev_major, &gnu.dev_minor),
+        (None, None) => return Ok((0, 0)),
+    };
+    let one = |field: &[u8; 8], parsed: io::Result<Option<u32>>| {
+        number(field, parsed).map(Option::unwrap_or_default)
+    };
+    Ok((one(major, header.device_major())?, one(minor, header.device_minor())?))
+}
+
+/// A time of a PAX record: seconds with any number of digits behind the point, of which nine count.
+fn seconds(text: &[u8]) -> Option<(i64, u32)> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole.strip_prefix('-').unwrap_or(whole)) || !digits(fraction) {
+        return None;
+    }
+    let seconds: i64 = whole.parse().ok()?;
+    let nanos: u32 = format!("{fraction:0<9}")[..9].parse().ok()?;
+    match (whole.starts_with('-'), nanos) {
+        (false, _) | (true, 0) => Some((seconds, nanos)),
+        (true, nanos) => Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos)),
     }
 }
 
@@ -378,7 +380,9 @@ fn parse_pax(mut bytes: &[u8], into: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> io::Res
             Some((&record[..equals], &record[equals + 1..], length))
         };
         let (key, value, length) = record().ok_or_else(|| bad("a malformed PAX header"))?;
-        into.insert(key.to_vec(), value.to_vec());
+        if !sparse::collect(into, key, value) {
+            into.insert(key.to_vec(), value.to_vec());
+        }
         bytes = &bytes[length..];
     }
     Ok(())
@@ -424,6 +428,38 @@ mod tests {
         archive.content(&entry).read_to_end(&mut content).unwrap();
         assert_eq!(content, b"\0\0abc\0\0\0\0\0def\0\0\0\0\0\0\0");
         assert!(archive.next().unwrap().is_none());
+    }
+
+    #[test]
+    fn an_empty_field_of_a_header_is_the_number_0() {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("a").unwrap();
+        header.set_entry_type(tar::EntryType::Char);
+        header.set_cksum();
+        let mut archive = Archive::new(&header.as_bytes()[..]);
+        let entry = archive.next().unwrap().unwrap();
+        assert_eq!((entry.mode, entry.uid, entry.gid, entry.mtime), (0, 0, 0, (0, 0)));
+        assert_eq!(entry.kind, Kind::Char { major: 0, minor: 0 });
+    }
+
+    #[test]
+    fn the_time_of_an_entry_is_the_finest_that_is_said() {
+        for (text, expected) in [
+            ("1", Some((1, 0))),
+            ("1.5", Some((1, 500_000_000))),
+            ("1.1234567891", Some((1, 123_456_789))),
+            ("-1", Some((-1, 0))),
+            ("-1.25", Some((-2, 750_000_000))),
+            ("-0.25", Some((-1, 750_000_000))),
+            ("1.", Some((1, 0))),
+            ("", None),
+            ("+1", None),
+            ("1.x", None),
+            ("1e5", None),
+            ("99999999999999999999", None),
+        ] {
+            assert_eq!(seconds(text.as_bytes()), expected, "{text}");
+        }
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl<'a> Builder<'a> {
                 Ok(())
             }
             Kind::Link(target) => self.hard_link(path, &mapped(target)?),
-            Kind::Char { .. } | Kind::Block | Kind::Fifo if path.starts_with("dev/") => {
+            Kind::Char { .. } | Kind::Block { .. } | Kind::Fifo if path.starts_with("dev/") => {
                 self.devices.0 += 1;
                 if self.devices.1.len() < NAMED {
                     self.devices.1.push(shown(path));
@@ -110,8 +110,10 @@ impl<'a> Builder<'a> {
                 let spelled = format!("{parent}/{PASSTHROUGH}{name}");
                 self.place(spelled.trim_start_matches('/'), object)
             }
-            Kind::Char { .. } | Kind::Block => Err(refused(path, "is a device, which cannot be in an image"))
-                .map_err(|e| e.hint("devices are made at boot; remove it from the image")),
+            Kind::Char { .. } | Kind::Block { .. } => {
+                Err(refused(path, "is a device, which cannot be in an image"))
+                    .map_err(|e| e.hint("devices are made at boot; remove it from the image"))
+            }
             Kind::Fifo => Err(refused(path, "is a named pipe, which cannot be in an image"))
                 .map_err(|e| e.hint("make it at boot with a tmpfiles.d line of type p")),
         }

@@ -325,7 +325,7 @@ async fn what_the_kernel_cannot_store_is_refused_by_a_text_that_can_be_shown() {
         ("large attributes", file(pax("SCHILY.xattr.user.a", &[1; 65 << 10])), "more than 64 KiB"),
         ("depth", x().file(&deep, 0o644, b""), "longer or deeper"),
         ("a long name", x().file(&long, 0o644, b""), "255 bytes"),
-        ("PAX sparse", file(pax("GNU.sparse.major", b"1")), "sparse file in PAX format"),
+        ("PAX sparse", file(pax("GNU.sparse.major", b"2")), "the unknown format 2.0 of PAX"),
     ] {
         let scratch = Scratch::new();
         let error = scratch.pull_layers(vec![layer]).await.expect_err(what);
