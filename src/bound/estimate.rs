@@ -1,5 +1,6 @@
 //! What of bound images a pull would fetch. Manifests only, and none for what is in the store.
 
+use super::places::Stock;
 use super::resolve::{PARALLEL, look};
 use super::skopeo::{Skopeo, failed};
 use super::store::Store;
@@ -10,7 +11,6 @@ use crate::model::image::Digest;
 use crate::model::plan::{Kind, Layer, Part};
 use crate::pull::Patience;
 use futures_util::StreamExt;
-use std::collections::BTreeSet;
 
 /// A bound image that is planned.
 #[derive(Debug, Clone)]
@@ -32,11 +32,11 @@ pub async fn estimate(
     patience: Patience,
     store: Option<&Store>,
 ) -> Result<Vec<(BoundSpec, Result<Planned>)>> {
-    let layers = store.map(Store::layers).transpose()?.unwrap_or_default();
-    let (layers, store) = (&layers, store);
+    let stock = store.map(Store::stock).transpose()?;
+    let stock = stock.as_ref();
     let found = futures_util::stream::iter(specs).map(|spec| async move {
         let kept = keep.images.iter().find(|i| i.spec.same_image(spec)).map(|i| i.digest.clone());
-        let one = one(cx, spec, kept, (skopeo, patience), store, layers).await;
+        let one = one(cx, spec, kept, (skopeo, patience), store, stock).await;
         (spec.clone(), one.map_err(|cause| failed(spec, "resolved", cause)))
     });
     let found: Vec<_> = found.buffered(PARALLEL).collect().await;
@@ -50,7 +50,7 @@ async fn one(
     kept: Option<Digest>,
     (skopeo, patience): (&Skopeo, Patience),
     store: Option<&Store>,
-    layers: &BTreeSet<Digest>,
+    stock: Option<&Stock>,
 ) -> Result<Planned> {
     let (digest, manifest) = match kept {
         Some(digest) => (digest, None),
@@ -70,8 +70,10 @@ async fn one(
         }
     };
     let mut blobs = blobs(&manifest);
-    for blob in &mut blobs {
-        blob.here = whole || layers.contains(&blob.digest);
+    let digests: Vec<Digest> = blobs.iter().map(|blob| blob.digest.clone()).collect();
+    let here = stock.map_or_else(|| vec![false; blobs.len()], |stock| stock.has(&digests));
+    for (blob, here) in blobs.iter_mut().zip(here) {
+        blob.here = whole || here;
     }
     let part = Part::image(Kind::Bound, &spec.reference, &image.digest, &blobs);
     Ok(Planned { image, part })

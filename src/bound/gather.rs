@@ -1,11 +1,10 @@
 //! Images of registries by what they consist of, for whoever wants them elsewhere than in the store.
 
-use super::pull::blobs;
 use super::skopeo::{Skopeo, instance};
 use crate::engine::cx::Cx;
 use crate::model::bound::BoundSpec;
 use crate::model::image::Digest;
-use crate::model::{Error, ErrorKind, Result};
+use crate::model::{Context, Error, ErrorKind, Result};
 use crate::pull::{self, Blob, BlobSource, FetchOptions};
 use std::collections::BTreeMap;
 
@@ -63,8 +62,27 @@ pub async fn gather(
     if vouch == Vouch::Policy {
         pull::vouch(cx, &spec.reference, &digest, &skopeo.fetch_options(spec, opts)).await?;
     }
-    let blobs = blobs(manifest.as_ref().unwrap_or(&top))?;
+    let blobs = parts(manifest.as_ref().unwrap_or(&top))?;
     Ok(Gathered { spec: spec.clone(), top, manifest, digest, blobs })
+}
+
+/// The configuration and the layers of a manifest, each once, whatever they are: a signature has layers as well.
+fn parts(manifest: &[u8]) -> Result<Vec<(Digest, u64)>> {
+    #[derive(serde::Deserialize)]
+    struct Part {
+        digest: Digest,
+        size: u64,
+    }
+    #[derive(serde::Deserialize)]
+    struct Manifest {
+        config: Part,
+        layers: Vec<Part>,
+    }
+    let manifest: Manifest = serde_json::from_slice(manifest)
+        .kind(ErrorKind::Unsupported, "its manifest is none of an image with a configuration and layers")?;
+    let parts = [manifest.config].into_iter().chain(manifest.layers);
+    let parts: BTreeMap<Digest, u64> = parts.map(|part| (part.digest, part.size)).collect();
+    Ok(parts.into_iter().collect())
 }
 
 fn mismatch(spec: &BoundSpec, got: &Digest) -> Error {
@@ -86,7 +104,7 @@ pub async fn fetch(
     let mut wanted: BTreeMap<Digest, Blob> = BTreeMap::new();
     for (source, image) in images.iter().enumerate() {
         for (digest, size) in image.blobs.iter().filter(|(digest, size)| !has(digest, *size)) {
-            let blob = Blob { digest: digest.clone(), size: *size, source };
+            let blob = Blob { digest: digest.clone(), size: *size, source, into: Vec::new() };
             wanted.entry(digest.clone()).or_insert(blob);
         }
     }
@@ -100,8 +118,8 @@ pub async fn fetch(
     let blobs: Vec<Blob> = wanted.into_values().collect();
     let digests: Vec<Digest> = blobs.iter().map(|blob| blob.digest.clone()).collect();
     let mut first = None;
-    let heard = |blob: usize, outcome: Result<()>| {
-        let outcome = outcome.and_then(|()| came(&digests[blob]));
+    let heard = |blob: usize, outcome: Result<_>| {
+        let outcome = outcome.and_then(|_| came(&digests[blob]));
         first = first.take().or(outcome.err());
     };
     pull::fetch_blobs(cx, sources.collect(), blobs, opts, heard).await?;

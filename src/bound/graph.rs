@@ -8,7 +8,7 @@
 //! <driver>-images/<image>/…          manifests and configuration, by names that are encoded
 //! ```
 //!
-//! It is written by containers/storage alone; what is read here has had this form since its first version.
+//! The form is containers/storage's, which has had it since its first version. [`super::admit`] writes it, and skopeo removes.
 
 use crate::model::image::Digest;
 use crate::model::{Context, ErrorKind, Result};

@@ -1,4 +1,4 @@
-//! An OCI layout of an image whose blobs lie elsewhere, for skopeo to copy from.
+//! An OCI layout of an image whose blobs lie elsewhere, for skopeo to copy from into a store of the vfs driver.
 
 use crate::model::image::Digest;
 use crate::model::{Context, ErrorKind, Result};

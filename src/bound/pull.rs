@@ -1,13 +1,17 @@
 //! A whole set into the store, and checked before anything is staged.
 //!
 //! ```text
-//!  manifests ─► policy ─► which blobs are missing ─► one fetch for all images ─► spool/<digest>
-//!                                                                                   │ all of an image are there
-//!                                                          store ◄── skopeo ◄── layout of links
+//!  manifests ─► policy ─► which layers are missing ─► one fetch for all images ─► spool/<digest>
+//!                                                                                    │ read while it grows
+//!                              lists of the store ◄── all of an image are there ◄── new/<place>/
 //! ```
 //!
-//! A blob that several images have is fetched once. Images are put into the store while others are still fetched.
+//! A blob that several images have is fetched once, and unpacked once where it stands on the same layers. Images are put into the
+//! store while others are still fetched.
 
+use super::admit::{Ready, Unpacked, new_layers};
+use super::layer::Written;
+use super::places::places;
 use super::resolve::PARALLEL;
 use super::skopeo::failed;
 use super::store::{Blobs, Store};
@@ -15,17 +19,15 @@ use crate::engine::cx::Cx;
 use crate::model::bound::{BoundImage, BoundSet, BoundSpec, Mode};
 use crate::model::image::Digest;
 use crate::model::job::Step;
+use crate::model::text::one_line;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::pull::{self, Blob, BlobSource, FetchOptions};
+use crate::sys::fs::remove_whole;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use tokio::sync::Semaphore;
-
-/// Images that are put into the store at a time: unpacking keeps a CPU busy.
-pub const IMPORTS: usize = 2;
 
 /// Pulls what is missing, and returns why images with mode `prefetch` could not be had.
 ///
@@ -54,20 +56,14 @@ struct Todo {
     image: BoundImage,
     manifest: Vec<u8>,
     list: Option<Vec<u8>>,
-    /// The configuration and the layers.
-    blobs: Vec<(Digest, u64)>,
-}
-
-impl Todo {
-    /// What has to be fetched of it.
-    fn wanted(&self, here: &BTreeSet<Digest>) -> Vec<(Digest, u64)> {
-        self.blobs.iter().filter(|(digest, _)| !here.contains(digest)).cloned().collect()
-    }
+    config: Sized,
+    /// The lowest first.
+    layers: Vec<Sized>,
 }
 
 /// Pulls what is missing; returns of each image of the set why it could not be had.
 async fn missing(cx: &Cx, store: &Store, set: &BoundSet, opts: &FetchOptions) -> Result<Vec<Option<Error>>> {
-    store.purge()?;
+    store.purge(cx)?;
     let mut outcome: Vec<Option<Error>> = set.images.iter().map(|_| None).collect();
     let mut absent = Vec::new();
     for (at, image) in set.images.iter().enumerate() {
@@ -87,7 +83,10 @@ async fn missing(cx: &Cx, store: &Store, set: &BoundSet, opts: &FetchOptions) ->
     }
     cx.checkpoint()?;
     while !todo.is_empty() {
-        let round = round(cx, store, &todo, opts, &progress).await?;
+        let round = round(cx, store, &todo, opts, &progress).await;
+        // Of images that could not be had: a full disk would stay full.
+        forget_new(store)?;
+        let round = round?;
         let mut again = Vec::new();
         for (todo, ended) in todo.into_iter().zip(round) {
             match ended {
@@ -120,8 +119,8 @@ async fn prepare(cx: &Cx, store: &Store, at: usize, image: &BoundImage, opts: &F
         }
         None => None,
     };
-    let blobs = blobs(&manifest)?;
-    Ok(Todo { at, image: image.clone(), manifest, list, blobs })
+    let (config, layers) = blobs(&manifest)?;
+    Ok(Todo { at, image: image.clone(), manifest, list, config, layers })
 }
 
 /// What became of an image in a round.
@@ -143,58 +142,54 @@ async fn round(
     let spool = opts.spool.as_deref();
     let spool =
         spool.ok_or_else(|| Error::new(ErrorKind::Internal, "bound images are fetched to a spool"))?;
-    let here = store.layers()?;
-    let mut blobs: Vec<Blob> = Vec::new();
-    // Of each image, which blobs it waits for.
-    let mut waits: Vec<BTreeSet<usize>> = Vec::new();
-    let mut places: BTreeMap<Digest, usize> = BTreeMap::new();
-    for (source, todo) in todo.iter().enumerate() {
-        let wanted = todo.wanted(&here).into_iter().map(|(digest, size)| {
-            *places.entry(digest.clone()).or_insert_with(|| {
-                blobs.push(Blob { digest, size, source });
-                blobs.len() - 1
-            })
-        });
-        waits.push(wanted.collect());
-    }
+    let orders = Orders::new(store, todo)?;
     let sources = todo.iter().map(|todo| BlobSource {
         image: todo.image.spec.reference.pinned(&todo.image.digest),
         opts: store.skopeo().fetch_options(&todo.image.spec, opts),
     });
     let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
-    let listen = move |blob: usize, outcome: Result<()>| drop(heard.send((blob, outcome)));
-    let owner: Vec<usize> = blobs.iter().map(|blob| blob.source).collect();
-    let fetch = pull::fetch_blobs(cx, sources.collect(), blobs, opts, listen);
-    let shelf = Shelf { cx, store, spool, progress, at_once: Semaphore::new(IMPORTS) };
+    let listen = move |blob: usize, outcome: Result<Option<Written>>| drop(heard.send((blob, outcome)));
+    let fetch = pull::fetch_blobs(cx, sources.collect(), orders.blobs.clone(), opts, listen);
+    let shelf = Shelf { cx, store, spool, progress, todo, orders: &orders };
     let put = async {
+        let mut waits = orders.waits.clone();
         let mut ended: Vec<Option<Ended>> = todo.iter().map(|_| None).collect();
-        let mut imports = FuturesUnordered::new();
-        for (at, _) in waits.iter().enumerate().filter(|(_, waits)| waits.is_empty()) {
-            imports.push(shelf.put(at, &todo[at]));
-        }
-        loop {
+        let mut written: Vec<Option<Written>> = orders.blobs.iter().map(|_| None).collect();
+        let mut whole: Vec<usize> = (0..todo.len()).filter(|at| waits[*at].is_empty()).collect();
+        // One at a time: what became whole meanwhile is put there together, with one sync.
+        let mut putting = FuturesUnordered::new();
+        let mut fetching = true;
+        while fetching || !whole.is_empty() || !putting.is_empty() {
+            if putting.is_empty() && !whole.is_empty() {
+                let batch = std::mem::take(&mut whole);
+                let ready = batch.iter().map(|at| shelf.ready(*at, &written)).collect();
+                putting.push(shelf.put(batch, ready));
+            }
             tokio::select! {
-                Some((at, outcome)) = imports.next(), if !imports.is_empty() => ended[at] = Some(outcome),
-                heard = hears.recv() => {
-                    let Some((blob, outcome)) = heard else { break };
+                Some(done) = putting.next(), if !putting.is_empty() => {
+                    for (at, outcome) in done {
+                        ended[at] = Some(outcome);
+                    }
+                }
+                heard = hears.recv(), if fetching => {
+                    let Some((blob, outcome)) = heard else {
+                        fetching = false;
+                        continue;
+                    };
                     for (at, waits) in waits.iter_mut().enumerate().filter(|(_, waits)| waits.contains(&blob)) {
                         waits.remove(&blob);
                         match &outcome {
-                            Ok(()) if waits.is_empty() && ended[at].is_none() => {
-                                imports.push(shelf.put(at, &todo[at]));
-                            }
-                            Ok(()) => {}
-                            Err(error) if owner[blob] == at => {
+                            Ok(_) if waits.is_empty() && ended[at].is_none() => whole.push(at),
+                            Ok(_) => {}
+                            Err(error) if orders.blobs[blob].source == at => {
                                 ended[at].get_or_insert_with(|| Ended::Failed(error.again()));
                             }
                             Err(_) => _ = ended[at].get_or_insert(Ended::NotTried),
                         }
                     }
+                    written[blob] = outcome.ok().flatten();
                 }
             }
-        }
-        while let Some((at, outcome)) = imports.next().await {
-            ended[at] = Some(outcome);
         }
         ended
     };
@@ -208,30 +203,109 @@ async fn round(
     Ok(ended.into_iter().map(|ended| ended.unwrap_or_else(failed)).collect())
 }
 
+/// What is fetched in a round, and for whom.
+struct Orders {
+    blobs: Vec<Blob>,
+    /// Of each image, which blobs it waits for.
+    waits: Vec<BTreeSet<usize>>,
+    /// Of each layer of each image, where it is written and which blob it is; `None` if it is here.
+    layers: Vec<Vec<Option<(PathBuf, usize)>>>,
+}
+
+impl Orders {
+    fn new(store: &Store, todo: &[Todo]) -> Result<Orders> {
+        let (stock, new) = (store.stock()?, new_layers(store.graph()));
+        let mut orders = Orders { blobs: Vec::new(), waits: Vec::new(), layers: Vec::new() };
+        let mut known: BTreeMap<Digest, usize> = BTreeMap::new();
+        for (source, todo) in todo.iter().enumerate() {
+            let mut blob = |(digest, size): &(Digest, u64), blobs: &mut Vec<Blob>| {
+                *known.entry(digest.clone()).or_insert_with(|| {
+                    blobs.push(Blob { digest: digest.clone(), size: *size, source, into: Vec::new() });
+                    blobs.len() - 1
+                })
+            };
+            let mut waits = BTreeSet::from([blob(&todo.config, &mut orders.blobs)]);
+            let digests: Vec<Digest> = todo.layers.iter().map(|(digest, _)| digest.clone()).collect();
+            let mut layers = Vec::new();
+            for ((layer, here), place) in todo.layers.iter().zip(stock.has(&digests)).zip(places(&digests)) {
+                if here {
+                    layers.push(None);
+                    continue;
+                }
+                let (at, place) = (blob(layer, &mut orders.blobs), new.join(place));
+                let into = &mut orders.blobs[at].into;
+                if store.writes_layers() && !into.contains(&place) {
+                    into.push(place.clone());
+                }
+                waits.insert(at);
+                layers.push(Some((place, at)));
+            }
+            orders.waits.push(waits);
+            orders.layers.push(layers);
+        }
+        Ok(orders)
+    }
+}
+
+/// Removes layers that no image was made of.
+fn forget_new(store: &Store) -> Result<()> {
+    remove_whole(&new_layers(store.graph())).doing("removing layers that no image has")
+}
+
 /// Where images are put that are whole.
 struct Shelf<'a> {
     cx: &'a Cx,
     store: &'a Store,
     spool: &'a Path,
     progress: &'a Progress,
-    at_once: Semaphore,
+    todo: &'a [Todo],
+    orders: &'a Orders,
 }
 
 impl Shelf<'_> {
-    async fn put(&self, at: usize, todo: &Todo) -> (usize, Ended) {
-        let outcome = self.import(todo).await;
-        if outcome.is_ok() {
-            self.progress.one_more(self.cx, &todo.image.spec.reference.name);
+    /// An image, with what its layers turned out to be.
+    fn ready(&self, at: usize, written: &[Option<Written>]) -> Ready {
+        let todo = &self.todo[at];
+        let layers = todo.layers.iter().zip(&self.orders.layers[at]).map(|((blob, _), layer)| Unpacked {
+            blob: blob.clone(),
+            new: layer.as_ref().and_then(|(place, at)| Some((place.clone(), written[*at].clone()?))),
+        });
+        Ready {
+            image: todo.image.clone(),
+            manifest: todo.manifest.clone(),
+            list: todo.list.clone(),
+            config: todo.config.0.clone(),
+            layers: layers.collect(),
         }
-        (at, outcome.map_or_else(Ended::Failed, |()| Ended::Stored))
     }
 
-    async fn import(&self, todo: &Todo) -> Result<()> {
-        let _one = self.at_once.acquire().await.doing("waiting for a place to unpack")?;
-        let blobs: Vec<Digest> = todo.blobs.iter().map(|(digest, _)| digest.clone()).collect();
-        let from =
-            Blobs { manifest: &todo.manifest, list: todo.list.as_deref(), spool: self.spool, blobs: &blobs };
-        self.cx.step(Step::BindStore, self.store.import(self.cx, &todo.image, &from)).await
+    async fn put(&self, batch: Vec<usize>, ready: Vec<Ready>) -> Vec<(usize, Ended)> {
+        let outcome = self.cx.step(Step::BindStore, self.store_all(&batch, ready)).await;
+        let outcome = outcome.unwrap_or_else(|error| batch.iter().map(|_| Err(error.again())).collect());
+        let ended = batch.into_iter().zip(outcome).map(|(at, outcome)| match outcome {
+            Ok(()) => {
+                self.progress.one_more(self.cx, &self.todo[at].image.spec.reference.name);
+                (at, Ended::Stored)
+            }
+            Err(error) => (at, Ended::Failed(error)),
+        });
+        ended.collect()
+    }
+
+    async fn store_all(&self, batch: &[usize], ready: Vec<Ready>) -> Result<Vec<Result<()>>> {
+        if self.store.writes_layers() {
+            return self.store.admit(self.cx, ready, self.spool).await;
+        }
+        let mut outcome = Vec::new();
+        for todo in batch.iter().map(|at| &self.todo[*at]) {
+            let all = [&todo.config].into_iter().chain(&todo.layers);
+            let blobs: BTreeSet<Digest> = all.map(|(digest, _)| digest.clone()).collect();
+            let blobs: Vec<Digest> = blobs.into_iter().collect();
+            let (manifest, list) = (&todo.manifest[..], todo.list.as_deref());
+            let from = Blobs { manifest, list, spool: self.spool, blobs: &blobs };
+            outcome.push(self.store.import(self.cx, &todo.image, &from).await);
+        }
+        Ok(outcome)
     }
 }
 
@@ -253,12 +327,28 @@ impl Progress {
     }
 }
 
+/// What a layer may be. Others are no tar stream (of artifacts), cannot be read (encrypted), or lie elsewhere (foreign).
+const LAYERS: [&str; 6] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+];
+
+/// A blob, and its size.
+type Sized = (Digest, u64);
+
 /// The configuration and the layers of a manifest.
-pub(super) fn blobs(manifest: &[u8]) -> Result<Vec<(Digest, u64)>> {
+fn blobs(manifest: &[u8]) -> Result<(Sized, Vec<Sized>)> {
     #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
     struct Descriptor {
         digest: Digest,
         size: u64,
+        #[serde(default)]
+        media_type: String,
     }
     #[derive(serde::Deserialize)]
     struct Manifest {
@@ -267,14 +357,16 @@ pub(super) fn blobs(manifest: &[u8]) -> Result<Vec<(Digest, u64)>> {
     }
     let manifest: Manifest = serde_json::from_slice(manifest)
         .kind(ErrorKind::Unsupported, "its manifest is none of an image with a configuration and layers")?;
-    let mut blobs: Vec<(Digest, u64)> = Vec::new();
-    for Descriptor { digest, size } in [manifest.config].into_iter().chain(manifest.layers) {
-        // One manifest may list a layer twice.
-        if !blobs.iter().any(|(known, _)| *known == digest) {
-            blobs.push((digest, size));
+    let mut layers = Vec::new();
+    for Descriptor { digest, size, media_type } in manifest.layers {
+        if !LAYERS.contains(&media_type.as_str()) {
+            let why =
+                format!("layer {digest} is of the type {}, which cannot be unpacked", one_line(&media_type));
+            return Err(Error::new(ErrorKind::Unsupported, why));
         }
+        layers.push((digest, size));
     }
-    Ok(blobs)
+    Ok(((manifest.config.digest, manifest.config.size), layers))
 }
 
 /// Checks, by digest and without network, that every image with mode `bind` is in the store.

@@ -8,6 +8,7 @@
 
 use super::graph::{self, Graph};
 use super::layout;
+use super::places::Stock;
 use super::skopeo::{Skopeo, Trust};
 use super::view::{self, Views};
 use crate::engine::cx::Cx;
@@ -35,7 +36,7 @@ pub struct Store {
     pub(super) base: PathBuf,
     pub(super) state: Dir,
     graph: PathBuf,
-    driver: &'static str,
+    pub(super) driver: &'static str,
     /// containers-storage wants one; nothing of it outlives the process.
     run: TempDir,
 }
@@ -174,14 +175,18 @@ impl Store {
         Ok(Some(manifest).filter(|manifest| whole && Digest::of(manifest) == image.digest))
     }
 
-    /// The blobs of the layers that are there, of whole images and of others.
-    pub(super) fn layers(&self) -> Result<BTreeSet<Digest>> {
-        let layers = self.graph().layers()?;
-        let digests = layers.into_iter().flat_map(|l| [l.compressed_diff_digest, l.diff_digest]);
-        Ok(digests.flatten().filter_map(|digest| digest.parse().ok()).collect())
+    /// The layers that are there, of whole images and of others.
+    pub(super) fn stock(&self) -> Result<Stock> {
+        Ok(Stock::new(self.graph().layers()?, self.writes_layers()))
     }
 
-    /// Puts an image into the store: of its blobs those that the store does not have lie in the spool.
+    /// Whether we write its layers ourselves ([`Store::admit`]). Those of vfs, which is there for sysroots in containers only, have
+    /// the files of all layers below as well: skopeo makes those copies.
+    pub(super) fn writes_layers(&self) -> bool {
+        self.driver == "overlay"
+    }
+
+    /// Has skopeo put an image into the store: of its blobs those that the store does not have lie in the spool.
     ///
     /// `list` is the list of manifests that the reference is pinned to, if it is to one. An error is skopeo's reason, not
     /// yet what it is for.
@@ -246,7 +251,7 @@ impl Store {
         self.views().prune(keep)
     }
 
-    /// Makes everything in the store durable: skopeo does not sync the files of layers.
+    /// Makes everything in the store durable: whoever writes the files of layers syncs none of them.
     ///
     /// It may take minutes on a slow disk: nobody who cancels waits for it.
     pub(super) async fn sync(&self, cx: &Cx) -> Result<()> {
@@ -289,7 +294,7 @@ pub async fn collect(cx: &Cx, store: &Store, keep: &[BoundSet]) -> Result<Vec<St
     let (keep, drop): (Vec<Entry>, Vec<Entry>) =
         store.entries()?.into_iter().partition(|e| kept.contains(&e.name()));
     if drop.is_empty() {
-        store.purge()?;
+        store.purge(cx)?;
         return Ok(Vec::new());
     }
     let images = store.graph().images()?;
@@ -320,7 +325,7 @@ pub async fn collect(cx: &Cx, store: &Store, keep: &[BoundSet]) -> Result<Vec<St
         fs::remove_durably(&store.state, entry.path())?;
         gone.push(name);
     }
-    store.purge()?;
+    store.purge(cx)?;
     Ok(gone)
 }
 

@@ -1,8 +1,8 @@
-//! Blobs of images that are no part of the OS: fetched as layers are, verified, and left as files.
+//! Blobs of images that are no part of the OS: fetched as layers are, verified, and left as files, or unpacked on the way.
 //!
 //! ```text
 //!  sources (image, credentials) ─┐   one worker, one fetcher: the limits count for all of them together
-//!  blobs (digest, size, source) ─┴─► spool/<digest>, each told of as soon as it has its digest
+//!  blobs (digest, size, source) ─┴─► spool/<digest> ─► layers, while it grows; told of as soon as it has its digest
 //! ```
 //!
 //! A blob that cannot be had is told of as well, and is no reason to stop: others of the same order may be of images that
@@ -13,11 +13,13 @@ use super::types::{FetchOptions, Reporter, Worker};
 use super::unpack::Hashing;
 use super::wire::Failed;
 use super::worker;
+use crate::bound::{Written, write_layer};
 use crate::engine::cx::Cx;
 use crate::model::image::{Digest, ImageRef};
 use crate::model::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// So much of a blob is hashed at a time.
@@ -41,7 +43,13 @@ pub struct Blob {
     pub size: u64,
     /// Which of the sources has it.
     pub source: usize,
+    /// Directories to write it into as a layer; they are not there yet. None of a blob that is no layer.
+    #[serde(default)]
+    pub into: Vec<PathBuf>,
 }
+
+/// What became of a blob: it is there, with what its layers turned out to be.
+pub(super) type Arrived = Option<Written>;
 
 /// What the worker is told. Never logged: its answer to where things are carries credentials.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,17 +59,17 @@ pub(super) struct Order {
     opts: FetchOptions,
 }
 
-/// Brings blobs into the spool of `opts`, and says of each, by its place in `blobs`, that it is there and has its digest, or
-/// why it cannot be had.
+/// Brings blobs into the spool of `opts`, writes those that are layers, and says of each, by its place in `blobs`, that it is
+/// there and has its digest, or why it cannot be had.
 ///
-/// Whatever else lies in the spool is removed; what is there of a blob is not fetched again. Fails only where nothing can be
+/// Of a blob that cannot be had there is no layer. Whatever else lies in the spool is removed; what is there of a blob is not fetched again. Fails only where nothing can be
 /// fetched at all.
-pub async fn fetch_blobs(
+pub(crate) async fn fetch_blobs(
     cx: &Cx,
     sources: Vec<Source>,
     blobs: Vec<Blob>,
     opts: &FetchOptions,
-    heard: impl FnMut(usize, Result<()>) + Send,
+    heard: impl FnMut(usize, Result<Arrived>) + Send,
 ) -> Result<()> {
     cx.checkpoint()?;
     let order = Order { sources, blobs, opts: opts.clone() };
@@ -124,16 +132,16 @@ impl Order {
 
 impl Work {
     /// Waits for the blobs, and says of each what became of it. Blocks.
-    pub(super) fn finish(self, say: &(dyn Fn(usize, Option<Failed>) + Sync)) -> Result<()> {
+    pub(super) fn finish(self, say: &(dyn Fn(usize, Result<Arrived, Failed>) + Sync)) -> Result<()> {
         for (place, failed) in &self.lost {
-            say(*place, Some(failed.clone()));
+            say(*place, Err(failed.clone()));
         }
         let next = AtomicUsize::new(0);
         let work = || {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(place) = self.places.get(at) else { return };
-                say(*place, self.verified(at, &self.blobs[*place]).err().map(Failed::from));
+                say(*place, self.verified(at, &self.blobs[*place]).map_err(Failed::from));
             }
         };
         std::thread::scope(|scope| -> Result<()> {
@@ -148,7 +156,7 @@ impl Work {
 
     /// Waits for a blob, and fetches it once more if it is not what it should be: a proxy on the way may have damaged it, or
     /// what an earlier attempt left.
-    fn verified(&self, at: usize, blob: &Blob) -> Result<()> {
+    fn verified(&self, at: usize, blob: &Blob) -> Result<Arrived> {
         match self.read(at, blob) {
             Err(error) if error.kind == ErrorKind::DigestMismatch => {
                 self.fetcher.again(at)?;
@@ -158,7 +166,24 @@ impl Work {
         }
     }
 
-    fn read(&self, at: usize, blob: &Blob) -> Result<()> {
+    fn read(&self, at: usize, blob: &Blob) -> Result<Arrived> {
+        let mut arrived = None;
+        for to in &blob.into {
+            match write_layer(self.fetcher.blob(at), &blob.digest, blob.size, to) {
+                Ok(written) => arrived = Some(written),
+                Err(error) => {
+                    blob.into.iter().for_each(|to| remove(to));
+                    return Err(error);
+                }
+            }
+        }
+        if arrived.is_none() {
+            self.read_only(at, blob)?;
+        }
+        Ok(arrived)
+    }
+
+    fn read_only(&self, at: usize, blob: &Blob) -> Result<()> {
         let mut reader = Hashing::new(self.fetcher.blob(at));
         let read = io::copy(&mut BufReader::with_capacity(BUFFER, &mut reader), &mut io::sink());
         read.map_err(|error| {
@@ -172,5 +197,12 @@ impl Work {
         }
         let why = format!("blob {} does not have its digest or its size of {} bytes", blob.digest, blob.size);
         Err(Error::new(ErrorKind::DigestMismatch, why))
+    }
+}
+
+/// Removes what was written of a layer that is none. What stays is removed before the next pull.
+fn remove(layer: &Path) {
+    if let Err(error) = crate::sys::fs::remove_whole(layer) {
+        tracing::warn!(%error, path = %layer.display(), "a part of a layer stays");
     }
 }

@@ -12,18 +12,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// A layer under construction. Owners are `uid` and `gid` of the builder's state.
-pub(super) struct Tar {
+pub(crate) struct Tar {
     builder: tar::Builder<Vec<u8>>,
     owner: (u64, u64),
 }
 
 impl Tar {
-    pub(super) fn new() -> Tar {
+    pub(crate) fn new() -> Tar {
         Tar { builder: tar::Builder::new(Vec::new()), owner: (0, 0) }
     }
 
     /// Owner of what follows.
-    pub(super) fn owner(mut self, uid: u64, gid: u64) -> Tar {
+    pub(crate) fn owner(mut self, uid: u64, gid: u64) -> Tar {
         self.owner = (uid, gid);
         self
     }
@@ -67,28 +67,28 @@ impl Tar {
         self.builder.append(&header, data).unwrap();
     }
 
-    pub(super) fn dir(self, path: &str, mode: u32) -> Tar {
+    pub(crate) fn dir(self, path: &str, mode: u32) -> Tar {
         self.entry(tar::EntryType::Directory, path, mode, "", b"")
     }
 
-    pub(super) fn file(self, path: &str, mode: u32, data: &[u8]) -> Tar {
+    pub(crate) fn file(self, path: &str, mode: u32, data: &[u8]) -> Tar {
         self.entry(tar::EntryType::Regular, path, mode, "", data)
     }
 
-    pub(super) fn symlink(self, path: &str, target: &str) -> Tar {
+    pub(crate) fn symlink(self, path: &str, target: &str) -> Tar {
         self.entry(tar::EntryType::Symlink, path, 0o777, target, b"")
     }
 
-    pub(super) fn hardlink(self, path: &str, mode: u32, target: &str) -> Tar {
+    pub(crate) fn hardlink(self, path: &str, mode: u32, target: &str) -> Tar {
         self.entry(tar::EntryType::Link, path, mode, target, b"")
     }
 
-    pub(super) fn special(self, kind: tar::EntryType, path: &str) -> Tar {
+    pub(crate) fn special(self, kind: tar::EntryType, path: &str) -> Tar {
         self.entry(kind, path, 0o600, "", b"")
     }
 
     /// PAX records for the next entry.
-    pub(super) fn pax(mut self, records: &[(&str, &[u8])]) -> Tar {
+    pub(crate) fn pax(mut self, records: &[(&str, &[u8])]) -> Tar {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -104,7 +104,7 @@ impl Tar {
         self
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.builder.into_inner().unwrap()
     }
 }
@@ -131,13 +131,13 @@ pub(super) fn bootable() -> Tar {
 
 /// How a layer is packed.
 #[derive(Clone, Copy)]
-pub(super) enum Pack {
+pub(crate) enum Pack {
     Gzip,
     Zstd,
     None,
 }
 
-pub(super) fn pack(tar: &[u8], how: Pack) -> (Vec<u8>, &'static str) {
+pub(crate) fn pack(tar: &[u8], how: Pack) -> (Vec<u8>, &'static str) {
     match how {
         Pack::Gzip => {
             let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

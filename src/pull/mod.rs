@@ -20,7 +20,7 @@
 //! Talking to skopeo and writing objects both block in ways that a dropped future cannot end. So resolving has a thread that
 //! skopeo does not survive (`resolver`), and the import is a child process, whose process group is killed (`worker`).
 
-mod archive;
+pub(crate) mod archive;
 mod blobs;
 mod caller;
 mod chunk;
@@ -46,16 +46,16 @@ mod space;
 mod tree;
 mod trust;
 mod types;
-mod unpack;
+pub(crate) mod unpack;
 mod wire;
 mod worker;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use blobs::{Blob, Source as BlobSource, fetch_blobs};
+pub(crate) use blobs::{Blob, Source as BlobSource, fetch_blobs};
 pub use download::download;
 pub use estimate::{layer_commits, layers};
 pub use fetch::{Patience, forget_spool};

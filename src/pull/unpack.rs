@@ -28,7 +28,7 @@ const WAITING: usize = 4;
 
 /// The tar stream of a layer. Ends without an error only if all of it was good.
 #[derive(Debug)]
-pub(super) struct Tar {
+pub(crate) struct Tar {
     blocks: Receiver<io::Result<Vec<u8>>>,
     block: Vec<u8>,
     at: usize,
@@ -57,11 +57,20 @@ impl Read for Tar {
 
 /// What is verified of a blob, beside its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Content {
+pub(crate) enum Content {
     /// The digest of the uncompressed stream.
     Files,
     /// Nothing: whoever reads it verifies every object.
     Objects,
+}
+
+/// How a blob is compressed, as its first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
 }
 
 /// What a blob turned out to be.
@@ -69,6 +78,7 @@ pub(super) enum Content {
 struct Found {
     blob: Digest,
     bytes: u64,
+    compression: Compression,
     stream: Stream,
 }
 
@@ -83,10 +93,10 @@ enum Stream {
 /// The thread that unpacks.
 #[derive(Debug)]
 #[must_use = "nothing is verified before verify()"]
-pub(super) struct Unpacking(JoinHandle<io::Result<Found>>);
+pub(crate) struct Unpacking(JoinHandle<io::Result<Found>>);
 
 /// Starts to unpack a blob.
-pub(super) fn start(blob: impl Read + Send + 'static, content: Content) -> Result<(Tar, Unpacking)> {
+pub(crate) fn start(blob: impl Read + Send + 'static, content: Content) -> Result<(Tar, Unpacking)> {
     let (to_reader, blocks) = sync_channel(WAITING);
     let (spent, back) = channel();
     let thread = std::thread::Builder::new().name("unpack".into());
@@ -106,6 +116,22 @@ impl Unpacking {
         size: Option<u64>,
         read: Result<()>,
     ) -> Result<()> {
+        match self.found(&layer.digest, name, size, read)? {
+            (None, _) => Ok(()),
+            (Some(found), _) if found == layer.diff_id => Ok(()),
+            (Some(found), _) => Err(mismatch("uncompressed layer", &layer.diff_id, &found)),
+        }
+    }
+
+    /// As [`Unpacking::verify`], for who knows the digest of the stream later: returns it, if it was asked for, with what the
+    /// blob was compressed by. `layer` is what the layer is called in messages.
+    pub(crate) fn found(
+        self,
+        layer: &Digest,
+        name: &Digest,
+        size: Option<u64>,
+        read: Result<()>,
+    ) -> Result<(Option<Digest>, Compression)> {
         let ended = self.0.join().map_err(|_| Error::new(ErrorKind::Internal, "a thread panicked"))?;
         let found = match ended {
             Ok(found) => found,
@@ -126,9 +152,8 @@ impl Unpacking {
         }
         read.map_err(|e| in_layer(layer, e))?;
         match found.stream {
-            Stream::Ended => Ok(()),
-            Stream::Hashed(found) if found == layer.diff_id => Ok(()),
-            Stream::Hashed(found) => Err(mismatch("uncompressed layer", &layer.diff_id, &found)),
+            Stream::Ended => Ok((None, found.compression)),
+            Stream::Hashed(digest) => Ok((Some(digest), found.compression)),
             Stream::BrokeOff => {
                 Err(Error::new(ErrorKind::Internal, format!("layer {name} was not read to its end")))
             }
@@ -143,12 +168,12 @@ fn unpack(
     spent: &Receiver<Vec<u8>>,
 ) -> io::Result<Found> {
     let mut blob = Hashing::new(blob);
-    let stream = stream(BufReader::with_capacity(BLOCK, &mut blob), content, blocks, spent);
+    let (compression, stream) = stream(BufReader::with_capacity(BLOCK, &mut blob), content, blocks, spent);
     // Bytes behind the compressed stream belong to the blob's digest. Where unpacking failed, the cause may be a damaged
     // blob: its digest says so, if the rest of it can be had.
     io::copy(&mut blob, &mut io::sink())?;
     let (bytes, blob) = blob.finish();
-    Ok(Found { bytes, blob, stream })
+    Ok(Found { bytes, blob, compression, stream })
 }
 
 /// Sends the uncompressed stream.
@@ -157,15 +182,15 @@ fn stream(
     content: Content,
     blocks: &SyncSender<io::Result<Vec<u8>>>,
     spent: &Receiver<Vec<u8>>,
-) -> Stream {
+) -> (Compression, Stream) {
     let fail = |error: io::Error| {
         // Nobody listens any more only if the reader has an error of its own.
         drop(blocks.send(Err(error)));
         Stream::BrokeOff
     };
-    let mut tar = match decompressor(blob) {
+    let (compression, mut tar) = match decompressor(blob) {
         Ok(tar) => tar,
-        Err(error) => return fail(error),
+        Err(error) => return (Compression::None, fail(error)),
     };
     let mut hash = (content == Content::Files).then(sha2::Sha256::new);
     loop {
@@ -173,26 +198,31 @@ fn stream(
         block.clear();
         block.reserve_exact(BLOCK);
         match (&mut tar).take(BLOCK as u64).read_to_end(&mut block) {
-            Ok(0) => return hash.map_or(Stream::Ended, |hash| Stream::Hashed(Digest::finished(hash))),
+            Ok(0) => {
+                let ended = hash.map_or(Stream::Ended, |hash| Stream::Hashed(Digest::finished(hash)));
+                return (compression, ended);
+            }
             Ok(_) => hash.iter_mut().for_each(|hash| hash.update(&block)),
-            Err(error) => return fail(error),
+            Err(error) => return (compression, fail(error)),
         }
         if blocks.send(Ok(block)).is_err() {
-            return Stream::BrokeOff;
+            return (compression, Stream::BrokeOff);
         }
     }
 }
 
 /// Chooses by the first bytes: manifests are not always right about the compression, and the digests decide.
-fn decompressor<'a>(mut blob: impl io::BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+fn decompressor<'a>(
+    mut blob: impl io::BufRead + Send + 'a,
+) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
     let start = blob.fill_buf()?;
     Ok(if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(Gunzip::new(blob))
+        (Compression::Gzip, Box::new(Gunzip::new(blob)))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || start.starts_with(&[0x50, 0x2a, 0x4d, 0x18]) {
         // The second magic is a skippable frame, which zstd:chunked may start with.
-        Box::new(zstd::stream::read::Decoder::with_buffer(blob)?)
+        (Compression::Zstd, Box::new(zstd::stream::read::Decoder::with_buffer(blob)?))
     } else {
-        Box::new(blob)
+        (Compression::None, Box::new(blob))
     })
 }
 
@@ -228,18 +258,16 @@ impl<R: Read> Read for Hashing<R> {
 }
 
 /// The error that a reader passed through the standard library's type, or one around it.
-fn cause(layer: &Layer, error: io::Error) -> Error {
+fn cause(layer: &Digest, error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
         Err(error) => in_layer(layer, super::layer::malformed("its blob cannot be read", error)),
     }
 }
 
-fn in_layer(layer: &Layer, error: Error) -> Error {
-    let mut outer = Error::new(
-        error.kind,
-        format!("layer {} cannot be imported; the running system is unchanged", layer.digest),
-    );
+fn in_layer(layer: &Digest, error: Error) -> Error {
+    let mut outer =
+        Error::new(error.kind, format!("layer {layer} cannot be imported; the running system is unchanged"));
     outer.hint = error.hint.clone();
     outer.details = error.details.clone();
     outer.source(error)

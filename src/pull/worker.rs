@@ -14,6 +14,7 @@ use super::import::{self, Supply, Todo, import_in_process};
 use super::pulse::{self, Local};
 use super::types::{Base, FetchOptions, Report, Reporter, Resolved, Worker};
 use super::wire::{Failed, write_line};
+use crate::bound::Written;
 use crate::engine::cx::Cx;
 use crate::model::image::Transport;
 use crate::model::text::one_line;
@@ -47,6 +48,9 @@ pub(super) enum Request<O = Order> {
     Download(download::Order),
 }
 
+/// What became of a blob.
+type Outcome = Result<Option<Written>, Failed>;
+
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Message {
@@ -54,7 +58,7 @@ enum Message {
     /// A blob is there, or cannot be had.
     Blob {
         blob: usize,
-        failed: Option<Failed>,
+        outcome: Outcome,
     },
     Alive,
     Done(serde_json::Value),
@@ -90,25 +94,23 @@ pub async fn pull(cx: &Cx, repo_path: &Path, resolved: &Resolved, opts: &FetchOp
 pub(super) async fn fetch_blobs(
     cx: &Cx,
     order: blobs::Order,
-    mut heard: impl FnMut(usize, Result<()>) + Send,
+    mut heard: impl FnMut(usize, Result<Option<Written>>) + Send,
 ) -> Result<()> {
-    let hear = |blob: usize, failed: Option<Failed>| {
-        heard(blob, failed.map_or(Ok(()), |failed| Err(failed.into())));
-    };
+    let hear = |blob: usize, outcome: Outcome| heard(blob, outcome.map_err(Error::from));
     let opts = order.opts().clone();
     if matches!(opts.worker, Worker::InProcess) {
         let work = order.start(reporter(cx)).await?;
         let said = Arc::new(std::sync::Mutex::new(Vec::new()));
         let says = said.clone();
         let finish = move || {
-            work.finish(&|blob, failed| {
-                says.lock().expect("no holder of this lock panics").push((blob, failed));
+            work.finish(&|blob, outcome| {
+                says.lock().expect("no holder of this lock panics").push((blob, outcome));
             })
         };
         tokio::task::spawn_blocking(finish).await.doing("fetching")??;
         let said = std::mem::take(&mut *said.lock().expect("no holder of this lock panics"));
         let mut hear = hear;
-        said.into_iter().for_each(|(blob, failed)| hear(blob, failed));
+        said.into_iter().for_each(|(blob, outcome)| hear(blob, outcome));
         return Ok(());
     }
     let stall = opts.patience.stall * 2;
@@ -136,7 +138,7 @@ async fn call<T: DeserializeOwned, R: Serialize>(
     opts: &FetchOptions,
     stall: Duration,
     request: impl FnOnce(FetchOptions) -> R,
-    mut hear: impl FnMut(usize, Option<Failed>) + Send,
+    mut hear: impl FnMut(usize, Outcome) + Send,
 ) -> Result<T> {
     // Removed when the worker is gone, however it went. Of a registry nothing is unpacked.
     let tmp = opts.tmp.as_deref().filter(|_| transport != Transport::Registry);
@@ -179,7 +181,7 @@ async fn converse(
     group: &mut Group,
     request: &[u8],
     stall: Duration,
-    hear: &mut (dyn FnMut(usize, Option<Failed>) + Send),
+    hear: &mut (dyn FnMut(usize, Outcome) + Send),
 ) -> Result<serde_json::Value> {
     let doing = "talking to the pull worker";
     let mut stdin = group.child.stdin.take().expect("stdin is piped");
@@ -208,7 +210,7 @@ async fn converse(
         let Some(line) = line.doing(doing)? else { break };
         match serde_json::from_str::<Message>(&line) {
             Ok(Message::Report(report)) => tell(cx, report),
-            Ok(Message::Blob { blob, failed }) => hear(blob, failed),
+            Ok(Message::Blob { blob, outcome }) => hear(blob, outcome),
             Ok(Message::Alive) => {}
             Ok(Message::Done(value)) => {
                 drop(stdin);
@@ -265,7 +267,7 @@ pub fn worker_main() -> ExitCode {
                 Ok(work)
             },
             |work| async move {
-                let finish = move || work.finish(&|blob, failed| say(&Message::Blob { blob, failed }));
+                let finish = move || work.finish(&|blob, outcome| say(&Message::Blob { blob, outcome }));
                 tokio::task::spawn_blocking(finish).await.doing("fetching")?
             },
         ),

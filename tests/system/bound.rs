@@ -14,14 +14,15 @@ use std::time::Duration;
 
 const SOURCE: &str = "/etc/osctl/bound-images.d/app.toml";
 
-struct Host {
-    dir: tempfile::TempDir,
-    store: Store,
-    cx: Cx,
+/// A sysroot with a store of bound images, without an OS.
+pub struct Host {
+    pub dir: tempfile::TempDir,
+    pub store: Store,
+    pub cx: Cx,
 }
 
 impl Host {
-    fn new() -> Host {
+    pub fn new() -> Host {
         let dir = tempfile::tempdir().unwrap();
         let store = Host::open(dir.path());
         Host { dir, store, cx: Cx::detached() }
@@ -33,7 +34,7 @@ impl Host {
         Store::open(dir, skopeo).unwrap()
     }
 
-    async fn set(&self, specs: &[BoundSpec]) -> BoundSet {
+    pub async fn set(&self, specs: &[BoundSpec]) -> BoundSet {
         let resolved = resolve(&self.cx, specs, self.store.skopeo(), Patience::default())
             .await
             .unwrap_or_else(|e| panic!("{}", e.chain()));
@@ -41,7 +42,7 @@ impl Host {
         BoundSet::new(resolved.images).unwrap()
     }
 
-    async fn pull(&self, set: &BoundSet) {
+    pub async fn pull(&self, set: &BoundSet) {
         let warnings = pull_all(&self.cx, &self.store, set, &self.opts())
             .await
             .unwrap_or_else(|e| panic!("{}", e.chain()));
@@ -50,7 +51,7 @@ impl Host {
     }
 
     /// As the engine fetches on this host.
-    fn opts(&self) -> FetchOptions {
+    pub fn opts(&self) -> FetchOptions {
         let root = Dir::open_ambient_dir(self.dir.path(), ambient_authority()).unwrap();
         FetchOptions {
             spool: Some(self.dir.path().join("ostree/osctl/bound-spool")),
@@ -63,7 +64,7 @@ impl Host {
     }
 
     /// Lets podman find this set, as after a boot. Returns whether its view had to be made.
-    fn show(&self, set: &BoundSet) -> bool {
+    pub fn show(&self, set: &BoundSet) -> bool {
         let key = set.digest().hex().to_owned();
         let made = self.store.publish(&key, set, &BoundSet::default()).unwrap();
         osctl::bound::present(&self.shown(), &self.store.view(&key)).unwrap();
@@ -75,7 +76,7 @@ impl Host {
     }
 
     /// Runs podman with a scratch store of its own and what is shown as the additional one.
-    fn podman(&self, args: &[&str]) -> String {
+    pub fn podman(&self, args: &[&str]) -> String {
         let scratch = self.dir.path().join("podman");
         let done = Command::new("podman")
             .arg("--root")
@@ -112,7 +113,7 @@ impl Drop for Host {
     }
 }
 
-fn spec(registry: &Registry, name: &str) -> BoundSpec {
+pub fn spec(registry: &Registry, name: &str) -> BoundSpec {
     BoundSpec { tls_verify: Some(false), ..BoundSpec::new(registry.name(name).parse().unwrap(), SOURCE) }
 }
 

@@ -195,6 +195,26 @@ pub fn as_list_for(dir: &Path, architecture: &str) {
     write_index(dir, &json!({"mediaType": LIST, "digest": digest, "size": list.len()}));
 }
 
+/// Changes the manifest and the configuration of a layout's only image.
+pub fn edit(dir: &Path, change: impl FnOnce(&mut Value, &mut Value)) {
+    let path =
+        |digest: &Value| dir.join("blobs/sha256").join(digest.as_str().unwrap().split_once(':').unwrap().1);
+    let json = |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let mut manifest = json(&path(&json(&dir.join("index.json"))["manifests"][0]["digest"]));
+    let mut config = json(&path(&manifest["config"]["digest"]));
+    change(&mut manifest, &mut config);
+    let put = |value: &Value| {
+        let text = value.to_string();
+        let digest = Digest::of(text.as_bytes());
+        std::fs::write(dir.join("blobs/sha256").join(digest.hex()), &text).unwrap();
+        (digest.to_string(), text.len())
+    };
+    let (digest, size) = put(&config);
+    (manifest["config"]["digest"], manifest["config"]["size"]) = (json!(digest), json!(size));
+    let (digest, size) = put(&manifest);
+    write_index(dir, &json!({"mediaType": MANIFEST, "digest": digest, "size": size}));
+}
+
 /// The digests of the layers of a layout's only image.
 pub fn layer_digests(dir: &Path) -> Vec<String> {
     let json = |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };

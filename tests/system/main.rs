@@ -16,6 +16,7 @@ mod handover;
 mod host;
 mod image;
 mod in_place;
+mod layer;
 mod layers;
 mod pipeline;
 mod plan;

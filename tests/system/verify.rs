@@ -18,7 +18,7 @@ fn shell(dir: &Path, script: &str) -> Vec<u8> {
 }
 
 /// Layers as several programs write them, with what is odd about tar.
-fn layers() -> Vec<(&'static str, Layer)> {
+pub fn layers() -> Vec<(&'static str, Layer)> {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path();
     let long = "long/".repeat(25) + &"n".repeat(120);

@@ -284,8 +284,7 @@ fn specs(
 
 /// What lies beside the store of bound images for a while, of images with these downloads.
 fn bound_spool(downloads: &[u64]) -> u64 {
-    let fetched = downloads.iter().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
-    fetched.saturating_add(spool(downloads.iter().copied(), bound::IMPORTS))
+    downloads.iter().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes))
 }
 
 /// The file systems, and what lies on them beside the parts.
