@@ -315,6 +315,10 @@ fn node(dir: &OwnedFd, name: &[u8], kind: FileType, (major, minor): (u32, u32)) 
 
 /// What overlayfs has for something that is removed: a device 0/0, or an attribute of the directory (overlayfs(5)).
 fn whiteout(dir: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
+    // It would be one without in the store: its stream could never be put together again.
+    if entry.size > 0 {
+        return Err(refused("is a whiteout with content"));
+    }
     if name == OPAQUE {
         return fsetxattr(dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())
             .doing("hiding what is below its directory");

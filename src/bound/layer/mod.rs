@@ -122,10 +122,6 @@ impl Found {
 fn put<R: Read>(archive: &mut Archive<Split<R>>, files: &mut Files, entry: &Entry) -> Result<Put> {
     let is_file = entry.kind == Kind::File && entry.size > 0;
     let mut crc = Crc::default();
-    // A whiteout with content would be one without in the store: its stream could never be put together again.
-    if is_file && files::is_whiteout(trimmed(&entry.path)) {
-        return Err(refused("is a whiteout with content"));
-    }
     archive.inner().keep(false).map_err(writing)?;
     let put = files.put(entry, &mut archive.content(entry), &mut crc)?;
     let sum = is_file.then(|| crc.sum());
