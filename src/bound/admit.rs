@@ -15,7 +15,7 @@ use super::places::layer_ids;
 use super::store::{Entry, Store};
 use crate::engine::cx::Cx;
 use crate::model::bound::BoundImage;
-use crate::model::image::Digest;
+use crate::model::image::{Digest, full_name};
 use crate::model::time;
 use crate::model::{Context, Error, ErrorKind, Result};
 use crate::pull::unpack::Compression;
@@ -313,15 +313,7 @@ fn read_config(spool: &Path, digest: &Digest) -> Result<Vec<u8>> {
 
 /// The name of an image in the store, in the form that containers-storage gives those of Docker Hub.
 fn name(image: &BoundImage, digest: &Digest) -> String {
-    let repository = image.spec.reference.repository();
-    let repository = match repository.split_once('/') {
-        Some(("docker.io" | "index.docker.io", rest)) if !rest.contains('/') => {
-            format!("docker.io/library/{rest}")
-        }
-        Some(("index.docker.io", rest)) => format!("docker.io/{rest}"),
-        _ => repository.to_owned(),
-    };
-    format!("{repository}@{digest}")
+    format!("{}@{digest}", full_name(image.spec.reference.repository()))
 }
 
 /// What layers above name a layer by: a mount(2) has no room for the ids of many. containers-storage takes any 26 of these
