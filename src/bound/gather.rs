@@ -1,10 +1,11 @@
 //! Images of registries by what they consist of, for whoever wants them elsewhere than in the store.
 
+use super::pull::Manifest;
 use super::skopeo::{Skopeo, instance};
 use crate::engine::cx::Cx;
 use crate::model::bound::BoundSpec;
 use crate::model::image::Digest;
-use crate::model::{Context, Error, ErrorKind, Result};
+use crate::model::{Error, ErrorKind, Result};
 use crate::pull::{self, Blob, BlobSource, FetchOptions};
 use std::collections::BTreeMap;
 
@@ -68,18 +69,7 @@ pub async fn gather(
 
 /// The configuration and the layers of a manifest, each once, whatever they are: a signature has layers as well.
 fn parts(manifest: &[u8]) -> Result<Vec<(Digest, u64)>> {
-    #[derive(serde::Deserialize)]
-    struct Part {
-        digest: Digest,
-        size: u64,
-    }
-    #[derive(serde::Deserialize)]
-    struct Manifest {
-        config: Part,
-        layers: Vec<Part>,
-    }
-    let manifest: Manifest = serde_json::from_slice(manifest)
-        .kind(ErrorKind::Unsupported, "its manifest is none of an image with a configuration and layers")?;
+    let manifest = Manifest::parse(manifest)?;
     let parts = [manifest.config].into_iter().chain(manifest.layers);
     let parts: BTreeMap<Digest, u64> = parts.map(|part| (part.digest, part.size)).collect();
     Ok(parts.into_iter().collect())

@@ -340,23 +340,33 @@ const LAYERS: [&str; 6] = [
 /// A blob, and its size.
 type Sized = (Digest, u64);
 
+/// A blob as a manifest describes it.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    pub digest: Digest,
+    pub size: u64,
+    #[serde(default)]
+    media_type: String,
+}
+
+/// What a manifest of an image, or of a signature, consists of.
+#[derive(serde::Deserialize)]
+pub(super) struct Manifest {
+    pub config: Descriptor,
+    pub layers: Vec<Descriptor>,
+}
+
+impl Manifest {
+    pub fn parse(manifest: &[u8]) -> Result<Manifest> {
+        serde_json::from_slice(manifest)
+            .kind(ErrorKind::Unsupported, "its manifest is none of an image with a configuration and layers")
+    }
+}
+
 /// The configuration and the layers of a manifest.
 fn blobs(manifest: &[u8]) -> Result<(Sized, Vec<Sized>)> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Descriptor {
-        digest: Digest,
-        size: u64,
-        #[serde(default)]
-        media_type: String,
-    }
-    #[derive(serde::Deserialize)]
-    struct Manifest {
-        config: Descriptor,
-        layers: Vec<Descriptor>,
-    }
-    let manifest: Manifest = serde_json::from_slice(manifest)
-        .kind(ErrorKind::Unsupported, "its manifest is none of an image with a configuration and layers")?;
+    let manifest = Manifest::parse(manifest)?;
     let mut layers = Vec::new();
     for Descriptor { digest, size, media_type } in manifest.layers {
         if !LAYERS.contains(&media_type.as_str()) {
